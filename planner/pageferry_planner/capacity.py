@@ -1,0 +1,111 @@
+"""Does it fit? Unique pages for each node against its room, in the order in which nodes are vacated.
+
+A move never reclaims what others need: pages without room go to the next nearest node or stay, as the target says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from pageferry_planner.model import Host, Ints, Runs, Target, WhenFull
+
+HUGE_PAGES = 512
+"""Runs are cut at multiples of this page number, so that no huge page is cut in two."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """Runs, cut where room ended, and the node each ends on (`final`; its own node: it stays).
+
+    `lacking`: pages per node that it had no room for.
+    """
+
+    runs: Runs
+    final: Ints
+    lacking: dict[int, int]
+
+
+def pages_per_node(node: Ints, count: Ints) -> dict[int, int]:
+    """Return the sum of `count` for each node."""
+    known, inverse = np.unique(node, return_inverse=True)
+    pages = np.bincount(inverse, count, len(known)).astype(np.int64)
+    return dict(zip(known.tolist(), pages.tolist(), strict=True))
+
+
+def stages(source: Ints, target: Ints) -> Ints:
+    """Return a stage for each move: what leaves a node comes before what enters it, except in a cycle."""
+    edges = _edges(source, target)
+    leaving: dict[int, set[int]] = {}
+    for here, there in edges:
+        leaving.setdefault(here, set()).add(there)
+
+    def depth(node: int, above: frozenset[int]) -> int:
+        below = leaving.get(node, set()) - above
+        return 1 + max(depth(there, above | {node}) for there in below) if below else 0
+
+    known = {there: depth(there, frozenset({there})) for there in {there for _, there in edges}}
+    values, inverse = np.unique(target, return_inverse=True)
+    return np.array([known[node] for node in values.tolist()], np.int64)[inverse]
+
+
+def fit(runs: Runs, wanted: Ints, target: Target, host: Host) -> Fit:
+    """Return where each run can go, given the host's room and what the target says of a full node."""
+    room = dict(host.room)
+    lacking: dict[int, int] = {}
+    stage = stages(runs.node, wanted)
+    parts: list[Runs] = []
+    finals: list[Ints] = []
+    for number in range(int(stage.max(initial=-1)) + 1):
+        left: dict[int, int] = {}
+        for here, there in _edges(runs.node[stage == number], wanted[stage == number]):
+            rest = runs.take((stage == number) & (runs.node == here) & (wanted == there))
+            for choice in _choices(here, there, target, host):
+                taken, rest = first_pages(rest, room[choice])
+                room[choice] -= taken.pages()
+                left[here] = left.get(here, 0) + taken.pages()
+                parts.append(taken)
+                finals.append(np.full(len(taken), choice, np.int64))
+                if choice == there and len(rest):
+                    lacking[there] = lacking.get(there, 0) + rest.pages()
+            parts.append(rest)
+            finals.append(rest.node)
+        for node, pages in left.items():
+            room[node] = room.get(node, 0) + pages
+    return Fit(Runs.concatenate(parts), np.concatenate(finals) if finals else np.zeros(0, np.int64), lacking)
+
+
+def _choices(here: int, there: int, target: Target, host: Host) -> Iterable[int]:
+    """Return the nodes to try for pages on `here` that belong on `there`, the best first."""
+    yield there
+    if target.when_full is WhenFull.SPILL:
+        for node in host.nearest.get(there, ()):
+            if node == here:  # the pages are already as near as what is left
+                return
+            if node in host.room and node in target.spill:
+                yield node
+
+
+def first_pages(runs: Runs, pages: int) -> tuple[Runs, Runs]:
+    """Return the runs that fit into so many pages, and the rest; one run may be cut."""
+    total = np.cumsum(runs.count)
+    whole = int(np.searchsorted(total, max(pages, 0), "right"))
+    if whole == len(runs):
+        return runs, Runs.empty()
+    over = max(pages, 0) - (int(total[whole - 1]) if whole else 0)
+    page = int(runs.page[whole])
+    over = max(0, (page + over) // HUGE_PAGES * HUGE_PAGES - page)
+    if not over:
+        return runs.take(np.arange(whole)), runs.take(np.arange(whole, len(runs)))
+    head, tail = runs.take(np.arange(whole + 1)), runs.take(np.arange(whole, len(runs)))
+    head.count[-1] = over
+    for column in (tail.page, tail.index):
+        column[0] += over
+    tail.count[0] -= over
+    return head, tail
+
+
+def _edges(source: Ints, target: Ints) -> list[tuple[int, int]]:
+    return sorted(set(zip(source.tolist(), target.tolist(), strict=True)))

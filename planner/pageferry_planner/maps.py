@@ -1,0 +1,125 @@
+"""Text of /proc/PID/maps of many processes → their VMAs as columns.
+
+Forked processes share almost all lines, and exec'd ones all but the addresses, so each distinct line is parsed
+once, and what follows its addresses once more only when it is new. Format: proc_pid_maps(5), kernel
+fs/proc/task_mmu.c show_map_vma.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from pageferry_planner.model import Ints
+
+_KERNEL_OWN = frozenset({"[vdso]", "[vvar]", "[vvar_vclock]", "[vsyscall]", "[uprobes]", "[sigpage]", "[vectors]"})
+"""VMAs that the kernel puts into every process; their pages are the kernel's and never move."""
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """What a line says besides its addresses: permissions, offset in bytes, device, inode and path.
+
+    `path` is as printed: a newline in a name shows as the four characters backslash-0-1-2, " (deleted)" may be part
+    of a name, so it is for globs and for people, never to be opened. `namespace` is the IPC namespace of a System V
+    segment, else 0.
+    """
+
+    shared: bool
+    writable: bool
+    offset: int
+    device: str
+    inode: int
+    path: str
+    namespace: int
+
+    @property
+    def anonymous(self) -> bool:
+        """True for memory that no object backs. A System V segment with shmid 0 shows inode 0 but has a device."""
+        return self.device == "00:00"
+
+    @property
+    def kernel_own(self) -> bool:
+        """True for the vdso and its like."""
+        return self.path in _KERNEL_OWN
+
+
+@dataclass(frozen=True, slots=True)
+class Maps:
+    """VMAs of several processes.
+
+    One row per distinct line: `start`, `end` (bytes, half open), `region` (number in `regions`). One row per VMA of
+    a process: `process` (number in the order given) and `line`.
+    """
+
+    start: Ints
+    end: Ints
+    region: Ints
+    regions: tuple[Region, ...]
+    process: Ints
+    line: Ints
+
+
+class _Numbers(dict[bytes, int]):
+    """Numbers new keys in the order in which they are first looked up."""
+
+    def __missing__(self, key: bytes) -> int:
+        number = self[key] = len(self)
+        return number
+
+
+def parse(texts: Sequence[bytes], namespaces: Sequence[int] | None = None) -> Maps:
+    """Parse the maps of several processes; `namespaces` is the IPC namespace of each (default: one for all).
+
+    Raises ValueError, with the line, for text that is not the kernel's.
+    """
+    lines, tails = _Numbers(), _Numbers()
+    per_process: list[Ints] = []
+    for number, text in enumerate(texts):
+        rows = text.split(b"\n")
+        if rows[-1] == b"":
+            rows.pop()
+        if b" /SYSV" in text:
+            mark = b"\n%d" % (namespaces[number] if namespaces else 0)
+            rows = [row + mark if b" /SYSV" in row else row for row in rows]
+        per_process.append(np.fromiter(map(lines.__getitem__, rows), np.int64, len(rows)))
+    start, end = np.empty(len(lines), np.uint64), np.empty(len(lines), np.uint64)
+    region = np.empty(len(lines), np.int64)
+    for line, number in lines.items():
+        try:
+            addresses, tail = line.split(b" ", 1)
+            first, last = addresses.split(b"-")
+            start[number], end[number] = int(first, 16), int(last, 16)
+        except ValueError as error:
+            raise ValueError(f"not a line of /proc/PID/maps: {line!r}") from error
+        region[number] = tails[tail]
+    lengths = [len(rows) for rows in per_process]
+    return Maps(
+        start=start.view(np.int64),  # vsyscall wraps to negative; it is the kernel's own and never used
+        end=end.view(np.int64),
+        region=region,
+        regions=tuple(map(_region, tails)),
+        process=np.repeat(np.arange(len(texts)), lengths),
+        line=np.concatenate(per_process) if per_process else np.zeros(0, np.int64),
+    )
+
+
+def _region(tail: bytes) -> Region:
+    text, _, namespace = tail.partition(b"\n")
+    try:
+        permissions, offset, device, inode, *path = text.split(None, 4)
+        if len(permissions) != 4:
+            raise ValueError("permissions")
+        return Region(
+            shared=permissions[3:4] == b"s",
+            writable=permissions[1:2] == b"w",
+            offset=int(offset, 16),
+            device=device.decode("ascii"),
+            inode=int(inode),
+            path=path[0].decode("utf-8", "surrogateescape") if path else "",
+            namespace=int(namespace or 0),
+        )
+    except ValueError as error:
+        raise ValueError(f"not a line of /proc/PID/maps: {tail!r}") from error

@@ -1,0 +1,271 @@
+"""The planner's values: what is asked of it, what it answers, and how pages are counted.
+
+Columns are numpy arrays of one length, one row per thing; `page` is a virtual page number (address / page size),
+`index` a page's place in its backing, `node` a NUMA node. Page counts are base pages unless said otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+
+Ints = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
+
+ANONYMOUS = -1
+"""In a `backing` column: memory of one process (and, after fork, its children), backed by no object."""
+
+SELF = -1
+"""In a `process` column: pageferry's own address space, into which it mapped the object itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """A process of the job. `nodes`: those of the CPUs it may use; `mems_allowed`: its cpuset's nodes."""
+
+    pid: int
+    start_time: int
+    name: str
+    nodes: frozenset[int]
+    mems_allowed: frozenset[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Backing:
+    """What VMAs map, known by (device, inode).
+
+    `space` tells apart what the pair alone does not: System V segments show their shmid as inode, which may be
+    another shmem file's inode, and every IPC namespace counts its shmids from 0 (kernel ipc/shm.c); and the
+    subvolumes of a btrfs share one device.
+    """
+
+    device: str
+    inode: int
+    space: str
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Whether a backing's pages may move, the rule that decided, and what the rule saw."""
+
+    moves: bool
+    rule: str
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Ranges:
+    """Pages [page, page + count) of a process, one row per range: what is mapped, or what is to be read.
+
+    `backing` and `index` (of the first page; ANONYMOUS: the page number itself) say what lies there. `private`: pages
+    written there belong to the process.
+    """
+
+    process: Ints
+    page: Ints
+    count: Ints
+    backing: Ints
+    index: Ints
+    private: Bools
+
+    def __len__(self) -> int:
+        return len(self.page)
+
+    def take(self, rows: Ints | Bools) -> Ranges:
+        """Return the given rows (numbers or mask), in that order."""
+        return Ranges(
+            self.process[rows],
+            self.page[rows],
+            self.count[rows],
+            self.backing[rows],
+            self.index[rows],
+            self.private[rows],
+        )
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[Ranges]) -> Ranges:
+        """Return the ranges of all parts, one after another."""
+        if not parts:
+            nothing = np.zeros(0, np.int64)
+            return cls(nothing, nothing, nothing, nothing, nothing, np.zeros(0, bool))
+        return cls(
+            np.concatenate([part.process for part in parts]),
+            np.concatenate([part.page for part in parts]),
+            np.concatenate([part.count for part in parts]),
+            np.concatenate([part.backing for part in parts]),
+            np.concatenate([part.index for part in parts]),
+            np.concatenate([part.private for part in parts]),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Runs:
+    """Unique resident pages of a job, as runs of consecutive pages of one process on one node (int64 columns)."""
+
+    process: Ints
+    page: Ints
+    count: Ints
+    node: Ints
+    backing: Ints
+    index: Ints
+
+    def __len__(self) -> int:
+        return len(self.page)
+
+    def pages(self) -> int:
+        """Return the number of base pages in all runs."""
+        return int(self.count.sum())
+
+    def take(self, rows: Ints | Bools) -> Runs:
+        """Return the given rows (numbers or mask), in that order."""
+        return Runs(*(column[rows] for column in self.columns()))
+
+    def columns(self) -> tuple[Ints, Ints, Ints, Ints, Ints, Ints]:
+        """Return the six columns in the order of the fields."""
+        return (self.process, self.page, self.count, self.node, self.backing, self.index)
+
+    @classmethod
+    def empty(cls) -> Self:
+        """Return no runs."""
+        return cls(*(np.zeros(0, np.int64) for _ in range(6)))
+
+    @classmethod
+    def concatenate(cls, parts: list[Runs]) -> Runs:
+        """Return the runs of all parts, one after another."""
+        if len(parts) == 1:
+            return parts[0]
+        if not parts:
+            return cls.empty()
+        return cls(*(np.concatenate(column) for column in zip(*(p.columns() for p in parts), strict=True)))
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A job at one moment: its processes, what they map, what rules say of it, and where each resident page is.
+
+    `vmas`: all VMAs that memory of the job can be in. `asked_per_process`: what asking every process for every resident
+    page of what it maps would request, in pages.
+    """
+
+    page_bytes: int
+    processes: tuple[Process, ...]
+    backings: tuple[Backing, ...]
+    verdicts: tuple[Verdict, ...]
+    vmas: Ranges
+    runs: Runs
+    asked_per_process: int
+
+
+class Strategy(StrEnum):
+    """Which node a page goes to; see `placement`."""
+
+    RELATIVE = "relative"
+    LOCAL = "local"
+    INTERLEAVE = "interleave"
+    PACK = "pack"
+
+
+class WhenFull(StrEnum):
+    """What to do when a target node has no room: nothing at all, what fits, or the next nearest node too."""
+
+    REFUSE = "refuse"
+    PARTIAL = "partial"
+    SPILL = "spill"
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where a job's memory shall go.
+
+    `nodes` in the order asked. `sources`: the old nodes of the relative map; None: those that hold the job's memory.
+    `spill`: nodes that may take what does not fit, if `when_full` says so.
+    """
+
+    nodes: tuple[int, ...]
+    strategy: Strategy = Strategy.RELATIVE
+    sources: frozenset[int] | None = None
+    when_full: WhenFull = WhenFull.REFUSE
+    spill: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """What placement must know of the host: free room in pages per node, and for each node all others by distance."""
+
+    room: Mapping[int, int]
+    nearest: Mapping[int, tuple[int, ...]]
+
+
+class Bucket(StrEnum):
+    """Where a resident page ends: exactly one of these."""
+
+    MOVED = "moved"
+    IN_PLACE = "in_place"
+    EXCLUDED = "excluded"
+    PINNED = "pinned"
+    NO_ROOM = "no_room"
+    DENIED = "denied"
+    VANISHED = "vanished"
+    NOT_REACHED = "not_reached"
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What will be requested (`moves`, with `target` and `stage` per run) and what stays, and why.
+
+    `stage`: runs of a lower stage leave a node before runs of a higher one need its room. `excluded` and the other
+    counts are base pages. `need`, `room`: pages per node. `lacking`: pages per node that have no room there; when it is
+    not empty, nothing at all may be moved.
+    """
+
+    page_bytes: int
+    processes: tuple[Process, ...]
+    moves: Runs
+    target: Ints
+    stage: Ints
+    in_place: int
+    excluded: Mapping[str, int]
+    no_room: int
+    sources: tuple[int, ...]
+    need: Mapping[int, int]
+    room: Mapping[int, int]
+    asked_per_process: int
+    lacking: Mapping[int, int]
+
+    def total(self) -> int:
+        """Return the resident base pages of the job that the plan accounts for."""
+        return self.moves.pages() + self.in_place + sum(self.excluded.values()) + self.no_room
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """What became of every resident page, in base pages, and what it cost.
+
+    `requested`: base pages asked of the kernel, the first time; `retried`: again; `addresses`: entries in
+    move_pages(2) calls (one per huge page); `calls`: moving calls; `queries`: calls that only asked.
+    """
+
+    pages: Mapping[Bucket, int] = field(default_factory=dict)
+    excluded: Mapping[str, int] = field(default_factory=dict)
+    requested: int = 0
+    retried: int = 0
+    addresses: int = 0
+    calls: int = 0
+    queries: int = 0
+
+    def __getitem__(self, bucket: Bucket) -> int:
+        return self.pages.get(bucket, 0)
+
+    def total(self) -> int:
+        """Return the pages in all buckets."""
+        return sum(self.pages.values())
+
+    def misplaced(self) -> int:
+        """Return the pages that were to move and did not."""
+        return self.total() - self[Bucket.MOVED] - self[Bucket.IN_PLACE] - self[Bucket.EXCLUDED]

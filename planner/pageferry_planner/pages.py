@@ -1,0 +1,160 @@
+"""Page-table entries → runs of unique resident pages; and what of a backing no carrier has shown.
+
+A page that several address spaces map is one page. Most are unique by construction: a shared range is read through its
+one carrier, and an entry with the exclusive bit is nobody else's. The rest is told apart by its place in its backing
+(page cache seen through private mappings) or by its page frame (copy-on-write memory of forked processes).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from pageferry_planner.model import ANONYMOUS, Bools, Ints, Ranges, Runs
+from pageferry_planner.sharing import Sharing
+
+
+@dataclass(frozen=True, slots=True)
+class Entries:
+    """Present page-table entries, one row each, as read of ranges.
+
+    `row`: which range; `page`: virtual page number; `node`: where the page is; `pfn`: its frame, 0 where not known;
+    `file`: page cache or shared memory (pagemap bit 61); `exclusive`: mapped once (bit 56).
+    """
+
+    row: Ints
+    page: Ints
+    node: Ints
+    pfn: Ints
+    file: Bools
+    exclusive: Bools
+
+    def __len__(self) -> int:
+        return len(self.page)
+
+    def take(self, rows: Ints | Bools) -> Entries:
+        """Return the given rows (numbers or mask), in that order."""
+        return Entries(
+            self.row[rows],
+            self.page[rows],
+            self.node[rows],
+            self.pfn[rows],
+            self.file[rows],
+            self.exclusive[rows],
+        )
+
+    @classmethod
+    def concatenate(cls, parts: list[Entries]) -> Entries:
+        """Return the entries of all parts, one after another."""
+        if not parts:
+            nothing, never = np.zeros(0, np.int64), np.zeros(0, bool)
+            return cls(nothing, nothing, nothing, nothing, never, never)
+        return cls(
+            np.concatenate([part.row for part in parts]),
+            np.concatenate([part.page for part in parts]),
+            np.concatenate([part.node for part in parts]),
+            np.concatenate([part.pfn for part in parts]),
+            np.concatenate([part.file for part in parts]),
+            np.concatenate([part.exclusive for part in parts]),
+        )
+
+
+def doubtful(sharing: Sharing, ranges: Ranges, entries: Entries) -> Bools:
+    """Return which entries may show a page that another entry shows too.
+
+    Without page frames (pfn 0), copy-on-write memory cannot be told apart and counts as each process's own.
+    """
+    backing = ranges.backing[entries.row]
+    in_file = entries.file & (backing != ANONYMOUS)
+    twice_seen: Bools = (in_file & sharing.contested[backing]) | (~in_file & ~entries.exclusive & (entries.pfn != 0))
+    return twice_seen
+
+
+def first_of_each(ranges: Ranges, entries: Entries) -> Entries:
+    """Return the entries without those that show a page which an earlier entry shows, in the order given."""
+    backing = ranges.backing[entries.row]
+    in_file = entries.file & (backing != ANONYMOUS)
+    index = ranges.index[entries.row] + entries.page - ranges.page[entries.row]
+    space = np.where(in_file, backing, ANONYMOUS)
+    place = np.where(in_file, index, entries.pfn)
+    order = np.lexsort((place, space))  # stable: equal keys stay in the order given
+    space, place = space[order], place[order]
+    first = np.append(True, (space[1:] != space[:-1]) | (place[1:] != place[:-1]))[: len(order)]
+    return entries.take(np.sort(order[first]))
+
+
+def runs(ranges: Ranges, entries: Entries) -> Runs:
+    """Join entries that follow one another in one range, on one node, into runs."""
+    if not len(entries):
+        return Runs.empty()
+    own = (ranges.backing[entries.row] != ANONYMOUS) & ranges.private[entries.row] & ~entries.file
+    follows = (
+        (entries.row[1:] == entries.row[:-1])
+        & (entries.page[1:] == entries.page[:-1] + 1)
+        & (entries.node[1:] == entries.node[:-1])
+        & (own[1:] == own[:-1])
+    )
+    begin = np.append(0, np.flatnonzero(~follows) + 1)
+    row, page = entries.row[begin], entries.page[begin]
+    written = own[begin]  # a page of a private file mapping that was written to is memory of the process
+    return Runs(
+        process=ranges.process[row],
+        page=page,
+        count=np.diff(np.append(begin, len(entries))),
+        node=entries.node[begin],
+        backing=np.where(written, ANONYMOUS, ranges.backing[row]),
+        index=np.where(written, page, ranges.index[row] + page - ranges.page[row]),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Hole:
+    """Pages [lo, hi) of a backing, in the extent numbered `extent`, that no entry has shown."""
+
+    extent: int
+    backing: int
+    lo: int
+    hi: int
+
+
+def holes(sharing: Sharing, seen: Runs) -> list[Hole]:
+    """Return what of the extents no entry has shown: never touched by its carrier, or not resident."""
+    seen = seen.take(seen.backing != ANONYMOUS)
+    seen = seen.take(np.lexsort((seen.index, seen.backing)))
+    starts = np.searchsorted(seen.backing, np.arange(len(sharing.backings) + 1))
+    extents = sharing.extents
+    missing: list[Hole] = []
+    for extent in range(len(extents)):
+        backing, lo = int(extents.backing[extent]), int(extents.index[extent])
+        hi = lo + int(extents.count[extent])
+        part = slice(starts[backing], starts[backing + 1])
+        begin, end = seen.index[part], seen.index[part] + seen.count[part]
+        inside = (end > lo) & (begin < hi)
+        gap_lo = np.append(lo, end[inside])
+        gap_hi = np.append(begin[inside], hi)
+        for gap in np.flatnonzero(gap_hi > gap_lo):
+            missing.append(Hole(extent, backing, max(lo, int(gap_lo[gap])), min(hi, int(gap_hi[gap]))))
+    return missing
+
+
+def others(sharing: Sharing, missing: list[Hole]) -> Ranges:
+    """Return ranges through which processes not asked yet may show pages of the holes.
+
+    Every other process that maps a part of a hole is named, because each may have touched another part.
+    """
+    vmas = sharing.vmas
+    askable = np.flatnonzero((vmas.backing != ANONYMOUS) & ~sharing.own)
+    askable = askable[np.argsort(vmas.backing[askable], kind="stable")]
+    starts = np.searchsorted(vmas.backing[askable], np.arange(len(sharing.backings) + 1))
+    parts = []
+    for hole in missing:
+        rows = askable[starts[hole.backing] : starts[hole.backing + 1]]
+        rows = rows[rows != sharing.carriers[hole.extent]]
+        begin = np.maximum(vmas.index[rows], hole.lo)
+        count = np.minimum(vmas.index[rows] + vmas.count[rows], hole.hi) - begin
+        reach = count > 0
+        rows, begin, count = rows[reach], begin[reach], count[reach]
+        page = vmas.page[rows] + begin - vmas.index[rows]
+        parts.append(Ranges(vmas.process[rows], page, count, vmas.backing[rows], begin, vmas.private[rows]))
+    return Ranges.concatenate(parts)

@@ -1,0 +1,50 @@
+"""Runs of resident pages → plan: what stays by rule, what is in place, what goes where and in which order."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from pageferry_planner.capacity import fit, pages_per_node, stages
+from pageferry_planner.model import Host, Plan, Snapshot, Target, WhenFull
+from pageferry_planner.strategies import sources_of, wanted_nodes
+
+
+def place(snapshot: Snapshot, target: Target, host: Host) -> Plan:
+    """Return the plan that brings the snapshot's movable pages to the target, each page at most once.
+
+    Raises ValueError if the target names no node, or one that the host has no memory on.
+    """
+    unknown = sorted(set(target.nodes) - set(host.room))
+    if unknown or not target.nodes:
+        raise ValueError(f"no memory on node {unknown[0]}" if unknown else "no target node")
+    runs = snapshot.runs
+    stays = np.array([not verdict.moves for verdict in snapshot.verdicts] + [False], bool)  # last: ANONYMOUS
+    kept = stays[runs.backing]
+    excluded: dict[str, int] = {}
+    for backing, count in zip(runs.backing[kept].tolist(), runs.count[kept].tolist(), strict=True):
+        rule = snapshot.verdicts[backing].rule
+        excluded[rule] = excluded.get(rule, 0) + count
+    movable = runs.take(~kept)
+    sources = target.sources if target.sources is not None else sources_of(movable)
+    movable, wanted = wanted_nodes(snapshot, movable, sources, target, host)
+    misplaced = wanted != movable.node
+    moves, wanted = movable.take(misplaced), wanted[misplaced]
+    placed = fit(moves, wanted, target, host)
+    going = placed.final != placed.runs.node
+    final = placed.final[going]
+    going_runs = placed.runs.take(going)
+    return Plan(
+        page_bytes=snapshot.page_bytes,
+        processes=snapshot.processes,
+        moves=going_runs,
+        target=final,
+        stage=stages(going_runs.node, final),
+        in_place=movable.pages() - moves.pages(),
+        excluded=excluded,
+        no_room=moves.pages() - going_runs.pages(),
+        sources=tuple(sorted(sources)),
+        need=pages_per_node(wanted, moves.count),
+        room=dict(host.room),
+        asked_per_process=snapshot.asked_per_process,
+        lacking=placed.lacking if target.when_full is WhenFull.REFUSE else {},
+    )

@@ -1,0 +1,53 @@
+"""The rules: which backings may move, and which rule said so.
+
+A file that the rest of the host uses stays where it is (the reference count of the 2005 proposal), and so does what the
+site names, in a list or on the file itself. The rules are asked in one order; the first that has an opinion decides.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from pageferry_planner.model import Backing, Verdict
+
+STAY, MOVE = "stay", "move"
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """The site's rules. `stay`: globs of paths that never move; `reference_count` and `xattrs`: whether to ask them."""
+
+    stay: tuple[str, ...] = ()
+    reference_count: bool = True
+    xattrs: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What was found out about one backing.
+
+    `external_pids`: processes outside the job that map it. `xattr_trusted`, `xattr_user`: the values of
+    `trusted.pageferry` and `user.pageferry`, "" where not set.
+    """
+
+    external_pids: tuple[int, ...] = ()
+    xattr_trusted: str = ""
+    xattr_user: str = ""
+
+
+def decide(backing: Backing, facts: Facts, rules: Rules) -> Verdict:
+    """Return the verdict of the first rule that has one: trusted xattr, site's list, user xattr, reference count."""
+    if rules.xattrs and facts.xattr_trusted in (STAY, MOVE):
+        return Verdict(facts.xattr_trusted == MOVE, "xattr", f"trusted.pageferry={facts.xattr_trusted}")
+    path = backing.path.removesuffix(" (deleted)")
+    for glob in rules.stay:
+        if fnmatchcase(path, glob):
+            return Verdict(False, "library-list", glob)
+    if rules.xattrs and facts.xattr_user == STAY:
+        return Verdict(False, "xattr", "user.pageferry=stay")
+    if rules.reference_count and facts.external_pids:
+        count = len(facts.external_pids)
+        also = f" and {count - 1} more" if count > 1 else ""
+        return Verdict(False, "reference-count", f"pid {facts.external_pids[0]}{also} outside the job")
+    return Verdict(True, "job-only")

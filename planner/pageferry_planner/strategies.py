@@ -1,0 +1,141 @@
+"""Which node a page belongs on: relative, local, interleave and pack.
+
+`relative` is the kernel's own rule (do_migrate_pages() in mm/mempolicy.c), so that first-touch placement survives.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+
+import numpy as np
+
+from pageferry_planner.capacity import HUGE_PAGES, first_pages, pages_per_node
+from pageferry_planner.model import ANONYMOUS, Host, Ints, Runs, Snapshot, Strategy, Target
+
+STRAY_SHARE = 16
+"""A node that holds less than 1/16 of an even share is no source of the relative map: what is there strayed."""
+
+
+def wanted_nodes(
+    snapshot: Snapshot, runs: Runs, sources: frozenset[int], target: Target, host: Host
+) -> tuple[Runs, Ints]:
+    """Return the runs, cut where parts of one belong on different nodes, and the node that each belongs on."""
+    nodes = frozenset(target.nodes)
+    if target.strategy is Strategy.INTERLEAVE:
+        return _interleave(runs, target.nodes)
+    if target.strategy is Strategy.PACK:
+        return _pack(runs, target.nodes, host)
+    if target.strategy is Strategy.LOCAL:
+        return _local(snapshot, runs, nodes, host)
+    moved = node_map(sources, nodes)
+    return runs, _per_value(runs.node, lambda node: moved.get(node, nearest(node, nodes, host)))
+
+
+def node_map(sources: frozenset[int], nodes: frozenset[int]) -> dict[int, int]:
+    """Return where each source node's pages go, by the kernel's rule.
+
+    The i-th old node goes to the i-th new one, modulo their number (node_remap()); but when the numbers differ, an old
+    node that is also a new one keeps its pages (do_migrate_pages()).
+    """
+    old, new = sorted(sources), sorted(nodes)
+    return {
+        node: node if len(old) != len(new) and node in nodes else new[place % len(new)]
+        for place, node in enumerate(old)
+    }
+
+
+def sources_of(runs: Runs) -> frozenset[int]:
+    """Return the nodes that hold the job's memory, without those where only some pages strayed."""
+    pages = pages_per_node(runs.node, runs.count)
+    least = sum(pages.values()) / max(len(pages), 1) / STRAY_SHARE
+    return frozenset(node for node, count in pages.items() if count >= least)
+
+
+def nearest(node: int, nodes: frozenset[int], host: Host) -> int:
+    """Return the one of `nodes` that is nearest to `node`: itself, if it is one of them."""
+    if node in nodes:
+        return node
+    return next((near for near in host.nearest.get(node, ()) if near in nodes), min(nodes))
+
+
+def _interleave(runs: Runs, nodes: tuple[int, ...]) -> tuple[Runs, Ints]:
+    """Deal the pages out in pieces of a huge page's size, by their place in the backing or address space."""
+    pieces = np.unique(
+        np.concatenate(
+            [
+                np.zeros(0, np.int64),
+                *(
+                    np.arange(lo, hi, HUGE_PAGES)
+                    for lo, hi in zip(
+                        (runs.index // HUGE_PAGES * HUGE_PAGES).tolist(),
+                        (runs.index + runs.count).tolist(),
+                        strict=True,
+                    )
+                ),
+            ]
+        )
+    )
+    runs = _cut_at(runs, pieces)
+    return runs, np.array(nodes, np.int64)[(runs.index // HUGE_PAGES) % len(nodes)]
+
+
+def _pack(runs: Runs, nodes: tuple[int, ...], host: Host) -> tuple[Runs, Ints]:
+    """Fill the nodes in the order given, each up to its room; what is on an earlier node than needed stays there."""
+    parts: list[Runs] = []
+    wanted: list[Ints] = []
+    for node in nodes:
+        here = runs.node == node
+        taken, rest = first_pages(runs.take(~here), host.room[node])
+        if node == nodes[-1]:
+            taken, rest = runs.take(~here), Runs.empty()
+        parts += [runs.take(here), taken]
+        wanted.append(np.full(int(here.sum()) + len(taken), node, np.int64))
+        runs = rest
+    return Runs.concatenate(parts), np.concatenate(wanted)
+
+
+def _local(snapshot: Snapshot, runs: Runs, nodes: frozenset[int], host: Host) -> tuple[Runs, Ints]:
+    """Bring private pages to the nodes of the CPUs of their process, shared ones to where most of their users are."""
+    homes = [process.nodes & nodes or nodes for process in snapshot.processes]
+    parts: list[Runs] = []
+    wanted: list[Ints] = []
+
+    def settle(part: Runs, home: frozenset[int]) -> None:
+        parts.append(part)
+        wanted.append(_per_value(part.node, lambda node: nearest(node, home, host)))
+
+    anonymous = runs.take(runs.backing == ANONYMOUS)
+    for process in np.unique(anonymous.process).tolist():
+        settle(anonymous.take(anonymous.process == process), homes[process])
+    for backing in np.unique(runs.backing[runs.backing != ANONYMOUS]).tolist():
+        users = snapshot.vmas.take(snapshot.vmas.backing == backing)
+        lo, hi = users.index, users.index + users.count
+        edges = np.unique(np.concatenate([lo, hi]))
+        pieces = _cut_at(runs.take(runs.backing == backing), edges)
+        segment = np.searchsorted(edges, pieces.index, "right") - 1
+        for number in np.unique(segment).tolist():
+            inside = (lo <= edges[number]) & (hi > edges[number])
+            votes = Counter(home for process in users.process[inside].tolist() for home in homes[process])
+            most = max(votes.values(), default=0)
+            home = frozenset(node for node, count in votes.items() if count == most) or nodes
+            settle(pieces.take(segment == number), home)
+    return Runs.concatenate(parts), np.concatenate([np.zeros(0, np.int64), *wanted])
+
+
+def _per_value(values: Ints, rule: Callable[[int], int]) -> Ints:
+    known, inverse = np.unique(values, return_inverse=True)
+    return np.array([rule(value) for value in known.tolist()], np.int64)[inverse]
+
+
+def _cut_at(runs: Runs, edges: Ints) -> Runs:
+    """Return the runs cut where `index` is one of the sorted `edges`."""
+    first = np.searchsorted(edges, runs.index, "right")
+    pieces = np.searchsorted(edges, runs.index + runs.count, "left") - first + 1
+    row = np.repeat(np.arange(len(runs)), pieces)
+    number = np.arange(len(row)) - np.repeat(np.cumsum(pieces) - pieces, pieces)
+    padded = np.append(edges, np.iinfo(np.int64).max)
+    begin = np.where(number == 0, runs.index[row], padded[first[row] + number - 1])
+    end = np.minimum(runs.index[row] + runs.count[row], padded[first[row] + number])
+    page = runs.page[row] + begin - runs.index[row]
+    return Runs(runs.process[row], page, end - begin, runs.node[row], runs.backing[row], begin)

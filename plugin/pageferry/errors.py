@@ -1,0 +1,46 @@
+"""The one family of errors that pageferry raises, each with the exit code that the command line ends with.
+
+An error's text is one line that an operator can act on; the cause is chained. Only the command line prints it.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class PageferryError(Exception):
+    """Base of all that pageferry raises on purpose."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class UsageError(PageferryError):
+    """What was asked for makes no sense here: no such job, node or process."""
+
+    exit_code = 2
+
+
+class ConfigError(PageferryError):
+    """A configuration file is wrong; the text names file, line, key and value."""
+
+    exit_code = 3
+
+
+class KernelError(PageferryError):
+    """The kernel, its configuration or our privileges do not allow what is needed."""
+
+    exit_code = 4
+
+
+class SchedulerError(PageferryError):
+    """The batch scheduler could not be asked, or its answer could not be read."""
+
+    exit_code = 4
+
+
+class Vanished(PageferryError):
+    """A process or cgroup ended while it was read: a normal outcome, never a failure of the whole."""
+
+
+class Denied(KernelError):
+    """The kernel refused a file or a process to us (EACCES, EPERM): a capability is missing."""
