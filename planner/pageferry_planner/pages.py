@@ -158,3 +158,26 @@ def others(sharing: Sharing, missing: list[Hole]) -> Ranges:
         page = vmas.page[rows] + begin - vmas.index[rows]
         parts.append(Ranges(vmas.process[rows], page, count, vmas.backing[rows], begin, vmas.private[rows]))
     return Ranges.concatenate(parts)
+
+
+def asked_per_process(sharing: Sharing, seen: Runs) -> int:
+    """Return how many pages one would ask for by asking every process for every resident page that it maps.
+
+    An upper bound: it takes every process to have touched what is resident of what it maps.
+    """
+    total = int(seen.count[seen.backing == ANONYMOUS].sum())
+    seen = seen.take(seen.backing != ANONYMOUS)
+    seen = seen.take(np.lexsort((seen.index, seen.backing)))
+    starts = np.searchsorted(seen.backing, np.arange(len(sharing.backings) + 1))
+    mapping = sharing.vmas.backing != ANONYMOUS
+    vmas = sharing.vmas.take(mapping)
+    for backing in np.unique(vmas.backing).tolist():
+        part = slice(starts[backing], starts[backing + 1])
+        begin, count = seen.index[part], seen.count[part]
+        before = np.append(0, np.cumsum(count))
+        rows = vmas.backing == backing
+        for edge, sign in ((vmas.index[rows] + vmas.count[rows], 1), (vmas.index[rows], -1)):
+            run = np.searchsorted(begin, edge, "right")
+            inside = np.minimum(edge - begin[run - 1], count[run - 1]) if len(begin) else edge * 0
+            total += sign * int(np.where(run > 0, before[run - 1] + inside, 0).sum())
+    return total

@@ -38,9 +38,9 @@ class SchedulerError(PageferryError):
     exit_code = 4
 
 
-class Vanished(PageferryError):
+class Vanished(PageferryError):  # noqa: N818 - an outcome, not an error
     """A process or cgroup ended while it was read: a normal outcome, never a failure of the whole."""
 
 
-class Denied(KernelError):
+class Denied(KernelError):  # noqa: N818
     """The kernel refused a file or a process to us (EACCES, EPERM): a capability is missing."""

@@ -1,6 +1,6 @@
 """The system-call boundary of page migration: libnuma's move_pages(2) and migrate_pages(2), declared once.
 
-This is the only file that calls foreign functions. It knows no policy: it passes vectors, and raises OSError where the
+It knows no policy: it passes vectors, and raises OSError where the
 kernel says no. Both calls release the interpreter's lock, so worker threads run side by side.
 """
 
@@ -79,9 +79,7 @@ def query_pages(pid: int, addresses: Addresses) -> Nodes:
 
 def _move_pages(pid: int, addresses: Addresses, nodes: int | None, status: Nodes, flags: int) -> int:
     addresses = np.ascontiguousarray(addresses, np.uint64)
-    result: int = _library().move_pages(
-        pid, len(addresses), addresses.ctypes.data, nodes, status.ctypes.data, flags
-    )
+    result: int = _library().move_pages(pid, len(addresses), addresses.ctypes.data, nodes, status.ctypes.data, flags)
     if result < 0:
         error = ctypes.get_errno()
         raise OSError(error, os.strerror(error))

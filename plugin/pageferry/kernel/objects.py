@@ -1,0 +1,113 @@
+"""Backings as objects: opened through the job's own mapping, and mapped into pageferry itself.
+
+A page of a shared object that no process of the job has in its page table is moved from here. Nothing is faulted in
+that was not resident: mincore(2) says what is, and only that is populated. An object on a network or FUSE file system
+is never mapped, because that can hang. /proc/PID/map_files names the very inode, whatever its path says; it needs
+CAP_SYS_ADMIN or CAP_CHECKPOINT_RESTORE.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import mmap
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+SHARED_MEMORY = frozenset({"tmpfs", "shmem", "ramfs"})
+LOCAL = SHARED_MEMORY | {"ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs", "overlay", "squashfs", "erofs", "zfs"}
+"""File systems on which opening or mapping a file waits for no other host or process."""
+
+_MADV_POPULATE_READ = 22  # Linux 5.14
+
+
+@dataclass(frozen=True, slots=True)
+class Mapped:
+    """An object mapped into pageferry: `page` is our page number of its page `index`."""
+
+    memory: mmap.mmap
+    page: int
+    index: int
+    count: int
+
+
+def path_of(pid: int, start: int, end: int, root: Path = Path("/")) -> Path:
+    """Return the path that names the object behind a process's VMA [start, end)."""
+    return root / f"proc/{pid}/map_files/{start:x}-{end:x}"
+
+
+def shared_memory_device() -> str:
+    """Return the device, as maps prints it, of the kernel's mount for memfd, System V and shared anonymous memory."""
+    descriptor = os.memfd_create("pageferry", os.MFD_CLOEXEC)
+    try:
+        device = os.fstat(descriptor).st_dev
+    finally:
+        os.close(descriptor)
+    return f"{os.major(device):02x}:{os.minor(device):02x}"
+
+
+@contextmanager
+def mapped(path: Path, index: int, count: int) -> Iterator[Mapped]:
+    """Map pages [index, index + count) of an object, less what lies behind its end. Raises OSError."""
+    page_bytes = mmap.PAGESIZE
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        size = -(-os.fstat(descriptor).st_size // page_bytes)
+        count = min(count, size - index)
+        if count <= 0:
+            raise OSError(errno.ENODATA, "nothing there", str(path))
+        length = min(count * page_bytes, os.fstat(descriptor).st_size - index * page_bytes)
+        memory = mmap.mmap(descriptor, length, mmap.MAP_SHARED, mmap.PROT_READ, offset=index * page_bytes)
+    finally:
+        os.close(descriptor)
+    try:
+        address = np.frombuffer(memory, np.uint8).ctypes.data
+        yield Mapped(memory, address // page_bytes, index, count)
+    finally:
+        memory.close()
+
+
+def resident(on: Mapped, lo: int, hi: int) -> list[tuple[int, int]]:
+    """Return the stretches of the object's pages [lo, hi) that are in memory, as page indexes. mincore(2)."""
+    lo, hi = max(lo, on.index), min(hi, on.index + on.count)
+    if hi <= lo:
+        return []
+    vector = np.zeros(hi - lo, np.uint8)
+    address = (on.page + lo - on.index) * mmap.PAGESIZE
+    if _libc().mincore(address, (hi - lo) * mmap.PAGESIZE, vector.ctypes.data):
+        error = ctypes.get_errno()
+        raise OSError(error, os.strerror(error))
+    return stretches((vector & 1).astype(bool), lo)
+
+
+def populate(on: Mapped, lo: int, hi: int) -> None:
+    """Enter pages [lo, hi) of the object, which must be resident, into our page table. Raises OSError (EINVAL: old)."""
+    on.memory.madvise(_MADV_POPULATE_READ, (lo - on.index) * mmap.PAGESIZE, (hi - lo) * mmap.PAGESIZE)
+
+
+def stretches(mask: npt.NDArray[np.bool_], base: int) -> list[tuple[int, int]]:
+    """Return the half-open stretches of True in a mask, counted from `base`."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], mask, [False]]).astype(np.int8)))
+    return [(base + a, base + b) for a, b in zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True)]
+
+
+@cache
+def _libc() -> ctypes.CDLL:
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mincore.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p]
+    return libc
+
+
+def attribute(path: Path, name: str) -> str:
+    """Return an extended attribute of an object as text, "" where it has none or may not be asked."""
+    try:
+        return os.getxattr(path, name).decode("ascii", "replace").strip()
+    except OSError:
+        return ""

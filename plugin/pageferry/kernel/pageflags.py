@@ -1,0 +1,54 @@
+"""/proc/kpageflags: what kind of page a frame is. Needs CAP_SYS_ADMIN.
+
+Format: kernel include/uapi/linux/kernel-page-flags.h.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from pageferry_planner.model import Bools, Ints
+
+COMPOUND_HEAD, COMPOUND_TAIL, HUGE, THP, ZERO_PAGE = (np.uint64(1 << bit) for bit in (15, 16, 17, 22, 24))
+
+_JOIN_GAP = 256
+
+
+def flags_of(pfns: Ints, root: Path = Path("/")) -> npt.NDArray[np.uint64]:
+    """Return the flags of page frames, in the order given. Raises OSError where the file cannot be read."""
+    flags = np.zeros(len(pfns), np.uint64)
+    if not len(pfns):
+        return flags
+    order = np.argsort(pfns, kind="stable")
+    wanted = pfns[order]
+    begin = np.append(0, np.flatnonzero(np.diff(wanted) > _JOIN_GAP) + 1)
+    end = np.append(begin[1:], len(wanted))
+    descriptor = os.open(root / "proc/kpageflags", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        for first, last in zip(begin.tolist(), end.tolist(), strict=True):
+            lo, hi = int(wanted[first]), int(wanted[last - 1]) + 1
+            data = np.frombuffer(os.pread(descriptor, (hi - lo) * 8, lo * 8), np.uint64)
+            flags[order[first:last]] = data[wanted[first:last] - lo]
+    finally:
+        os.close(descriptor)
+    return flags
+
+
+def zero_pages(pfns: Ints, root: Path = Path("/")) -> Bools:
+    """Return which frames are the kernel's (huge) zero page, which many processes map and nobody owns."""
+    zero: Bools = (flags_of(pfns, root) & ZERO_PAGE) != 0
+    return zero
+
+
+def joined_to_previous(pages: Ints, pfns: Ints, flags: npt.NDArray[np.uint64]) -> Bools:
+    """Return which entries belong to the same compound page as the entry before them.
+
+    Such a page moves as a whole and is asked for by one address (THP, hugetlb, large folios). `pages` ascending.
+    """
+    joined = np.zeros(len(pages), bool)
+    joined[1:] = ((flags[1:] & COMPOUND_TAIL) != 0) & (np.diff(pages) == 1) & (np.diff(pfns) == 1)
+    return joined

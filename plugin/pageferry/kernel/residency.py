@@ -1,0 +1,99 @@
+"""Which node each present page of a process is on.
+
+With CAP_SYS_ADMIN, by page frame; where frames are hidden, or a memory block belongs to two nodes, by asking
+move_pages(2), which takes longer. What is no memory of a node (a device's, the vdso's) is left out.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+
+from pageferry.errors import KernelError
+from pageferry.kernel import libnuma, pagemap
+from pageferry.kernel.files import translated
+from pageferry.kernel.pageflags import zero_pages
+from pageferry.kernel.pfn_ranges import PfnRanges, read_pfn_ranges
+from pageferry_planner.model import SELF, Ints, Ranges
+from pageferry_planner.pages import Entries
+
+
+class PageTables:
+    """Open page tables of processes, by the process's number in `pids`, and our own under SELF. Close it once."""
+
+    def __init__(self, pids: Sequence[int], root: Path = Path("/")) -> None:
+        """Open nothing yet: a page table is opened when it is first read."""
+        self._pids = dict(enumerate(pids)) | {SELF: os.getpid()}
+        self._root = root
+        self._open: dict[int, int] = {}
+        self._frames: PfnRanges | None = None
+        with suppress(KernelError):
+            self._frames = read_pfn_ranges(root)
+
+    def entries(self, ranges: Ranges) -> Iterator[Entries]:
+        """Read the present entries of ranges (those of one process must not overlap), a buffer at a time."""
+        for present in pagemap.read(ranges, self.descriptor):
+            pfn = (present.entry & pagemap.PFN).astype(np.int64)
+            node = self._nodes(ranges.process[present.row], present.page, pfn)
+            entries = Entries(
+                row=present.row,
+                page=present.page,
+                node=node,
+                pfn=pfn,
+                file=(present.entry & pagemap.FILE) != 0,
+                exclusive=(present.entry & pagemap.EXCLUSIVE) != 0,
+            )
+            yield entries if node.min(initial=0) >= 0 else entries.take(node >= 0)
+
+    def owned(self, entries: Entries) -> Entries:
+        """Return the entries without those of the kernel's zero page."""
+        suspects = np.flatnonzero(~entries.file & ~entries.exclusive & (entries.pfn != 0))
+        kept = np.ones(len(entries), bool)
+        kept[suspects] = ~zero_pages(entries.pfn[suspects], self._root)
+        return entries.take(kept)
+
+    def descriptor(self, process: int) -> int:
+        """Return the open pagemap of a process; of one that has ended, one that reads as empty."""
+        if process not in self._open:
+            path = self._root / f"proc/{self._pids[process]}/pagemap"
+            try:
+                self._open[process] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            except (FileNotFoundError, ProcessLookupError):
+                self._open[process] = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+            except OSError as error:
+                raise translated(error, path) from error
+        return self._open[process]
+
+    def _nodes(self, process: Ints, page: Ints, pfn: Ints) -> Ints:
+        if self._frames is None:
+            node = np.full(len(page), -1, np.int64)
+        else:
+            node = self._frames.node_of(pfn.view(np.uint64)).astype(np.int64)
+            node[pfn == 0] = -1
+        unknown = np.flatnonzero(node < 0)
+        for number in np.unique(process[unknown]).tolist():
+            rows = unknown[process[unknown] == number]
+            addresses = page[rows].astype(np.uint64) * np.uint64(mmap.PAGESIZE)
+            with suppress(ProcessLookupError):
+                node[rows] = libnuma.query_pages(self._pids[number], addresses)
+        return node
+
+    def close(self) -> None:
+        """Close all page tables."""
+        while self._open:
+            os.close(self._open.popitem()[1])
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

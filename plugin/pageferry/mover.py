@@ -1,0 +1,283 @@
+"""Carries a plan out: batches, worker threads, a budget, retries, and an account of every page that was to move.
+
+One move_pages(2) call takes pages of one address space to one node, whatever VMAs they are in: each call that moves
+disables the LRU caches of all CPUs, and pages bound for one node make one batch in the kernel. What a page did is read
+from the page tables again, never guessed from a return value.
+"""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from pageferry.kernel import libnuma
+from pageferry.kernel.pageflags import flags_of, joined_to_previous
+from pageferry.kernel.processes import ProcessHandle
+from pageferry.kernel.residency import PageTables
+from pageferry_planner.model import SELF, Bools, Bucket, Plan, Ranges, Runs, Tally
+from pageferry_planner.pages import Entries
+
+BATCH_PAGES = 1 << 15
+"""Pages of one call at most: the budget and Ctrl-C are looked at between calls."""
+
+WORKER_PAGES = 1 << 13
+"""A further worker is worth its while from so many pages on."""
+
+STALLED_ROUNDS = 3
+"""How often pages that are busy are asked for again without any of them having moved."""
+
+_FINAL = {-errno.EACCES: Bucket.DENIED, -errno.EPERM: Bucket.DENIED, -errno.ENOMEM: Bucket.NO_ROOM}
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How much a move may take: worker threads (None: by CPUs and pages) and seconds (None: as long as it takes)."""
+
+    workers: int | None = None
+    seconds: float | None = None
+    move_all: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Runs of one process that go to one node."""
+
+    process: int
+    target: int
+    runs: Runs
+
+
+@dataclass(slots=True)
+class _Account:
+    """What became of a batch's pages, while it is being worked on."""
+
+    pages: Counter[Bucket] = field(default_factory=Counter)
+    requested: int = 0
+    retried: int = 0
+    addresses: int = 0
+    calls: int = 0
+    lost: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Carried:
+    """The tally of a plan, and whether a carrier ended on the way, so that its pages may be the job's still."""
+
+    tally: Tally
+    carrier_lost: bool
+
+
+def batches(plan: Plan) -> Iterator[list[Batch]]:
+    """Return the plan's stages, each a list of batches that may be worked on side by side, the largest first."""
+    moves = plan.moves
+    for stage in np.unique(plan.stage).tolist():
+        rows = np.flatnonzero(plan.stage == stage)
+        rows = rows[np.lexsort((moves.page[rows], plan.target[rows], moves.process[rows]))]
+        process, target = moves.process[rows], plan.target[rows]
+        new = np.append(True, (process[1:] != process[:-1]) | (target[1:] != target[:-1]))
+        ends = np.append(np.flatnonzero(new)[1:], len(rows))
+        found = []
+        for first, last in zip(np.flatnonzero(new).tolist(), ends.tolist(), strict=True):
+            part = moves.take(rows[first:last])
+            found += [Batch(int(process[first]), int(target[first]), piece) for piece in _pieces(part)]
+        yield sorted(found, key=lambda batch: -batch.runs.pages())
+
+
+def carry(
+    plan: Plan,
+    handles: Sequence[ProcessHandle],
+    tables: PageTables,
+    limits: Limits,
+    progress: Callable[[int], None] = lambda _pages: None,
+) -> Carried:
+    """Carry the plan out and account for all of it; `progress` is told how many pages a finished batch had.
+
+    KeyboardInterrupt stops between calls: what was not reached is counted so. Raises nothing that a page can cause.
+    """
+    deadline = time.monotonic() + limits.seconds if limits.seconds is not None else None
+    stop = threading.Event()
+
+    def stopped() -> bool:
+        return stop.is_set() or (deadline is not None and time.monotonic() >= deadline)
+
+    pages = plan.moves.pages()
+    workers = limits.workers or max(1, min(len(os.sched_getaffinity(0)), pages // WORKER_PAGES))
+    worker = _Worker(handles, tables, limits.move_all, stopped)
+    accounts: list[_Account] = []
+    with ThreadPoolExecutor(workers, "pageferry-mover") as pool:
+        for stage in batches(plan):
+            waiting: dict[Future[_Account], int] = {
+                pool.submit(worker.carry, batch): batch.runs.pages() for batch in stage
+            }
+            while waiting:
+                try:
+                    done, _ = wait(waiting, return_when=FIRST_COMPLETED)
+                except KeyboardInterrupt:
+                    stop.set()
+                    continue
+                for future in done:
+                    accounts.append(future.result())
+                    progress(waiting.pop(future))
+    return Carried(_tally(plan, accounts), any(account.lost for account in accounts))
+
+
+class _Worker:
+    """Works on one batch at a time per thread; holds nothing that changes."""
+
+    def __init__(
+        self, handles: Sequence[ProcessHandle], tables: PageTables, move_all: bool, stopped: Callable[[], bool]
+    ) -> None:
+        self._handles = handles
+        self._tables = tables
+        self._flags = libnuma.MPOL_MF_MOVE_ALL if move_all else libnuma.MPOL_MF_MOVE
+        self._stopped = stopped
+
+    def carry(self, batch: Batch) -> _Account:
+        account = _Account()
+        pages = batch.runs.pages()
+        if self._stopped():
+            account.pages[Bucket.NOT_REACHED] = pages
+            return account
+        if not self._alive(batch.process):
+            account.pages[Bucket.VANISHED] = pages
+            account.lost = True
+            return account
+        found = self._look(batch.runs)
+        account.pages[Bucket.VANISHED] += pages - len(found)
+        there = found.node == batch.target
+        account.pages[Bucket.IN_PLACE] += int(there.sum())
+        left = found.take(~there)
+        stalled = 0
+        while len(left):
+            if account.calls and self._stopped():
+                account.pages[Bucket.NOT_REACHED] += len(left)
+                break
+            before = len(left)
+            left = self._ask(batch, left, account)
+            stalled = stalled + 1 if len(left) == before else 0
+            if stalled > STALLED_ROUNDS:
+                account.pages[Bucket.PINNED] += len(left)
+                break
+            if stalled:
+                time.sleep(0.001 * 2**stalled)
+        return account
+
+    def _ask(self, batch: Batch, left: Entries, account: _Account) -> Entries:
+        """Make one moving call; account for the pages that it settled and return the others, in the order to ask."""
+        heads = ~self._joined(left)
+        addresses = left.page[heads].astype(np.uint64) * np.uint64(mmap.PAGESIZE)
+        pid = os.getpid() if batch.process == SELF else self._handles[batch.process].pid
+        first = account.calls == 0
+        account.calls += 1
+        account.addresses += len(addresses)
+        account.requested += len(left) if first else 0
+        account.retried += 0 if first else len(left)
+        reason = 0
+        try:
+            missed, status = libnuma.move_pages(
+                pid, addresses, np.full(len(addresses), batch.target, np.int32), self._flags
+            )
+        except OSError as error:
+            missed, status = len(addresses), np.full(len(addresses), libnuma.NOT_TOLD, np.int32)
+            reason = -(error.errno or errno.EIO)
+        if not self._alive(batch.process):
+            account.requested -= len(left) if first else 0
+            account.pages[Bucket.VANISHED] += len(left)
+            account.lost = True
+            return left.take(np.zeros(0, np.int64))
+        if not missed and bool((status == batch.target).all()):
+            account.pages[Bucket.MOVED] += len(left)
+            return left.take(np.zeros(0, np.int64))
+        return self._settle(batch, left, status[np.cumsum(heads) - 1], reason, account)
+
+    def _settle(self, batch: Batch, left: Entries, status: libnuma.Nodes, reason: int, account: _Account) -> Entries:
+        """After a call that left something out: read where each page is now. `status` and `reason` say why."""
+        now = self._look(_as_runs(left, batch.process))
+        account.pages[Bucket.VANISHED] += len(left) - len(now)
+        told = status[np.isin(left.page, now.page, assume_unique=True)]
+        arrived = now.node == batch.target
+        account.pages[Bucket.MOVED] += int(arrived.sum())
+        again = ~arrived
+        if reason in _FINAL:
+            account.pages[_FINAL[reason]] += int(again.sum())
+            again &= False
+        for error, bucket in _FINAL.items():
+            final = again & (told == error)
+            account.pages[bucket] += int(final.sum())
+            again &= ~final
+        unmovable = again & (told == -errno.EFAULT)
+        account.pages[Bucket.PINNED] += int(unmovable.sum())
+        again &= ~unmovable
+        busy = told[again] == -errno.EBUSY  # such a page ends the kernel's batch: ask for it after the others
+        return now.take(np.concatenate([np.flatnonzero(again)[~busy], np.flatnonzero(again)[busy]]))
+
+    def _alive(self, process: int) -> bool:
+        return process == SELF or self._handles[process].alive()
+
+    def _look(self, runs: Runs) -> Entries:
+        """Return the present pages of runs, one entry each, ascending."""
+        nothing = np.zeros(len(runs), bool)
+        ranges = Ranges(runs.process, runs.page, runs.count, runs.backing, runs.index, nothing)
+        return Entries.concatenate(list(self._tables.entries(ranges)))
+
+    def _joined(self, entries: Entries) -> Bools:
+        """Return which entries move with the one before them, as parts of one huge page or large folio."""
+        if not entries.pfn.any():
+            return np.zeros(len(entries), bool)
+        return joined_to_previous(entries.page, entries.pfn, flags_of(entries.pfn))
+
+
+def _as_runs(entries: Entries, process: int) -> Runs:
+    page = np.sort(entries.page)
+    begin = np.append(0, np.flatnonzero(np.diff(page) != 1) + 1)
+    count = np.diff(np.append(begin, len(page)))
+    nothing = np.zeros(len(begin), np.int64)
+    return Runs(nothing + process, page[begin], count, nothing, nothing, page[begin])
+
+
+def _pieces(runs: Runs) -> Iterator[Runs]:
+    """Cut runs into parts of at most BATCH_PAGES pages, none of them inside a huge page."""
+    while len(runs):
+        total = np.cumsum(runs.count)
+        if total[-1] <= BATCH_PAGES:
+            yield runs
+            return
+        whole = int(np.searchsorted(total, BATCH_PAGES, "right"))
+        over = BATCH_PAGES - (int(total[whole - 1]) if whole else 0)
+        page = int(runs.page[whole])
+        over = max(0, (page + over) // 512 * 512 - page)
+        head = runs.take(np.arange(whole + bool(over)))
+        tail = runs.take(np.arange(whole, len(runs)))
+        if over:
+            head.count[-1] = over
+            tail.page[0] += over
+            tail.index[0] += over
+            tail.count[0] -= over
+        yield head
+        runs = tail
+
+
+def _tally(plan: Plan, accounts: Sequence[_Account]) -> Tally:
+    pages: Counter[Bucket] = Counter()
+    for account in accounts:
+        pages += account.pages
+    pages[Bucket.IN_PLACE] += plan.in_place
+    pages[Bucket.EXCLUDED] += sum(plan.excluded.values())
+    pages[Bucket.NO_ROOM] += plan.no_room
+    return Tally(
+        pages=dict(pages),
+        excluded=dict(plan.excluded),
+        requested=sum(account.requested for account in accounts),
+        retried=sum(account.retried for account in accounts),
+        addresses=sum(account.addresses for account in accounts),
+        calls=sum(account.calls for account in accounts),
+    )

@@ -1,0 +1,189 @@
+"""A job at one moment: which processes, what they map, what the rules say of it, and where each resident page is.
+
+The order of reading is the planner's: first the maps, then, of page tables, only the ranges that it names, then what
+these did not show. Whether a job stands still meanwhile is left to the caller; a page that comes or goes while we read
+is found out when it is asked to move.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from pageferry.errors import Vanished
+from pageferry.kernel import objects
+from pageferry.kernel.outsiders import mapped_outside
+from pageferry.kernel.processes import ProcessHandle, open_process
+from pageferry.kernel.procfs import Status, ipc_namespace, mounts, read_maps, read_status
+from pageferry.kernel.residency import PageTables
+from pageferry.kernel.topology import Topology
+from pageferry_planner.maps import parse
+from pageferry_planner.model import SELF, Process, Ranges, Runs, Snapshot, Verdict
+from pageferry_planner.pages import Entries, Hole, asked_per_process, doubtful, first_of_each, holes, others, runs
+from pageferry_planner.policy import Facts, Rules, decide
+from pageferry_planner.sharing import Sharing, share
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """A snapshot, the handles of its processes (same order), and their page tables."""
+
+    snapshot: Snapshot
+    handles: tuple[ProcessHandle, ...]
+    tables: PageTables
+
+
+@dataclass(frozen=True, slots=True)
+class _Devices:
+    """What lies on which device (as maps prints it): shared memory, local file systems, device nodes, btrfs."""
+
+    shared_memory: frozenset[str]
+    local: frozenset[str]
+    nodes: frozenset[str]
+    ambiguous: frozenset[str]
+
+
+@contextmanager
+def take(pids: Iterable[int], rules: Rules, topology: Topology) -> Iterator[Taken]:
+    """Take the snapshot of a job's processes; handles, page tables and mapped objects stay open inside the context.
+
+    Processes that end meanwhile are left out. Raises Vanished when none is left, Denied for one that we may not read.
+    """
+    with ExitStack() as stack:
+        handles, texts, namespaces, processes = [], [], [], []
+        for pid in sorted(pids):
+            with suppress(Vanished):
+                handle = stack.enter_context(open_process(pid))
+                text = read_maps(pid)
+                status = read_status(pid)
+                if not text or not handle.alive():
+                    continue
+                handles.append(handle)
+                texts.append(text)
+                namespaces.append(ipc_namespace(pid) if b" /SYSV" in text else 0)
+                processes.append(_process(handle, status, topology))
+        if not handles:
+            raise Vanished("none of its processes is left")
+        tables = stack.enter_context(PageTables([handle.pid for handle in handles]))
+        devices = _devices()
+        sharing = share(parse(texts, namespaces), mmap.PAGESIZE, devices.ambiguous, devices.nodes)
+        seen = _read(sharing, sharing.ranges, tables)
+        unseen = holes(sharing, seen)
+        if unseen:
+            seen = Runs.concatenate([seen, _read_unseen(sharing, unseen, handles, tables, devices, stack)])
+        snapshot = Snapshot(
+            page_bytes=mmap.PAGESIZE,
+            processes=tuple(processes),
+            backings=sharing.backings,
+            verdicts=_verdicts(sharing, handles, rules, devices),
+            vmas=sharing.vmas,
+            runs=seen,
+            asked_per_process=asked_per_process(sharing, seen),
+        )
+        yield Taken(snapshot, tuple(handles), tables)
+
+
+def _process(handle: ProcessHandle, status: Status, topology: Topology) -> Process:
+    cpus = set(status.cpus_allowed)
+    if status.threads > 1:
+        for thread in os.listdir(f"/proc/{handle.pid}/task"):  # noqa: PTH208
+            with suppress(OSError):
+                cpus |= os.sched_getaffinity(int(thread))
+    return Process(handle.pid, handle.start_time, status.name, topology.nodes_of_cpus(cpus), status.mems_allowed)
+
+
+def _devices() -> _Devices:
+    types = mounts()
+    types[objects.shared_memory_device()] = "shmem"
+    return _Devices(
+        shared_memory=frozenset(device for device, fstype in types.items() if fstype in objects.SHARED_MEMORY),
+        local=frozenset(device for device, fstype in types.items() if fstype in objects.LOCAL),
+        nodes=frozenset(device for device, fstype in types.items() if fstype == "devtmpfs"),
+        ambiguous=frozenset(device for device, fstype in types.items() if fstype == "btrfs"),
+    )
+
+
+def _read(sharing: Sharing, ranges: Ranges, tables: PageTables, *, overlapping: bool = False) -> Runs:
+    """Read ranges and return each page once; `overlapping`: the ranges may show the same page several times."""
+    parts: list[Runs] = []
+    rest: list[Entries] = []
+    for entries in tables.entries(ranges):
+        unsure = np.ones(len(entries), bool) if overlapping else doubtful(sharing, ranges, entries)
+        parts.append(runs(ranges, entries.take(~unsure)))
+        rest.append(entries.take(unsure))
+    unsure_entries = Entries.concatenate(rest)
+    carriers_first = unsure_entries.take(np.argsort(unsure_entries.row, kind="stable"))
+    parts.append(runs(ranges, tables.owned(first_of_each(ranges, carriers_first))))
+    return Runs.concatenate(parts)
+
+
+def _read_unseen(  # noqa: PLR0917 - one caller, a step of its own
+    sharing: Sharing,
+    unseen: list[Hole],
+    handles: list[ProcessHandle],
+    tables: PageTables,
+    devices: _Devices,
+    stack: ExitStack,
+) -> Runs:
+    """Find resident pages that the carriers did not show: shared memory through ourselves, files through others."""
+    mine: list[Ranges] = []
+    ask: list[Hole] = []
+    by_extent: dict[int, list[Hole]] = {}
+    for hole in unseen:
+        by_extent.setdefault(hole.extent, []).append(hole)
+    for extent, part in by_extent.items():
+        device = sharing.backings[part[0].backing].device
+        if device not in devices.local:
+            ask += part
+            continue
+        try:
+            mapped = stack.enter_context(
+                objects.mapped(_path(sharing, extent, handles), part[0].lo, part[-1].hi - part[0].lo)
+            )
+            for hole in part:
+                for lo, hi in objects.resident(mapped, hole.lo, hole.hi):
+                    if device in devices.shared_memory:
+                        objects.populate(mapped, lo, hi)
+                        mine.append(_range(mapped.page + lo - mapped.index, lo, hi, hole.backing))
+                    else:
+                        ask.append(Hole(extent, hole.backing, lo, hi))
+        except OSError:
+            ask += part
+    parts = []
+    if mine:
+        parts.append(_read(sharing, Ranges.concatenate(mine), tables))
+    through_others = others(sharing, ask)
+    if len(through_others):
+        parts.append(_read(sharing, through_others, tables, overlapping=True))
+    return Runs.concatenate(parts)
+
+
+def _range(page: int, lo: int, hi: int, backing: int) -> Ranges:
+    process, first, count, of, index = np.array([[SELF], [page], [hi - lo], [backing], [lo]], np.int64)
+    return Ranges(process, first, count, of, index, np.zeros(1, bool))
+
+
+def _path(sharing: Sharing, extent: int, handles: list[ProcessHandle]) -> Path:
+    row = int(sharing.carriers[extent])
+    start = int(sharing.vmas.page[row]) * mmap.PAGESIZE
+    end = start + int(sharing.vmas.count[row]) * mmap.PAGESIZE
+    return objects.path_of(handles[int(sharing.vmas.process[row])].pid, start, end)
+
+
+def _verdicts(sharing: Sharing, handles: list[ProcessHandle], rules: Rules, devices: _Devices) -> tuple[Verdict, ...]:
+    outside = mapped_outside(sharing.backings, {handle.pid for handle in handles}) if rules.reference_count else {}
+    extent_of = {backing: extent for extent, backing in reversed(list(enumerate(sharing.extents.backing.tolist())))}
+    verdicts = []
+    for number, backing in enumerate(sharing.backings):
+        trusted = user = ""
+        if rules.xattrs and backing.device in devices.local:
+            path = _path(sharing, extent_of[number], handles)
+            trusted, user = (objects.attribute(path, f"{space}.pageferry") for space in ("trusted", "user"))
+        verdicts.append(decide(backing, Facts(outside.get(backing, ()), trusted, user), rules))
+    return tuple(verdicts)
