@@ -248,7 +248,7 @@ class Tally:
     """What became of every resident page, in base pages, and what it cost.
 
     `requested`: base pages asked of the kernel, the first time; `retried`: again; `addresses`: entries in
-    move_pages(2) calls (one per huge page); `calls`: moving calls; `queries`: calls that only asked.
+    move_pages(2) calls (one per huge page); `calls`: move_pages(2) calls.
     """
 
     pages: Mapping[Bucket, int] = field(default_factory=dict)
@@ -257,7 +257,6 @@ class Tally:
     retried: int = 0
     addresses: int = 0
     calls: int = 0
-    queries: int = 0
 
     def __getitem__(self, bucket: Bucket) -> int:
         return self.pages.get(bucket, 0)

@@ -1,0 +1,185 @@
+"""The way of the data, in one function: job → snapshot → plan → move → tally.
+
+Everything that acts on a job comes through here: the command line today, the agent and the hooks by the same door.
+"""
+
+from __future__ import annotations
+
+import mmap
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+
+from pageferry.errors import KernelError, UsageError, Vanished
+from pageferry.kernel import capabilities, libnuma
+from pageferry.kernel.lists import format_list
+from pageferry.kernel.topology import Topology, read_topology
+from pageferry.mover import Limits, carry
+from pageferry.snapshot import Taken, take
+from pageferry_planner.model import Bucket, Host, Plan, Snapshot, Tally, Target
+from pageferry_planner.placement import place
+from pageferry_planner.policy import Rules
+
+ROUNDS = 3
+"""How often a job is looked at again because a carrier ended while its pages may still be the job's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What is asked for: where to, under which rules, and how much it may cost.
+
+    `reserve_bytes`: what is left free on every target node; None: 1/64 of the node, at least 16 MiB.
+    """
+
+    target: Target
+    rules: Rules = field(default_factory=Rules)
+    limits: Limits = field(default_factory=Limits)
+    reserve_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What was planned, what became of it, and how long that took in seconds."""
+
+    plan: Plan
+    tally: Tally
+    seconds: float
+    seconds_planning: float
+
+    @property
+    def complete(self) -> bool:
+        """True when every page that was to move has moved (or went with its process)."""
+        return self.tally.misplaced() == self.tally[Bucket.VANISHED]
+
+
+def survey(pids: Iterable[int], rules: Rules) -> tuple[Snapshot, Topology]:
+    """Return where the memory of processes is, without asking for anything to move."""
+    topology = read_topology()
+    with take(pids, rules, topology) as taken:
+        return taken.snapshot, topology
+
+
+def plan(pids: Iterable[int], request: Request) -> tuple[Snapshot, Plan]:
+    """Return the plan, and the snapshot that it was made from; nothing is moved."""
+    with _planned(pids, request) as (taken, made):
+        return taken.snapshot, made
+
+
+def move(
+    pids: Iterable[int],
+    request: Request,
+    progress: Callable[[int, int], None] = lambda _done, _of: None,
+) -> Outcome:
+    """Move the memory of processes, each page once, and account for every resident page.
+
+    `progress` is told how many of how many pages have been dealt with. Raises UsageError for a target that makes no
+    sense, KernelError for what the host or our privileges do not allow, Vanished if no process is left.
+    """
+    began = time.monotonic()
+    pids = frozenset(pids)
+    libnuma.require()
+    move_all = "CAP_SYS_NICE" in capabilities.effective()
+    with _planned(pids, request) as (taken, first):
+        planning = time.monotonic() - began
+        if first.lacking:
+            return Outcome(first, _refused(first), time.monotonic() - began, planning)
+        done, of = 0, first.moves.pages()
+
+        def advance(pages: int) -> None:
+            nonlocal done
+            done += pages
+            progress(done, of)
+
+        limits = _left(request.limits, began, move_all)
+        carried = carry(first, taken.handles, taken.tables, limits, advance)
+    tally = carried.tally
+    for _ in range(ROUNDS - 1):
+        limits = _left(request.limits, began, move_all)
+        if not carried.carrier_lost or limits.seconds == 0:
+            break
+        try:
+            with _planned(pids, request) as (taken, again):
+                if again.lacking:
+                    break
+                carried = carry(again, taken.handles, taken.tables, limits)
+        except Vanished:
+            break
+        tally = _merge(tally, carried.tally)
+    return Outcome(first, tally, time.monotonic() - began, planning)
+
+
+def host(topology: Topology, reserve_bytes: int | None) -> Host:
+    """Return what placement must know of the host.
+
+    Room is what is free and what clean, inactive page cache takes (the kernel drops it without I/O), less the reserve.
+    """
+    room = {}
+    for node in topology.nodes:
+        if node.total_bytes:
+            reserve = max(16 << 20, node.total_bytes // 64) if reserve_bytes is None else reserve_bytes
+            room[node.number] = max(0, node.free_bytes + node.file_cache_bytes - reserve) // mmap.PAGESIZE
+    return Host(room, {number: topology.nearest(number)[1:] for number in room})
+
+
+@contextmanager
+def _planned(pids: Iterable[int], request: Request) -> Iterator[tuple[Taken, Plan]]:
+    topology = read_topology()
+    _check(request.target, topology)
+    with take(pids, request.rules, topology) as taken:
+        allowed = frozenset.intersection(*(process.mems_allowed for process in taken.snapshot.processes))
+        outside = set(request.target.nodes) - allowed
+        if outside:
+            raise KernelError(
+                f"node {format_list(outside)} is outside the job's cpuset (mems {format_list(allowed)}): "
+                "the kernel would refuse; widen cpuset.mems first, which moves nothing"
+            )
+        target = replace(request.target, spill=request.target.spill & allowed)
+        yield taken, place(taken.snapshot, target, host(topology, request.reserve_bytes))
+
+
+def _check(target: Target, topology: Topology) -> None:
+    with_memory = topology.nodes_with_memory()
+    if len(with_memory) < 2:
+        raise KernelError("this host has one NUMA node with memory: there is nowhere to move to")
+    known = frozenset(node.number for node in topology.nodes)
+    for node in target.nodes:
+        if node not in known:
+            raise UsageError(f"no such node on this host: {node} (nodes {format_list(known)})")
+        if node not in with_memory:
+            raise UsageError(f"node {node} has no memory (nodes with memory: {format_list(with_memory)})")
+
+
+def _left(limits: Limits, began: float, move_all: bool) -> Limits:
+    seconds = limits.seconds
+    if seconds is not None:
+        seconds = max(0.0, seconds - (time.monotonic() - began))
+    return replace(limits, seconds=seconds, move_all=move_all)
+
+
+def _refused(made: Plan) -> Tally:
+    return Tally(
+        pages={
+            Bucket.IN_PLACE: made.in_place,
+            Bucket.EXCLUDED: sum(made.excluded.values()),
+            Bucket.NO_ROOM: made.no_room + made.moves.pages(),
+        },
+        excluded=dict(made.excluded),
+    )
+
+
+def _merge(first: Tally, again: Tally) -> Tally:
+    """Join the tallies of two rounds: what had vanished with its carrier may have been found through another."""
+    pages = {bucket: again[bucket] for bucket in (Bucket.PINNED, Bucket.NO_ROOM, Bucket.DENIED, Bucket.NOT_REACHED)}
+    pages[Bucket.MOVED] = first[Bucket.MOVED] + again[Bucket.MOVED]
+    pages[Bucket.IN_PLACE] = first[Bucket.IN_PLACE]
+    pages[Bucket.EXCLUDED] = first[Bucket.EXCLUDED]
+    pages[Bucket.VANISHED] = max(0, first.total() - sum(pages.values()))
+    return Tally(
+        pages=pages,
+        excluded=first.excluded,
+        requested=first.requested + again.requested,
+        retried=first.retried + again.retried,
+        addresses=first.addresses + again.addresses,
+        calls=first.calls + again.calls,
+    )
