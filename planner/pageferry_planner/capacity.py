@@ -18,13 +18,14 @@ HUGE_PAGES = 512
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """Runs, cut where room ended, and the node each ends on (`final`; its own node: it stays).
+    """Runs, cut where room ended, the node each ends on (`final`; its own node: it stays), and when (`stage`).
 
     `lacking`: pages per node that it had no room for.
     """
 
     runs: Runs
     final: Ints
+    stage: Ints
     lacking: dict[int, int]
 
 
@@ -36,19 +37,20 @@ def pages_per_node(node: Ints, count: Ints) -> dict[int, int]:
 
 
 def stages(source: Ints, target: Ints) -> Ints:
-    """Return a stage for each move: what leaves a node comes before what enters it, except in a cycle."""
+    """Return a stage for each move: what leaves a node comes before what enters it, except within a cycle."""
     edges = _edges(source, target)
-    leaving: dict[int, set[int]] = {}
-    for here, there in edges:
-        leaving.setdefault(here, set()).add(there)
-
-    def depth(node: int, above: frozenset[int]) -> int:
-        below = leaving.get(node, set()) - above
-        return 1 + max(depth(there, above | {node}) for there in below) if below else 0
-
-    known = {there: depth(there, frozenset({there})) for there in {there for _, there in edges}}
-    values, inverse = np.unique(target, return_inverse=True)
-    return np.array([known[node] for node in values.tolist()], np.int64)[inverse]
+    nodes = {node for edge in edges for node in edge}
+    reach: dict[int, set[int]] = {node: {there for here, there in edges if here == node} for node in nodes}
+    for middle in nodes:
+        for node in nodes:
+            if middle in reach[node]:
+                reach[node] |= reach[middle]
+    entering: dict[int, int] = {}
+    for node in sorted(nodes, key=lambda node: len(reach[node] | {node})):  # what a node reaches comes before it
+        below = [entering[there] for there in reach[node] if node not in reach[there]]
+        entering[node] = max(below, default=-1) + 1 + (node in reach[node])
+    stage = {(here, there): entering[there] - (here in reach[there]) for here, there in edges}
+    return np.array([stage[edge] for edge in zip(source.tolist(), target.tolist(), strict=True)], np.int64)
 
 
 def fit(runs: Runs, wanted: Ints, target: Target, host: Host) -> Fit:
@@ -58,6 +60,7 @@ def fit(runs: Runs, wanted: Ints, target: Target, host: Host) -> Fit:
     stage = stages(runs.node, wanted)
     parts: list[Runs] = []
     finals: list[Ints] = []
+    when: list[int] = []
     for number in range(int(stage.max(initial=-1)) + 1):
         left: dict[int, int] = {}
         for here, there in _edges(runs.node[stage == number], wanted[stage == number]):
@@ -74,7 +77,9 @@ def fit(runs: Runs, wanted: Ints, target: Target, host: Host) -> Fit:
             finals.append(rest.node)
         for node, pages in left.items():
             room[node] = room.get(node, 0) + pages
-    return Fit(Runs.concatenate(parts), np.concatenate(finals) if finals else np.zeros(0, np.int64), lacking)
+        when += [number] * (len(parts) - len(when))
+    final = np.concatenate(finals) if finals else np.zeros(0, np.int64)
+    return Fit(Runs.concatenate(parts), final, np.repeat(np.array(when, np.int64), list(map(len, parts))), lacking)
 
 
 def _choices(here: int, there: int, target: Target, host: Host) -> Iterable[int]:

@@ -92,10 +92,10 @@ def parse(texts: Sequence[bytes], namespaces: Sequence[int] | None = None) -> Ma
             addresses, tail = line.split(b" ", 1)
             first, last = addresses.split(b"-")
             start[number], end[number] = int(first, 16), int(last, 16)
-        except ValueError as error:
+        except (ValueError, OverflowError) as error:
             raise ValueError(f"not a line of /proc/PID/maps: {line!r}") from error
         region[number] = tails[tail]
-    lengths = [len(rows) for rows in per_process]
+    lengths = np.array([len(rows) for rows in per_process], np.int64)
     return Maps(
         start=start.view(np.int64),  # vsyscall wraps to negative; it is the kernel's own and never used
         end=end.view(np.int64),

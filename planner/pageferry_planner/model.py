@@ -161,6 +161,12 @@ class Snapshot:
     runs: Runs
     asked_per_process: int
 
+    def movable(self) -> Bools:
+        """Return which runs may move, by the rules."""
+        moves = np.array([verdict.moves for verdict in self.verdicts] + [True], bool)  # the last is ANONYMOUS
+        may: Bools = moves[self.runs.backing]
+        return may
+
 
 class Strategy(StrEnum):
     """Which node a page goes to; see `placement`."""

@@ -72,12 +72,16 @@ def doubtful(sharing: Sharing, ranges: Ranges, entries: Entries) -> Bools:
 
 
 def first_of_each(ranges: Ranges, entries: Entries) -> Entries:
-    """Return the entries without those that show a page which an earlier entry shows, in the order given."""
+    """Return the entries without those that show a page which an earlier entry shows, in the order given.
+
+    Entries of no file whose page frame is not known are all kept.
+    """
     backing = ranges.backing[entries.row]
     in_file = entries.file & (backing != ANONYMOUS)
     index = ranges.index[entries.row] + entries.page - ranges.page[entries.row]
     space = np.where(in_file, backing, ANONYMOUS)
-    place = np.where(in_file, index, entries.pfn)
+    frame = np.where(entries.pfn != 0, entries.pfn, ~np.arange(len(entries)))
+    place = np.where(in_file, index, frame)
     order = np.lexsort((place, space))  # stable: equal keys stay in the order given
     space, place = space[order], place[order]
     first = np.append(True, (space[1:] != space[:-1]) | (place[1:] != place[:-1]))[: len(order)]

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import numpy as np
-
-from pageferry_planner.capacity import fit, pages_per_node, stages
+from pageferry_planner.capacity import fit, pages_per_node
 from pageferry_planner.model import Host, Plan, Snapshot, Target, WhenFull
 from pageferry_planner.strategies import sources_of, wanted_nodes
 
@@ -18,8 +16,7 @@ def place(snapshot: Snapshot, target: Target, host: Host) -> Plan:
     if unknown or not target.nodes:
         raise ValueError(f"no memory on node {unknown[0]}" if unknown else "no target node")
     runs = snapshot.runs
-    stays = np.array([not verdict.moves for verdict in snapshot.verdicts] + [False], bool)  # last: ANONYMOUS
-    kept = stays[runs.backing]
+    kept = ~snapshot.movable()
     excluded: dict[str, int] = {}
     for backing, count in zip(runs.backing[kept].tolist(), runs.count[kept].tolist(), strict=True):
         rule = snapshot.verdicts[backing].rule
@@ -38,7 +35,7 @@ def place(snapshot: Snapshot, target: Target, host: Host) -> Plan:
         processes=snapshot.processes,
         moves=going_runs,
         target=final,
-        stage=stages(going_runs.node, final),
+        stage=placed.stage[going],
         in_place=movable.pages() - moves.pages(),
         excluded=excluded,
         no_room=moves.pages() - going_runs.pages(),

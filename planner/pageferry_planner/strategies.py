@@ -116,7 +116,7 @@ def _local(snapshot: Snapshot, runs: Runs, nodes: frozenset[int], host: Host) ->
         segment = np.searchsorted(edges, pieces.index, "right") - 1
         for number in np.unique(segment).tolist():
             inside = (lo <= edges[number]) & (hi > edges[number])
-            votes = Counter(home for process in users.process[inside].tolist() for home in homes[process])
+            votes = Counter(home for process in set(users.process[inside].tolist()) for home in homes[process])
             most = max(votes.values(), default=0)
             home = frozenset(node for node, count in votes.items() if count == most) or nodes
             settle(pieces.take(segment == number), home)

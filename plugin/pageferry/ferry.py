@@ -125,7 +125,7 @@ def host(topology: Topology, reserve_bytes: int | None) -> Host:
 @contextmanager
 def _planned(pids: Iterable[int], request: Request) -> Iterator[tuple[Taken, Plan]]:
     topology = read_topology()
-    _check(request.target, topology)
+    check(request.target, topology)
     with take(pids, request.rules, topology) as taken:
         allowed = frozenset.intersection(*(process.mems_allowed for process in taken.snapshot.processes))
         outside = set(request.target.nodes) - allowed
@@ -138,7 +138,8 @@ def _planned(pids: Iterable[int], request: Request) -> Iterator[tuple[Taken, Pla
         yield taken, place(taken.snapshot, target, host(topology, request.reserve_bytes))
 
 
-def _check(target: Target, topology: Topology) -> None:
+def check(target: Target, topology: Topology) -> None:
+    """Raise UsageError for a target node that is not there or has no memory, KernelError on a one-node host."""
     with_memory = topology.nodes_with_memory()
     if len(with_memory) < 2:
         raise KernelError("this host has one NUMA node with memory: there is nowhere to move to")

@@ -1,0 +1,61 @@
+# Everything a person or CI does with this repository. Each target installs what it needs first.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+GUEST  := PYTHONPATH=tests $(BIN)/python -m guest.vm
+
+# For pageferry itself: libnuma1. For the tests: a guest with four NUMA nodes and Debian's Slurm, its peers, linters.
+PACKAGES := libnuma1 numactl python3-venv gcc libc6-dev shellcheck cpio kmod e2fsprogs util-linux \
+            qemu-system-x86 linux-image-amd64 busybox-static \
+            slurmctld slurmd slurm-client slurm-wlm-basic-plugins munge
+
+.PHONY: help test lint unit guest-tests demo bench guest packages clean
+
+help:
+	@echo "make demo    a Slurm job moves while it is suspended, in a throw-away guest with four NUMA nodes"
+	@echo "make test    linters, types, import rules, and all tests: here and in the guest"
+	@echo "make bench   the benchmark against the kernel's own ways; writes docs/benchmarks.md"
+	@echo "make guest   a shell in the guest, with Slurm running"
+
+test: lint unit guest-tests
+
+lint: $(VENV)/ready
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	shellcheck .ci/run $$(git ls-files '*.sh')
+
+unit: $(VENV)/ready
+	$(BIN)/pytest -q
+
+guest-tests: $(VENV)/ready
+	$(GUEST) run --layout four --slurm --timeout 1200 -- pytest -q tests/guest
+	$(GUEST) run --layout tight --timeout 300 -- pytest -q tests/guest -m tight
+	$(GUEST) run --layout cpuless --timeout 300 -- pytest -q tests/guest -m cpuless
+	$(GUEST) run --layout four --cgroup v1 --slurm --timeout 600 -- pytest -q tests/guest -m v1
+
+demo: $(VENV)/ready
+	$(GUEST) run --layout four --slurm --timeout 300 -- python tests/guest/demo.py
+
+bench: $(VENV)/ready
+	$(BIN)/python bench/run.py
+
+guest: $(VENV)/ready
+	$(GUEST) shell --layout four --slurm
+
+packages:
+	@missing=$$(for package in $(PACKAGES); do \
+	    dpkg-query -W -f '$${Status}' $$package 2>/dev/null | grep -q 'install ok installed' || echo $$package; done); \
+	if [ -n "$$missing" ]; then \
+	    apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends $$missing; \
+	fi
+
+$(VENV)/ready: pyproject.toml Makefile | packages
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q --upgrade 'pip>=25.1'
+	$(BIN)/pip install -q --group dev -e .
+	touch $@
+
+clean:
+	rm -rf $(VENV) .cache dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

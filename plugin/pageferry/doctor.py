@@ -1,0 +1,179 @@
+"""What of kernel, privileges, cgroups and Slurm is there, found out by trying, and what to change.
+
+Features are probed, never versions compared. A finding is FAIL only if pageferry cannot do its work without it.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from enum import Enum
+
+import numpy as np
+
+from pageferry.errors import PageferryError, Vanished
+from pageferry.kernel import capabilities, libnuma, objects, pagemap
+from pageferry.kernel.cgroup import read_hierarchies
+from pageferry.kernel.files import printable, read_bytes
+from pageferry.kernel.lists import format_list
+from pageferry.kernel.pageflags import flags_of
+from pageferry.kernel.pfn_ranges import read_pfn_ranges
+from pageferry.kernel.topology import read_topology
+
+
+class Grade(Enum):
+    """How bad a finding is."""
+
+    OK = "ok"
+    WARN = "warn"
+    FAIL = "FAIL"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was looked at."""
+
+    grade: Grade
+    subject: str
+    text: str
+
+    def as_dict(self) -> dict[str, str]:
+        """Return the finding for a program."""
+        return {"grade": self.grade.value.lower(), "subject": self.subject, "text": self.text}
+
+
+def examine() -> list[Finding]:
+    """Look at everything; what a check cannot find out is a finding, too."""
+    findings: list[Finding] = []
+    for check in (_nodes, _libnuma, _privileges, _page_tables, _shared_objects, _balancing, _cgroups, _slurm):
+        findings += _guarded(check)
+    return findings
+
+
+def _guarded(check: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
+    try:
+        yield from check()
+    except (PageferryError, OSError) as error:
+        yield Finding(Grade.WARN, check.__name__.strip("_").replace("_", " "), printable(str(error).encode()))
+
+
+def _nodes() -> Iterator[Finding]:
+    topology = read_topology()
+    with_memory = topology.nodes_with_memory()
+    text = f"{len(with_memory)} with memory ({format_list(with_memory)})"
+    without_cpus = frozenset(node.number for node in topology.nodes if not node.cpus)
+    if without_cpus:
+        text += f", without CPUs: {format_list(without_cpus)}"
+    if len(with_memory) < 2:
+        yield Finding(Grade.FAIL, "NUMA nodes", f"{text}: there is nowhere to move to on this host")
+    else:
+        yield Finding(Grade.OK, "NUMA nodes", text)
+
+
+def _libnuma() -> Iterator[Finding]:
+    try:
+        libnuma.require()
+        libnuma.query_pages(os.getpid(), np.zeros(1, np.uint64))
+    except (PageferryError, OSError) as error:
+        yield Finding(Grade.FAIL, "move_pages", str(error))
+    else:
+        yield Finding(Grade.OK, "move_pages", "libnuma is here, and the kernel answers")
+
+
+def _privileges() -> Iterator[Finding]:
+    held = capabilities.effective()
+    gaps = capabilities.missing(held)
+    for gap in gaps:
+        yield Finding(Grade.WARN, gap.capability, f"missing: {gap.lost}; {gap.kept}")
+    if not gaps:
+        yield Finding(Grade.OK, "capabilities", "all that are used")
+
+
+def _page_tables() -> Iterator[Finding]:
+    memory = mmap.mmap(-1, mmap.PAGESIZE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    memory[0] = 1
+    page = np.frombuffer(memory, np.uint8).ctypes.data // mmap.PAGESIZE
+    descriptor = os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        entry = np.frombuffer(os.pread(descriptor, 8, page * 8), np.uint64)
+        scans = pagemap.scan(descriptor, page, page + 1, mmap.PAGESIZE) is not None
+    finally:
+        os.close(descriptor)
+    pfn = (entry & pagemap.PFN).astype(np.int64)
+    if not pfn[0]:
+        yield Finding(Grade.WARN, "page frames", "hidden: nodes are asked by move_pages, which is slower")
+    else:
+        node = int(read_pfn_ranges().node_of(pfn.view(np.uint64))[0])
+        flags_of(pfn)
+        yield Finding(Grade.OK, "page frames", f"visible, with their flags and nodes (a new page is on node {node})")
+    yield Finding(
+        Grade.OK, "PAGEMAP_SCAN", "used" if scans else "not in this kernel (6.7 has it): page tables are read plainly"
+    )
+
+
+def _shared_objects() -> Iterator[Finding]:
+    memory = mmap.mmap(-1, mmap.PAGESIZE)
+    memory[0] = 1
+    start = np.frombuffer(memory, np.uint8).ctypes.data
+    path = objects.path_of(os.getpid(), start, start + mmap.PAGESIZE)
+    try:
+        with objects.mapped(path, 0, 1) as mapped:
+            objects.populate(mapped, 0, 1)
+    except OSError as error:
+        text = f"cannot be mapped ({error.strerror}): what no carrier touched is asked of other processes"
+        yield Finding(Grade.WARN, "shared objects", text)
+    else:
+        yield Finding(Grade.OK, "shared objects", "can be mapped here, so that all of their pages are reached")
+
+
+def _balancing() -> Iterator[Finding]:
+    with suppress(Vanished):
+        if read_bytes("/proc/sys/kernel/numa_balancing").strip() != b"0":
+            text = "kernel.numa_balancing is on: the kernel may move pages back (sysctl kernel.numa_balancing=0)"
+            yield Finding(Grade.WARN, "AutoNUMA", text)
+            return
+    yield Finding(Grade.OK, "AutoNUMA", "off")
+
+
+def _cgroups() -> Iterator[Finding]:
+    hierarchies = read_hierarchies()
+    if hierarchies.unified is not None:
+        yield Finding(Grade.OK, "cgroup v2", f"at {hierarchies.unified}")
+    wanted = {"cpuset", "freezer", "memory"} & set(hierarchies.legacy)
+    if wanted:
+        yield Finding(Grade.OK, "cgroup v1", f"{', '.join(sorted(wanted))} at {hierarchies.legacy[min(wanted)].parent}")
+    if hierarchies.unified is None and not wanted:
+        yield Finding(Grade.WARN, "cgroups", "none mounted: only --pid can be a target")
+
+
+_WANTED = {
+    "ProctrackType": ("proctrack/cgroup", "pageferry finds a job by its cgroups"),
+    "TaskPlugin": ("task/cgroup", "without it a job has no cpuset"),
+    "ConstrainCores": ("yes", "without it a new step of a moved job fails to start"),
+}
+
+
+def _slurm() -> Iterator[Finding]:
+    if shutil.which("scontrol") is None:
+        yield Finding(Grade.WARN, "Slurm", "no scontrol on this host: jobs are found by their cgroups only")
+        return
+    try:
+        answer = subprocess.run(["scontrol", "show", "config"], capture_output=True, timeout=5, check=False)
+    except subprocess.TimeoutExpired:
+        yield Finding(Grade.WARN, "Slurm", "scontrol show config did not answer within 5 s")
+        return
+    if answer.returncode:
+        yield Finding(Grade.WARN, "Slurm", f"slurmctld does not answer: {printable(answer.stderr.strip()[:160])}")
+        return
+    config = dict(re.findall(r"^(\w+)\s*= (.*?)\s*$", answer.stdout.decode("utf-8", "replace"), re.MULTILINE))
+    yield Finding(Grade.OK, "Slurm", printable(config.get("SLURM_VERSION", "version not told").encode()))
+    for key, (value, why) in _WANTED.items():
+        found = printable(config.get(key, "not told").encode())
+        good = value in found.split(",")
+        yield Finding(Grade.OK if good else Grade.WARN, key, found if good else f"{found}, should have {value}: {why}")

@@ -1,0 +1,78 @@
+"""Holds on to a process, so that a process ID that is used again cannot hit a stranger.
+
+What is done to the process is left to others; they ask here, before and after, whether it is still the same one.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+from pageferry.errors import KernelError, Vanished
+from pageferry.kernel.procfs import start_time
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessHandle:
+    """A process that was there when it was opened. Use it as a context manager, or close it once.
+
+    `pidfd` is our file descriptor, `start_time` in clock ticks since boot. The process ID stays the process's own
+    until its parent has reaped it, hence it is safe to use between two calls of `alive` that both say True.
+    """
+
+    pid: int
+    pidfd: int
+    start_time: int
+
+    def alive(self) -> bool:
+        """Say whether the process still runs or stands still, its memory with it.
+
+        A zombie does not count as alive; a process whose first thread has ended while others run does, although
+        its /proc/PID/maps is empty.
+        """
+        poll = select.poll()
+        poll.register(self.pidfd, select.POLLIN)
+        if poll.poll(0):  # readable once every thread has ended: the man page pidfd_open(2)
+            return False
+        try:
+            return start_time(self.pid) == self.start_time
+        except Vanished:
+            return False
+
+    def close(self) -> None:
+        """Give the file descriptor back."""
+        os.close(self.pidfd)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def open_process(pid: int) -> ProcessHandle:
+    """Open a process by its ID; each handle holds one file descriptor until it is closed.
+
+    Raises Vanished when there is no such process (a zombie can be opened, and is not alive), and KernelError for
+    the ID of a thread, and when file descriptors run out or the kernel has no pidfd_open (before 5.3).
+    """
+    try:
+        pidfd = os.pidfd_open(pid)
+    except OSError as error:
+        if error.errno == errno.ESRCH:
+            raise Vanished(f"process {pid} has ended") from error
+        # ENOENT since 6.9, EINVAL before it: the ID of a thread that is not the first of its process.
+        if error.errno in {errno.ENOENT, errno.EINVAL}:
+            raise KernelError(f"{pid} is not a process but a thread of one") from error
+        raise KernelError(f"process {pid} cannot be held: {error.strerror}") from error
+    try:
+        return ProcessHandle(pid, pidfd, start_time(pid))
+    except BaseException:
+        os.close(pidfd)
+        raise

@@ -1,0 +1,166 @@
+"""Reads what the kernel tells of processes below /proc.
+
+Maps are handed on as raw bytes: what they mean is the planner's. A process that ends while it is read raises
+Vanished, a normal outcome; one that we may not read raises Denied. Source: the man page proc(5).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from pageferry.errors import KernelError, Vanished
+from pageferry.kernel.files import numbered, printable, read_bytes, translated
+from pageferry.kernel.lists import parse_list
+from pageferry.kernel.mountinfo import read_mountinfo
+
+_NAMESPACE = re.compile(r"ipc:\[([0-9]+)\]")
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """What /proc/PID/status says. Sizes are in bytes and 0 where the process has no memory of its own.
+
+    `name` is printable: the kernel escapes newline and backslash, we the rest. `state` is the kernel's letter,
+    such as R, S, D, T (stopped), Z (zombie: its first thread has ended). `uids` are real, effective, saved and
+    file system user ID. `cpus_allowed` and `mems_allowed` are the first thread's, and already within its cpuset.
+    """
+
+    name: str
+    state: str
+    thread_group: int
+    parent: int
+    uids: tuple[int, ...]
+    threads: int
+    cpus_allowed: frozenset[int]
+    mems_allowed: frozenset[int]
+    rss_anon_bytes: int
+    rss_file_bytes: int
+    rss_shmem_bytes: int
+
+
+def start_time(pid: int, root: Path = Path("/")) -> int:
+    """Return when a process started, in clock ticks since boot (field 22 of /proc/PID/stat).
+
+    With the process ID it names a process for as long as the host is up.
+    """
+    path = _path(pid, "stat", root)
+    text = read_bytes(path)
+    # The command name, in parentheses, can hold any character, ") R 1 (" too; the numbers behind it cannot.
+    fields = text[text.rfind(b")") + 1 :].split()
+    if len(fields) < 20 or not fields[19].isdigit():
+        raise KernelError(f"{path}: not a process: {printable(text[:200])}")
+    return int(fields[19])
+
+
+def read_status(pid: int, root: Path = Path("/")) -> Status:
+    """Return the status of a process, or of a thread by its thread ID.
+
+    Raises Vanished, Denied, and KernelError for a file that cannot be understood.
+    """
+    path = _path(pid, "status", root)
+    lines = (line.partition(b":") for line in read_bytes(path).split(b"\n"))
+    fields = {key: value.strip() for key, _, value in lines}
+    try:
+        return Status(
+            name=printable(fields[b"Name"]),
+            state=fields[b"State"][:1].decode("ascii"),
+            thread_group=int(fields[b"Tgid"]),
+            parent=int(fields[b"PPid"]),
+            uids=tuple(int(word) for word in fields[b"Uid"].split()),
+            threads=int(fields[b"Threads"]),
+            cpus_allowed=parse_list(fields[b"Cpus_allowed_list"]),
+            mems_allowed=parse_list(fields[b"Mems_allowed_list"]),
+            rss_anon_bytes=_size(fields.get(b"RssAnon")),
+            rss_file_bytes=_size(fields.get(b"RssFile")),
+            rss_shmem_bytes=_size(fields.get(b"RssShmem")),
+        )
+    except KeyError as error:
+        raise KernelError(f"{path}: no line for {error.args[0].decode()}") from error
+    except ValueError as error:
+        raise KernelError(f"{path}: {error}") from error
+
+
+def read_maps(pid: int, root: Path = Path("/")) -> bytes:
+    """Return the text of /proc/PID/maps, whole lines. Kernel threads and zombies have an empty one.
+
+    A process that ends while it is read can leave the text short without an error: whoever needs all of it asks
+    afterwards whether the process is still alive. Raises Vanished and Denied.
+    """
+    return read_bytes(_path(pid, "maps", root))
+
+
+def ipc_namespace(pid: int, root: Path = Path("/")) -> int:
+    """Return the inode of a process's IPC namespace; SysV segments of two namespaces are never the same."""
+    path = _path(pid, "ns/ipc", root)
+    try:
+        link = os.readlink(path)  # noqa: PTH115  (the target is no path)
+    except OSError as error:
+        raise translated(error, path) from error
+    match = _NAMESPACE.fullmatch(link)
+    if match is None:
+        raise KernelError(f"{path}: not an IPC namespace: {printable(os.fsencode(link))}")
+    return int(match[1])
+
+
+def list_pids(root: Path = Path("/")) -> frozenset[int]:
+    """Return the IDs of all processes, kernel threads included; some may have ended by now."""
+    return frozenset(numbered(root / "proc"))
+
+
+def descendants(pid: int, root: Path = Path("/")) -> frozenset[int]:
+    """Return the IDs of the children of a process, their children and so on, without itself.
+
+    A process whose parent ended belongs to init and is no longer found: a cgroup is the better answer where
+    there is one. Raises Vanished when `pid` is not there.
+    """
+    if root == Path("/"):
+        import psutil  # noqa: PLC0415  (no hook needs it)
+
+        try:
+            return frozenset(child.pid for child in psutil.Process(pid).children(recursive=True))
+        except psutil.NoSuchProcess as error:
+            raise Vanished(f"process {pid} has ended") from error
+    start_time(pid, root)
+    children: dict[int, list[int]] = {}
+    for parent, child in _parents(root):
+        children.setdefault(parent, []).append(child)
+    found: set[int] = set()
+    waiting = [pid]
+    while waiting:
+        fresh = [child for child in children.get(waiting.pop(), ()) if child not in found]
+        found.update(fresh)
+        waiting.extend(fresh)
+    return frozenset(found - {pid})
+
+
+def mounts(root: Path = Path("/")) -> dict[str, str]:
+    """Return the file system type of each mounted device; the key is "major:minor" as /proc/PID/maps has it.
+
+    Not among them: what only the kernel mounts (memfd, SysV and shared-anonymous memory), what only other mount
+    namespaces see, and layers of an overlay that are not mounted here, which some kernels show for its files.
+    """
+    return {mount.device: mount.fstype for mount in read_mountinfo(root)}
+
+
+def _path(pid: int, name: str, root: Path) -> str:
+    return os.path.join(root, "proc", str(pid), name)  # noqa: PTH118  (Path costs more than the open itself)
+
+
+def _size(value: bytes | None) -> int:
+    if value is None:
+        return 0
+    number, unit = value.split()
+    if unit != b"kB":
+        raise ValueError(f"not in kB: {printable(value[:80])}")
+    return int(number) * 1024
+
+
+def _parents(root: Path) -> Iterator[tuple[int, int]]:
+    for pid in list_pids(root):
+        with contextlib.suppress(Vanished):
+            yield read_status(pid, root).parent, pid

@@ -1,0 +1,244 @@
+"""What an operator sees: tables on a terminal, one JSON object for a program.
+
+Names from /proc and cgroups are hostile text: they are escaped here, at the last moment, and cut to what fits.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from pageferry.ferry import Outcome
+from pageferry.kernel.files import printable
+from pageferry.kernel.lists import format_list
+from pageferry.kernel.topology import Topology
+from pageferry_planner.model import ANONYMOUS, SELF, Bucket, Plan, Runs, Snapshot, Tally
+
+ROWS = 16
+"""Rows of a table at most; what is left out is said in the last one."""
+
+_BAR = 24
+_UNITS = ("KiB", "MiB", "GiB", "TiB")
+
+
+def size(count: float) -> str:
+    """Return bytes as people read them."""
+    value = count / 1024
+    for unit in _UNITS:
+        if value < 1024 or unit == _UNITS[-1]:
+            return f"{value:.0f} {unit}" if value >= 100 or value == int(value) else f"{value:.1f} {unit}"
+        value /= 1024
+    raise AssertionError
+
+
+def safe(name: str) -> str:
+    """Return a hostile name as one line that a terminal shows as it stands."""
+    return printable(os.fsencode(name))
+
+
+def pages_per_node(runs: Runs) -> dict[int, int]:
+    """Return pages by node, ascending."""
+    counted: Counter[int] = Counter()
+    for node, count in zip(runs.node.tolist(), runs.count.tolist(), strict=True):
+        counted[node] += count
+    return dict(sorted(counted.items()))
+
+
+def status_json(name: str, snapshot: Snapshot, topology: Topology) -> dict[str, Any]:
+    """Return where a job's memory is, against where its CPUs are, for a program."""
+    cpu_nodes = frozenset().union(*(process.nodes for process in snapshot.processes))
+    movable = snapshot.runs.take(snapshot.movable())
+    here = pages_per_node(snapshot.runs)
+    mine = pages_per_node(movable)
+    remote = sum(count for node, count in mine.items() if node not in cpu_nodes)
+    return {
+        "target": name,
+        "processes": len(snapshot.processes),
+        "page_bytes": snapshot.page_bytes,
+        "cpu_nodes": sorted(cpu_nodes),
+        "nodes": {
+            str(node.number): {
+                "bytes": here.get(node.number, 0) * snapshot.page_bytes,
+                "movable_bytes": mine.get(node.number, 0) * snapshot.page_bytes,
+                "free_bytes": node.free_bytes,
+                "total_bytes": node.total_bytes,
+            }
+            for node in topology.nodes
+        },
+        "bytes": snapshot.runs.pages() * snapshot.page_bytes,
+        "remote_bytes": remote * snapshot.page_bytes,
+    }
+
+
+def status_table(status: Mapping[str, Any]) -> RenderableType:
+    """Return the table of one job's status, with a bar for each node."""
+    total = max(status["bytes"], 1)
+    title = f"{safe(status['target'])}: {status['processes']} processes, {size(status['bytes'])}"
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    for heading, side in (("node", "right"), ("CPUs", "left"), ("memory", "right"), ("", "left"), ("free", "right")):
+        table.add_column(heading, justify="right" if side == "right" else "left", no_wrap=True)
+    for number, node in status["nodes"].items():
+        local = int(number) in status["cpu_nodes"]
+        bar = Text("█" * round(_BAR * node["bytes"] / total), style="green" if local else "yellow")
+        table.add_row(number, "yes" if local else "-", size(node["bytes"]), bar, size(node["free_bytes"]))
+    remote = status["remote_bytes"]
+    word = f"{size(remote)} ({remote * 100 / total:.0f} %) of it away from its CPUs" if remote else "all of it in place"
+    return Group(table, Text(word, style="yellow" if remote else "green"))
+
+
+def plan_json(snapshot: Snapshot, plan: Plan) -> dict[str, Any]:
+    """Return a plan for a program: what moves, by which carrier, what stays and why, and what that saves."""
+    page = plan.page_bytes
+    return {
+        "from_nodes": list(plan.sources),
+        "moves": [
+            {"what": what, "pid": pid, "from": here, "to": there, "bytes": pages * page}
+            for (what, pid, here, there), pages in _moves(snapshot, plan)
+        ],
+        "stays": [
+            {"what": what, "rule": rule, "detail": detail, "bytes": pages * page}
+            for (what, rule, detail), pages in _stays(snapshot)
+        ],
+        "move_bytes": plan.moves.pages() * page,
+        "in_place_bytes": plan.in_place * page,
+        "excluded_bytes": {rule: pages * page for rule, pages in plan.excluded.items()},
+        "no_room_bytes": plan.no_room * page,
+        "lacking_bytes": {str(node): pages * page for node, pages in plan.lacking.items()},
+        "nodes": {
+            str(node): {"need_bytes": plan.need.get(node, 0) * page, "room_bytes": room * page}
+            for node, room in sorted(plan.room.items())
+        },
+        "total_bytes": plan.total() * page,
+        "requested_pages": plan.moves.pages(),
+        "asked_per_process_pages": plan.asked_per_process,
+    }
+
+
+def plan_table(plan: Mapping[str, Any]) -> RenderableType:
+    """Return the tables of a plan."""
+    moves = _table("moves", "by pid", "from", "to", "size")
+    _fill(moves, [(m["what"], _pid(m["pid"]), str(m["from"]), str(m["to"]), size(m["bytes"])) for m in plan["moves"]])
+    stays = _table("stays", "by rule", "because", "size")
+    _fill(stays, [(s["what"], s["rule"], safe(s["detail"]), size(s["bytes"])) for s in plan["stays"]])
+    rooms = _table("node", "needs", "has room for")
+    for node, entry in plan["nodes"].items():
+        if entry["need_bytes"]:
+            rooms.add_row(node, size(entry["need_bytes"]), size(entry["room_bytes"]))
+    asked, naive = plan["requested_pages"], plan["asked_per_process_pages"]
+    words = [
+        f"{size(plan['move_bytes'])} to move from node {_nodes(plan['from_nodes'])}, "
+        f"{size(plan['in_place_bytes'])} in place, {size(sum(plan['excluded_bytes'].values()))} stay by rule"
+        + (f", {size(plan['no_room_bytes'])} without room" if plan["no_room_bytes"] else ""),
+        f"{asked} pages to request; asking every process for all that it maps would be {naive}",
+    ]
+    words += [f"REFUSED: node {node} lacks {size(lack)}" for node, lack in plan["lacking_bytes"].items()]
+    parts: list[RenderableType] = [table for table in (moves, stays, rooms) if table.row_count]
+    return Group(*parts, *map(Text, words))
+
+
+def outcome_json(outcome: Outcome) -> dict[str, Any]:
+    """Return what became of every page, for a program."""
+    tally, page = outcome.tally, outcome.plan.page_bytes
+    return {
+        "complete": outcome.complete,
+        "refused": bool(outcome.plan.lacking),
+        "lacking_bytes": {str(node): pages * page for node, pages in outcome.plan.lacking.items()},
+        "pages": {bucket.value: tally[bucket] for bucket in Bucket},
+        "excluded": dict(tally.excluded),
+        "total_pages": tally.total(),
+        "page_bytes": page,
+        "moved_bytes": tally[Bucket.MOVED] * page,
+        "requested_pages": tally.requested,
+        "retried_pages": tally.retried,
+        "addresses": tally.addresses,
+        "calls": tally.calls,
+        "asked_per_process_pages": outcome.plan.asked_per_process,
+        "seconds": round(outcome.seconds, 6),
+        "seconds_planning": round(outcome.seconds_planning, 6),
+    }
+
+
+def outcome_lines(outcome: Outcome) -> list[str]:
+    """Return what became of every page as plain lines."""
+    tally, page = outcome.tally, outcome.plan.page_bytes
+    lines = []
+    for node, pages in outcome.plan.lacking.items():
+        lines.append(f"refused: node {node} lacks {size(pages * page)}; nothing was moved (see --when-full)")
+    for bucket in Bucket:
+        if tally[bucket]:
+            lines.append(
+                f"{bucket.value:<12} {size(tally[bucket] * page):>10}  {tally[bucket]:>10} pages{_why(bucket, tally)}"
+            )
+    lines.append(f"{'total':<12} {size(tally.total() * page):>10}  {tally.total():>10} pages")
+    lines.append(
+        f"requested {tally.requested} pages ({tally.retried} again) by {tally.addresses} addresses in {tally.calls} "
+        f"calls; asking every process would be {outcome.plan.asked_per_process}"
+    )
+    rate = f", {size(tally[Bucket.MOVED] * page / outcome.seconds)}/s" if tally[Bucket.MOVED] else ""
+    lines.append(f"{outcome.seconds:.2f} s, {outcome.seconds_planning:.2f} s of it to plan{rate}")
+    return lines
+
+
+def _why(bucket: Bucket, tally: Tally) -> str:
+    if bucket is Bucket.EXCLUDED:
+        return "  (" + ", ".join(f"{rule} {pages}" for rule, pages in sorted(tally.excluded.items())) + ")"
+    return ""
+
+
+def _moves(snapshot: Snapshot, plan: Plan) -> list[tuple[tuple[str, int, int, int], int]]:
+    counted: Counter[tuple[str, int, int, int]] = Counter()
+    runs = plan.moves
+    columns = (runs.backing, runs.process, runs.node, plan.target, runs.count)
+    for backing, process, here, there, count in zip(*(column.tolist() for column in columns), strict=True):
+        pid = plan.processes[process].pid if process != SELF else 0
+        counted[_what(snapshot, backing), pid, here, there] += count
+    return counted.most_common()
+
+
+def _stays(snapshot: Snapshot) -> list[tuple[tuple[str, str, str], int]]:
+    counted: Counter[tuple[str, str, str]] = Counter()
+    for backing, count in zip(snapshot.runs.backing.tolist(), snapshot.runs.count.tolist(), strict=True):
+        if backing != ANONYMOUS and not (verdict := snapshot.verdicts[backing]).moves:
+            counted[_what(snapshot, backing), verdict.rule, verdict.detail] += count
+    return counted.most_common()
+
+
+def _what(snapshot: Snapshot, backing: int) -> str:
+    return safe(snapshot.backings[backing].path) if backing != ANONYMOUS else "private memory"
+
+
+def _pid(pid: int) -> str:
+    return str(pid) if pid else "pageferry"
+
+
+def _nodes(nodes: Iterable[int]) -> str:
+    return format_list(nodes) or "none"
+
+
+def _table(*headings: str) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for heading in headings:
+        right = heading in {"size", "needs", "has room for", "by pid"}
+        table.add_column(heading, justify="right" if right else "left", overflow="ellipsis", no_wrap=True)
+    return table
+
+
+def _fill(table: Table, rows: Sequence[tuple[str, ...]]) -> None:
+    for row in rows[:ROWS]:
+        table.add_row(*(Text(cell) for cell in row))
+    if len(rows) > ROWS:
+        table.add_row(f"and {len(rows) - ROWS} more")
+
+
+def show(renderable: RenderableType) -> None:
+    """Print to standard output, in colour and to the width of a terminal, wide and plain elsewhere."""
+    console = Console(highlight=False, markup=False, emoji=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, markup=False, emoji=False, width=200)
+    console.print(renderable)

@@ -1,0 +1,78 @@
+"""What a command is about: a Slurm job, processes with their children, or a cgroup → pids, and what may be held.
+
+The differences between them end here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+from pageferry.assign import Cpusets
+from pageferry.errors import UsageError, Vanished
+from pageferry.kernel.cgroup import pids as pids_of
+from pageferry.kernel.cgroup import read_hierarchies
+from pageferry.kernel.files import printable
+from pageferry.kernel.procfs import descendants, start_time
+from pageferry.schedulers.base import Job
+from pageferry.schedulers.slurm import Slurm
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A target: its name for people, its processes, the version 2 groups that hold them, and its cpusets."""
+
+    name: str
+    pids: frozenset[int]
+    holds: tuple[Path, ...]
+    cpusets: Cpusets
+
+
+def find(job: str | None, pids: Collection[int], cgroup: str | None) -> Found:
+    """Return the one target that was named. Raises UsageError for none, several, or one that is not there."""
+    if bool(job) + bool(pids) + bool(cgroup) != 1:
+        raise UsageError("name one target: a job id, --pid or --cgroup")
+    if job:
+        return _job(Slurm().find(job))
+    if cgroup:
+        return _cgroup(cgroup)
+    return _processes(pids)
+
+
+def find_all() -> list[Found]:
+    """Return all Slurm jobs on this host."""
+    return [_job(job) for job in Slurm().jobs()]
+
+
+def _job(job: Job) -> Found:
+    if not job.pids:
+        raise UsageError(f"job {job.id} has no processes on this host")
+    return Found(f"job {job.id}", job.pids, job.holds, Cpusets(job.cpusets_outer, job.cpusets_inner))
+
+
+def _processes(pids: Collection[int]) -> Found:
+    found: set[int] = set()
+    for pid in pids:
+        try:
+            start_time(pid)
+            found |= {pid, *descendants(pid)}
+        except Vanished as error:
+            raise UsageError(f"no such process: {pid}") from error
+    return Found("process " + ", ".join(map(str, pids)), frozenset(found), (), Cpusets())
+
+
+def _cgroup(name: str) -> Found:
+    hierarchies = read_hierarchies()
+    mounts = [mount for mount in (hierarchies.unified, *hierarchies.legacy.values()) if mount is not None]
+    given = Path(name)
+    places = [given] if given.is_absolute() else []
+    places += [mount / name.lstrip("/") for mount in mounts]
+    group = next((place for place in places if (place / "cgroup.procs").is_file()), None)
+    if group is None:
+        raise UsageError(f"no such cgroup: {printable(name.encode('utf-8', 'surrogateescape'))}")
+    members = pids_of(group)
+    if not members:
+        raise UsageError(f"no process in cgroup {printable(bytes(group))}")
+    unified = hierarchies.unified is not None and group.is_relative_to(hierarchies.unified)
+    return Found(f"cgroup {group}", members, (group,) if unified else (), Cpusets(narrow=(group,)))

@@ -1,0 +1,82 @@
+"""Moves a job before witnesses, and asserts what must hold of every move, whatever the memory.
+
+Each page of the job, told apart by its frame, is in one bucket; only those on other nodes than they belong on were
+asked for; the kernel counts as many migrations as the tally; no content has changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from guest import witness
+from guest.ranks import Job
+from guest.witness import Census
+from pageferry import ferry
+from pageferry.mover import Limits
+from pageferry_planner.model import Bucket, Target
+from pageferry_planner.policy import Rules
+
+Object = tuple[str | Path, int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """A move, and what the witnesses saw before and after it."""
+
+    outcome: ferry.Outcome
+    before: Census
+    after: Census
+    migrated: int
+    failed: int
+
+    def __getitem__(self, bucket: Bucket) -> int:
+        return self.outcome.tally[bucket]
+
+
+def request(*nodes: int, limits: Limits | None = None, rules: Rules | None = None) -> ferry.Request:
+    """Return the plainest request: all to these nodes."""
+    return ferry.Request(Target(nodes), rules or Rules(), limits or Limits())
+
+
+def prove(
+    job: Job,
+    wanted: ferry.Request,
+    objects: Iterable[Object] = (),
+    progress: Callable[[int, int], None] = lambda _done, _of: None,
+) -> Proof:
+    """Seal the job, move it, and assert what holds of every move of a job that stays alive and still."""
+    objects = list(objects)
+    job.seal()
+    before = witness.census(job.pids, objects)
+    assert sum(witness.numa_maps(pid).total() for pid in job.pids) == before.sightings
+    counters = witness.vmstat()
+    outcome = ferry.move(job.pids, wanted, progress)
+    counters = witness.vmstat() - counters
+    after = witness.census(job.pids, objects)
+    tally = outcome.tally
+
+    assert tally.total() == before.total == after.total
+    assert tally[Bucket.VANISHED] == 0
+    assert outcome.plan.total() == tally.total()
+    assert counters["pgmigrate_success"] == tally[Bucket.MOVED]
+    assert counters["oom_kill"] == 0
+    assert tally.requested <= before.total - tally[Bucket.IN_PLACE] - tally[Bucket.EXCLUDED]
+    assert sum(witness.numa_maps(pid).total() for pid in job.pids) == after.sightings == before.sightings
+    assert job.broken() == []
+    return Proof(outcome, before, after, counters["pgmigrate_success"], counters["pgmigrate_fail"])
+
+
+def prove_whole(
+    job: Job, *nodes: int, objects: Iterable[Object] = (), rules: Rules | None = None
+) -> Proof:
+    """Move all of the job, and assert that each misplaced page was asked for once, and arrived."""
+    proof = prove(job, request(*nodes, rules=rules), objects)
+    tally = proof.outcome.tally
+    assert tally.requested + tally[Bucket.EXCLUDED] == proof.before.not_on(*nodes)
+    assert tally[Bucket.MOVED] == tally.requested
+    assert tally[Bucket.IN_PLACE] == proof.before.on(*nodes)
+    assert proof.after.not_on(*nodes) == tally[Bucket.EXCLUDED]
+    assert proof.outcome.complete
+    return proof

@@ -1,0 +1,229 @@
+"""Witnesses of where pages are and what the kernel did, which share no code with what they bear witness to.
+
+Page tables are read whole, page by page, and pages are told apart by their frame; what mincore(2) finds of an object
+beyond that is looked up through a mapping of our own. Needs CAP_SYS_ADMIN, for page frames.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+PAGE = mmap.PAGESIZE
+Ints = npt.NDArray[np.int64]
+
+_NOT_THE_JOBS = ("[vdso]", "[vvar]", "[vvar_vclock]", "[vsyscall]")
+_PRESENT, _SWAPPED = 63, 62
+_ZERO_PAGE = 24
+_SYS_MOVE_PAGES = 279
+_MADV_POPULATE_READ = 22
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Vma:
+    """One line of /proc/PID/maps, in bytes."""
+
+    start: int
+    end: int
+    permissions: str
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class Census:
+    """All pages that page tables show: `pfn` and `node` of each once (ascending); `sightings` counts them all."""
+
+    pfn: Ints
+    node: Ints
+    sightings: int
+    _paths: dict[str, Ints]
+
+    @property
+    def total(self) -> int:
+        """The number of pages, each once."""
+        return len(self.pfn)
+
+    def on(self, *nodes: int) -> int:
+        """Return how many pages are on these nodes."""
+        return int(np.isin(self.node, nodes).sum())
+
+    def not_on(self, *nodes: int) -> int:
+        """Return how many pages are on other nodes."""
+        return self.total - self.on(*nodes)
+
+    def of(self, path: str | Path) -> Counter[int]:
+        """Return the pages of the mappings of a path, each once, per node."""
+        frames = self._paths.get(str(path), np.zeros(0, np.int64))
+        return Counter(self.node[np.searchsorted(self.pfn, frames)].tolist())
+
+
+def census(pids: Iterable[int], objects: Iterable[tuple[str | Path, int, int]] = ()) -> Census:
+    """Count the pages of processes, and of `objects` (path, pages [lo, hi)) those resident in nobody's page table."""
+    paths: dict[str, list[Ints]] = {}
+    for pid in pids:
+        for vma in vmas(pid):
+            if vma.path not in _NOT_THE_JOBS:
+                entries = page_table(pid, vma.start, vma.end)
+                paths.setdefault(vma.path, []).append(_frames(entries))
+    seen = np.concatenate([frames for found in paths.values() for frames in found])
+    sightings = len(seen)
+    unseen = [resident_frames(path, lo, hi) for path, lo, hi in objects]
+    pfn = np.unique(np.concatenate([seen, *unseen]))
+    return Census(pfn, node_of(pfn), sightings, {path: np.unique(np.concatenate(paths[path])) for path in paths})
+
+
+def vmas(pid: int) -> list[Vma]:
+    """Return the mappings of a process."""
+    found = []
+    for line in Path(f"/proc/{pid}/maps").read_bytes().decode("utf-8", "surrogateescape").split("\n")[:-1]:
+        addresses, permissions, _offset, _device, rest = line.split(" ", 4)
+        start, end = addresses.split("-")
+        path = rest.split(" ", 1)[1].lstrip(" ") if " " in rest else ""
+        found.append(Vma(int(start, 16), int(end, 16), permissions, path))
+    return found
+
+
+def page_table(pid: int, start: int, end: int) -> npt.NDArray[np.uint64]:
+    """Return the pagemap entry of each page of [start, end)."""
+    with Path(f"/proc/{pid}/pagemap").open("rb", buffering=0) as file:
+        file.seek(start // PAGE * 8)
+        data = b""
+        wanted = (end - start) // PAGE * 8
+        while len(data) < wanted and (part := file.read(wanted - len(data))):
+            data += part
+    return np.frombuffer(data, np.uint64)
+
+
+def node_vector(pid: int, start: int, end: int) -> list[int]:
+    """Return the node of each page of [start, end), -1 where none is present."""
+    entries = page_table(pid, start, end)
+    present = (entries >> np.uint64(_PRESENT)) & np.uint64(1) != 0
+    nodes = np.full(len(entries), -1, np.int64)
+    nodes[present] = node_of((entries[present] & np.uint64((1 << 55) - 1)).astype(np.int64))
+    return [int(node) for node in nodes]
+
+
+def swapped(pid: int, start: int, end: int) -> int:
+    """Return how many pages of [start, end) are swapped out."""
+    return int(((page_table(pid, start, end) >> np.uint64(_SWAPPED)) & np.uint64(1)).sum())
+
+
+def resident_frames(path: str | Path, lo: int, hi: int) -> Ints:
+    """Return the frames of the resident pages [lo, hi) of an object, which must end on a page."""
+    with Path(path).open("rb", buffering=0) as file, closing(
+        mmap.mmap(file.fileno(), (hi - lo) * PAGE, mmap.MAP_SHARED, mmap.PROT_READ, offset=lo * PAGE)
+    ) as memory:
+        start = np.frombuffer(memory, np.uint8).ctypes.data
+        for page in np.flatnonzero(_mincore(start, hi - lo)).tolist():
+            memory.madvise(_MADV_POPULATE_READ, page * PAGE, PAGE)
+        return _frames(page_table(os.getpid(), start, start + (hi - lo) * PAGE))
+
+
+def residency(path: str | Path, pages: int) -> list[int]:
+    """Return, for each page of an object, 1 if it is in memory."""
+    with Path(path).open("rb", buffering=0) as file, closing(
+        mmap.mmap(file.fileno(), pages * PAGE, mmap.MAP_SHARED, mmap.PROT_READ)
+    ) as memory:
+        return [int(byte) for byte in _mincore(np.frombuffer(memory, np.uint8).ctypes.data, pages)]
+
+
+def _mincore(address: int, pages: int) -> npt.NDArray[np.uint8]:
+    vector = np.zeros(pages, np.uint8)
+    where = ctypes.c_void_p(address), ctypes.c_size_t(pages * PAGE), ctypes.c_void_p(vector.ctypes.data)
+    assert _libc.mincore(*where) == 0
+    return vector & np.uint8(1)
+
+
+def _frames(entries: npt.NDArray[np.uint64]) -> Ints:
+    """Return the frames of present entries, without those of the zero page, which is nobody's."""
+    present = entries[(entries >> np.uint64(_PRESENT)) & np.uint64(1) != 0]
+    frames = (present & np.uint64((1 << 55) - 1)).astype(np.int64)
+    flags = dict.fromkeys(np.unique(frames).tolist(), 0)
+    with Path("/proc/kpageflags").open("rb", buffering=0) as file:
+        for first, last in _stretches(list(flags)):
+            data = np.frombuffer(os.pread(file.fileno(), (last - first) * 8, first * 8), np.uint64)
+            flags.update(zip(range(first, last), data.tolist(), strict=True))
+    zero = np.array([flags[frame] >> _ZERO_PAGE & 1 for frame in frames.tolist()], bool)
+    return frames[~zero] if len(frames) else frames
+
+
+def _stretches(numbers: Sequence[int]) -> Iterator[tuple[int, int]]:
+    first = last = -1
+    for number in sorted(numbers):
+        if number != last:
+            if first >= 0:
+                yield first, last
+            first = number
+        last = number + 1
+    if first >= 0:
+        yield first, last
+
+
+def node_of(frames: Ints) -> Ints:
+    """Return the node of each frame, by the memory blocks below the nodes in sysfs."""
+    block_pages = int(Path("/sys/devices/system/memory/block_size_bytes").read_text(), 16) // PAGE
+    owners = {
+        int(block.name[6:]): int(node.name[4:])
+        for node in Path("/sys/devices/system/node").glob("node[0-9]*")
+        for block in node.glob("memory[0-9]*")
+    }
+    table = np.full(max(owners) + 2, -1, np.int64)
+    for block, node in owners.items():
+        table[block] = node
+    return np.asarray(table[np.minimum(frames // block_pages, len(table) - 1)], np.int64)
+
+
+def queried_nodes(pid: int, addresses: Sequence[int]) -> list[int]:
+    """Return the node of each address, or a negative errno, as the system call move_pages(2) itself says."""
+    where = (ctypes.c_uint64 * len(addresses))(*addresses)
+    status = (ctypes.c_int * len(addresses))()
+    assert _libc.syscall(_SYS_MOVE_PAGES, pid, ctypes.c_ulong(len(addresses)), where, None, status, 0) == 0
+    return list(status)
+
+
+def numa_maps(pid: int) -> Counter[int]:
+    """Return the base pages of a process per node, as the kernel's own walk counts them."""
+    pages: Counter[int] = Counter()
+    for line in Path(f"/proc/{pid}/numa_maps").read_text(errors="surrogateescape").splitlines():
+        size = re.search(r" kernelpagesize_kB=(\d+)$", line)
+        for node, count in re.findall(r" N(\d+)=(\d+)(?= |$)", line):
+            pages[int(node)] += int(count) * (int(size[1]) * 1024 // PAGE if size else 1)
+    return pages
+
+
+def policies(pid: int) -> list[tuple[str, str]]:
+    """Return the memory policy of each mapping of a process, by its address."""
+    lines = Path(f"/proc/{pid}/numa_maps").read_text(errors="surrogateescape").splitlines()
+    return [(line.split()[0], line.split()[1]) for line in lines]
+
+
+def vmstat() -> Counter[str]:
+    """Return the counters of /proc/vmstat."""
+    lines = Path("/proc/vmstat").read_text().splitlines()
+    return Counter({name: int(value) for name, value in (line.split() for line in lines)})
+
+
+def status(pid: int, *fields: str) -> dict[str, int]:
+    """Return fields of /proc/PID/status that are in kB."""
+    lines = Path(f"/proc/{pid}/status").read_text(errors="replace").splitlines()
+    found = dict(line.split(":", 1) for line in lines if ":" in line)
+    return {field: int(found[field].split()[0]) for field in fields}
+
+
+def smaps(pid: int, start: int, field: str) -> int:
+    """Return a field, in kB, of the mapping that begins at `start`."""
+    text = Path(f"/proc/{pid}/smaps").read_text(errors="surrogateescape")
+    mapping = text[re.search(f"^{start:x}-", text, re.MULTILINE).start() :]  # type: ignore[union-attr]
+    return int(re.search(rf"^{field}: +(\d+) kB", mapping, re.MULTILINE)[1])  # type: ignore[index]

@@ -1,0 +1,106 @@
+"""What must hold of telling whether a group stands still."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pageferry.errors import KernelError, Vanished
+from pageferry.kernel import freezer
+from support.trees import plant, write
+
+SCOPE = "sys/fs/cgroup/system.slice/n1_slurmstepd.scope"
+LEGACY = "sys/fs/cgroup/freezer/slurm/uid_1000/job_77"
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    plant("slurm_v2", tmp_path)
+    plant("slurm_v1", tmp_path)
+    return plant("processes", tmp_path)
+
+
+def give_state(root: Path, pid: int, state: str, threads: int = 1) -> None:
+    text = (root / "proc/4242/status").read_text()
+    text = text.replace("State:\tS", f"State:\t{state}").replace("Threads:\t1", f"Threads:\t{threads}")
+    write(root, f"proc/{pid}/status", text)
+
+
+def test_freezing_and_thawing_write_what_the_kernel_reads(root: Path) -> None:
+    group = root / SCOPE / "job_123/step_0/user"
+    freezer.freeze(group)
+    assert (group / "cgroup.freeze").read_text().startswith("1")
+    freezer.thaw(group)
+    assert (group / "cgroup.freeze").read_text().startswith("0")
+    for action in (freezer.freeze, freezer.thaw):
+        with pytest.raises(Vanished):
+            action(group / "none")
+
+
+def test_frozen_is_what_the_kernel_reports_and_not_what_was_asked_for(root: Path) -> None:
+    assert freezer.is_frozen(root / SCOPE / "job_12/step_0/user")
+    freezer.freeze(root / SCOPE / "job_123/step_0/user")
+    assert not freezer.is_frozen(root / SCOPE / "job_123/step_0/user")
+    with pytest.raises(Vanished):
+        freezer.is_frozen(root / "none")
+
+
+def test_waiting_for_what_holds_already_takes_no_time(root: Path) -> None:
+    assert freezer.wait_frozen(root / SCOPE / "job_12/step_0/user", frozen=True, seconds=0)
+    assert not freezer.wait_frozen(root / SCOPE / "job_12/step_0/user", frozen=False, seconds=0)
+    with pytest.raises(Vanished):
+        freezer.wait_frozen(root / "none", frozen=True, seconds=0)
+
+
+def test_the_state_of_a_legacy_freezer_says_who_asked(root: Path) -> None:
+    assert freezer.read_freezer_state(root / LEGACY / "step_batch") == freezer.FreezerState(
+        "FROZEN", own=True, parent=False
+    )
+    assert freezer.read_freezer_state(root / LEGACY).state == "THAWED"
+    with pytest.raises(Vanished):
+        freezer.read_freezer_state(root / "sys/fs/cgroup/freezer")
+
+
+def test_a_bad_state_is_named_in_the_complaint(root: Path) -> None:
+    write(root, f"{LEGACY}/freezer.state", "\x1b[2J\n")
+    with pytest.raises(KernelError, match=r"freezer\.state: not a state") as caught:
+        freezer.read_freezer_state(root / LEGACY)
+    assert str(caught.value).isprintable()
+
+
+def test_a_frozen_group_is_stopped_in_either_version(root: Path) -> None:
+    assert freezer.is_stopped(root / SCOPE / "job_12/step_0/user", root)
+    assert freezer.is_stopped(root / LEGACY / "step_batch", root)
+
+
+@pytest.mark.parametrize(("state", "stopped"), [("T", True), ("Z", True), ("t", True), ("S", False), ("R", False)])
+def test_a_group_is_stopped_when_all_its_processes_are(root: Path, state: str, stopped: bool) -> None:
+    give_state(root, 773, "T")
+    give_state(root, 774, state)
+    assert freezer.is_stopped(root / LEGACY / "step_0", root) is stopped
+
+
+def test_a_first_thread_that_ended_does_not_hide_one_that_runs(root: Path) -> None:
+    give_state(root, 773, "T")
+    give_state(root, 774, "Z", threads=2)
+    (root / "proc/774/task/774").mkdir(parents=True)
+    (root / "proc/774/task/775").mkdir()
+    give_state(root, 775, "S")
+    assert not freezer.is_stopped(root / LEGACY / "step_0", root)
+    give_state(root, 775, "T")
+    assert freezer.is_stopped(root / LEGACY / "step_0", root)
+
+
+def test_one_running_process_anywhere_below_is_enough_not_to_be_stopped(root: Path) -> None:
+    for pid in (1234, 1235):
+        give_state(root, pid, "T")
+    give_state(root, 1236, "R")
+    assert not freezer.is_stopped(root / SCOPE / "job_123/step_0", root)
+    give_state(root, 1236, "T")
+    assert freezer.is_stopped(root / SCOPE / "job_123/step_0", root)
+
+
+def test_processes_that_ended_and_groups_that_are_gone_do_not_run(root: Path) -> None:
+    assert freezer.is_stopped(root / SCOPE / "job_123", root)
+    assert freezer.is_stopped(root / "none", root)

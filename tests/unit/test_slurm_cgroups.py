@@ -1,0 +1,99 @@
+"""What must hold of finding the cgroups of Slurm's jobs."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from pageferry.schedulers import slurm_cgroups
+from support.trees import plant, write
+
+SLICE = "sys/fs/cgroup/system.slice"
+V1 = "sys/fs/cgroup"
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return plant("slurm_v2", tmp_path)
+
+
+@pytest.fixture
+def hybrid(tmp_path: Path) -> Path:
+    return plant("slurm_v1", tmp_path)
+
+
+def test_each_slurmd_of_the_host_has_its_own_group_of_the_job(root: Path) -> None:
+    assert set(slurm_cgroups.slurm_job_cgroups(123, root)) == {
+        root / SLICE / "n1_slurmstepd.scope/job_123",
+        root / SLICE / "n2_slurmstepd.scope/job_123",
+    }
+
+
+def test_a_job_is_not_taken_for_one_whose_number_begins_or_ends_the_same(root: Path) -> None:
+    assert slurm_cgroups.slurm_job_cgroups(12, root) == (root / SLICE / "n1_slurmstepd.scope/job_12",)
+    for stranger in (1, 2, 23, 12345):
+        assert slurm_cgroups.slurm_job_cgroups(stranger, root) == ()
+
+
+def test_the_users_processes_of_all_steps_are_found_and_no_slurmstepd(root: Path) -> None:
+    assert slurm_cgroups.slurm_job_user_pids(123, root) == {1231, 1233, 1235, 1236, 1241}
+
+
+def test_a_scope_in_another_slice_or_at_the_top_is_found(root: Path) -> None:
+    write(root, f"{V1}/site.slice/a/slurmstepd.scope/job_9/step_0/user/task_0/cgroup.procs", "99\n")
+    write(root, f"{V1}/slurmstepd.scope/job_9/step_0/user/task_0/cgroup.procs", "98\n")
+    assert slurm_cgroups.slurm_job_user_pids(9, root) == {98, 99}
+
+
+def test_a_job_group_inside_a_users_own_groups_is_not_looked_for(root: Path) -> None:
+    forged = f"{SLICE}/n1_slurmstepd.scope/job_1234/step_0/user/task_0/x_slurmstepd.scope/job_123"
+    write(root, f"{forged}/step_0/user/cgroup.procs", "666\n")
+    assert 666 not in slurm_cgroups.slurm_job_user_pids(123, root)
+
+
+def test_a_scope_that_an_unprivileged_user_made_is_not_believed(root: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root gives files away")
+    delegated = root / V1 / "user.slice/user-1000.slice"
+    write(root, f"{V1}/user.slice/user-1000.slice/x_slurmstepd.scope/job_123/step_0/user/cgroup.procs", "666\n")
+    os.chown(delegated, 1000, 1000)
+    os.chown(delegated / "x_slurmstepd.scope", 1000, 1000)
+    assert 666 not in slurm_cgroups.slurm_job_user_pids(123, root)
+
+
+def test_legacy_groups_are_found_in_every_hierarchy_that_slurm_uses(hybrid: Path) -> None:
+    assert slurm_cgroups.slurm_job_cgroups(77, hybrid) == tuple(
+        hybrid / V1 / group
+        for group in (
+            "freezer/slurm/uid_1000/job_77",
+            "cpuset/slurm/uid_1000/job_77",
+            "cpuset/slurm_n2/uid_1000/job_77",
+            "memory/slurm/uid_1000/job_77",
+        )
+    )
+
+
+def test_the_users_processes_of_a_legacy_job_are_those_of_the_freezers_steps(hybrid: Path) -> None:
+    assert slurm_cgroups.slurm_job_user_pids(77, hybrid) == {772, 773, 774}
+    assert [group.name for group in slurm_cgroups.slurm_job_user_groups(77, hybrid)] == ["step_0", "step_batch"]
+
+
+def test_the_user_is_known_from_a_legacy_path_only(root: Path, tmp_path: Path) -> None:
+    assert slurm_cgroups.legacy_user_id(slurm_cgroups.slurm_job_cgroups(123, root)) is None
+    plant("slurm_v1", tmp_path)
+    assert slurm_cgroups.legacy_user_id(slurm_cgroups.slurm_job_cgroups(77, tmp_path)) == 1000
+
+
+def test_hierarchies_that_share_a_mount_are_looked_at_once(tmp_path: Path) -> None:
+    line = "1 2 0:9 / /cg rw - cgroup cgroup rw,freezer,cpuset,memory\n"
+    write(tmp_path, "proc/self/mountinfo", line)
+    write(tmp_path, "cg/slurm/uid_5/job_3/step_0/cgroup.procs", "33\n")
+    assert slurm_cgroups.slurm_job_cgroups(3, tmp_path) == (tmp_path / "cg/slurm/uid_5/job_3",)
+    assert slurm_cgroups.slurm_job_user_pids(3, tmp_path) == {33}
+
+
+def test_a_mount_that_cannot_be_seen_holds_no_job(tmp_path: Path) -> None:
+    write(tmp_path, "proc/self/mountinfo", "1 2 0:9 / /hidden rw - cgroup2 none rw\n")
+    assert slurm_cgroups.slurm_job_cgroups(3, tmp_path) == ()
