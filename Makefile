@@ -30,13 +30,13 @@ unit: $(VENV)/ready
 	$(BIN)/pytest -q
 
 guest-tests: $(VENV)/ready
-	$(GUEST) run --layout four --slurm --timeout 1200 -- pytest -q tests/guest
-	$(GUEST) run --layout tight --timeout 300 -- pytest -q tests/guest -m tight
-	$(GUEST) run --layout cpuless --timeout 300 -- pytest -q tests/guest -m cpuless
-	$(GUEST) run --layout four --cgroup v1 --slurm --timeout 600 -- pytest -q tests/guest -m v1
+	$(GUEST) run --layout four --slurm --timeout 1200 --results .cache/four -- pytest -q tests/guest -m 'not cpuless'
+	$(GUEST) run --layout cpuless --timeout 300 --results .cache/cpuless -- pytest -q tests/guest -m 'cpuless or every_machine'
+	$(GUEST) run --layout tight --timeout 300 --results .cache/tight -- pytest -q tests/guest -m every_machine
+	$(GUEST) run --layout four --cgroup v1 --slurm --timeout 600 --results .cache/v1 -- pytest -q tests/guest -m 'v1 or every_machine'
 
 demo: $(VENV)/ready
-	$(GUEST) run --layout four --slurm --timeout 300 -- python tests/guest/demo.py
+	$(GUEST) run --layout four --slurm --smp-threads multi --timeout 300 --results .cache/demo -- env PYTHONPATH=tests python -m guest.demo
 
 bench: $(VENV)/ready
 	$(BIN)/python bench/run.py
@@ -51,7 +51,7 @@ packages:
 	    apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends $$missing; \
 	fi
 
-$(VENV)/ready: pyproject.toml Makefile | packages
+$(VENV)/ready: pyproject.toml | packages
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q --upgrade 'pip>=25.1'
 	$(BIN)/pip install -q --group dev -e .

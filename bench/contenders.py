@@ -19,12 +19,14 @@ class Run:
     """One run: how long it took, and how many pages it asked for.
 
     `requests`, in base pages: what was given to move_pages(2), or, of what walks page tables in the kernel, the present
-    entries that it walked. `planning`: seconds of the whole that went by before the first page moved.
+    entries that it walked. Only of pageferry: `planning`, the seconds of the whole that went by before the first page
+    moved, and `misplaced`, the unique pages that were to move.
     """
 
     seconds: float
     requests: int
     planning: float = 0.0
+    misplaced: int = 0
 
 
 Contender = Callable[[Job, int, int], Run]
@@ -61,7 +63,7 @@ def per_process(job: Job, _source: int, target: int) -> Run:
 
 
 def _peer(words: list[str], job: Job) -> tuple[float, int]:
-    command = [program("peers"), *words, *map(str, job.pids)]
+    command = [str(program("peers")), *words, *map(str, job.pids)]
     answer = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.split()
     return float(answer[0]), int(answer[1])
 
@@ -76,7 +78,8 @@ def ours(workers: int) -> Contender:
         seconds = time.monotonic() - began
         if not outcome.complete:
             raise RuntimeError(f"pages were left behind: {dict(outcome.tally.pages)}")
-        return Run(seconds, outcome.tally.requested + outcome.tally.retried, outcome.seconds_planning)
+        requests = outcome.tally.requested + outcome.tally.retried
+        return Run(seconds, requests, outcome.seconds_planning, outcome.plan.moves.pages())
 
     return run
 

@@ -71,7 +71,7 @@ def standing(shape: Shape, node: int) -> Iterator[Job]:
     (group / "cpuset.mems").write_text(str(node))
     numbers = [shape.processes, shape.threads, shape.shared_mib, shape.private_mib]
     join = f'echo $$ >{group}/cgroup.procs && exec "$@"'
-    command = ["sh", "-c", join, "sh", program("ranks"), *map(str, numbers)]
+    command = ["sh", "-c", join, "sh", str(program("ranks")), *map(str, numbers)]
     try:
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as first:
             try:

@@ -17,6 +17,9 @@ from pageferry_planner.model import Ints
 _KERNEL_OWN = frozenset({"[vdso]", "[vvar]", "[vvar_vclock]", "[vsyscall]", "[uprobes]", "[sigpage]", "[vectors]"})
 """VMAs that the kernel puts into every process; their pages are the kernel's and never move."""
 
+REMEMBERED = 1 << 16
+"""So many distinct lines are remembered; forked ranks have far fewer, those of exec'd ones do not come again."""
+
 
 @dataclass(frozen=True, slots=True)
 class Region:
@@ -50,7 +53,7 @@ class Region:
 class Maps:
     """VMAs of several processes.
 
-    One row per distinct line: `start`, `end` (bytes, half open), `region` (number in `regions`). One row per VMA of
+    One row per distinct line (or more, if there are very many of them): `start`, `end` (bytes, half open), `region` (number in `regions`). One row per VMA of
     a process: `process` (number in the order given) and `line`.
     """
 
@@ -63,11 +66,17 @@ class Maps:
 
 
 class _Numbers(dict[bytes, int]):
-    """Numbers new keys in the order in which they are first looked up."""
+    """Numbers new keys in the order in which they are first looked up, those that it was made to forget included."""
+
+    forgotten = 0
 
     def __missing__(self, key: bytes) -> int:
-        number = self[key] = len(self)
+        number = self[key] = self.forgotten + len(self)
         return number
+
+    def forget(self) -> None:
+        self.forgotten += len(self)
+        self.clear()
 
 
 def parse(texts: Sequence[bytes], namespaces: Sequence[int] | None = None) -> Maps:
@@ -77,6 +86,7 @@ def parse(texts: Sequence[bytes], namespaces: Sequence[int] | None = None) -> Ma
     """
     lines, tails = _Numbers(), _Numbers()
     per_process: list[Ints] = []
+    parts: list[tuple[Ints, Ints, Ints]] = []
     for number, text in enumerate(texts):
         rows = text.split(b"\n")
         if rows[-1] == b"":
@@ -85,25 +95,35 @@ def parse(texts: Sequence[bytes], namespaces: Sequence[int] | None = None) -> Ma
             mark = b"\n%d" % (namespaces[number] if namespaces else 0)
             rows = [row + mark if b" /SYSV" in row else row for row in rows]
         per_process.append(np.fromiter(map(lines.__getitem__, rows), np.int64, len(rows)))
-    start, end = np.empty(len(lines), np.uint64), np.empty(len(lines), np.uint64)
-    region = np.empty(len(lines), np.int64)
-    for line, number in lines.items():
-        try:
-            addresses, tail = line.split(b" ", 1)
-            first, last = addresses.split(b"-")
-            start[number], end[number] = int(first, 16), int(last, 16)
-        except (ValueError, OverflowError) as error:
-            raise ValueError(f"not a line of /proc/PID/maps: {line!r}") from error
-        region[number] = tails[tail]
-    lengths = np.array([len(rows) for rows in per_process], np.int64)
+        if len(lines) > REMEMBERED:
+            parts.append(_columns(lines, tails))
+            lines.forget()
+    parts.append(_columns(lines, tails))
+    start, end, region = (np.concatenate(column) for column in zip(*parts, strict=True))
+    lengths = [len(rows) for rows in per_process]
     return Maps(
-        start=start.view(np.int64),  # vsyscall wraps to negative; it is the kernel's own and never used
-        end=end.view(np.int64),
+        start=start,
+        end=end,
         region=region,
         regions=tuple(map(_region, tails)),
         process=np.repeat(np.arange(len(texts)), lengths),
         line=np.concatenate(per_process) if per_process else np.zeros(0, np.int64),
     )
+
+
+def _columns(lines: _Numbers, tails: _Numbers) -> tuple[Ints, Ints, Ints]:
+    """Return start, end and region of lines."""
+    start, end = np.empty(len(lines), np.uint64), np.empty(len(lines), np.uint64)
+    region = np.empty(len(lines), np.int64)
+    for row, line in enumerate(lines):
+        try:
+            addresses, tail = line.split(b" ", 1)
+            first, last = addresses.split(b"-")
+            start[row], end[row] = int(first, 16), int(last, 16)
+        except (ValueError, OverflowError) as error:
+            raise ValueError(f"not a line of /proc/PID/maps: {line!r}") from error
+        region[row] = tails[tail]
+    return start.view(np.int64), end.view(np.int64), region  # vsyscall wraps to negative; it is never used
 
 
 def _region(tail: bytes) -> Region:

@@ -33,6 +33,11 @@ class Entries:
     def __len__(self) -> int:
         return len(self.page)
 
+    @property
+    def count(self) -> Ints:
+        """One page each, as Stretches has it."""
+        return np.ones(len(self.page), np.int64)
+
     def take(self, rows: Ints | Bools) -> Entries:
         """Return the given rows (numbers or mask), in that order."""
         return Entries(
@@ -60,7 +65,38 @@ class Entries:
         )
 
 
-def doubtful(sharing: Sharing, ranges: Ranges, entries: Entries) -> Bools:
+@dataclass(frozen=True, slots=True)
+class Stretches:
+    """Present page-table entries as Entries has them, joined where they follow one another in one range and are alike.
+
+    `count`: how many pages, on one node and with the same bits; `pfn`: the frame of the first, 0 where not known.
+    """
+
+    row: Ints
+    page: Ints
+    count: Ints
+    node: Ints
+    pfn: Ints
+    file: Bools
+    exclusive: Bools
+
+    def __len__(self) -> int:
+        return len(self.page)
+
+    def take(self, rows: Ints | Bools) -> Stretches:
+        """Return the given rows (numbers or mask), in that order."""
+        return Stretches(
+            self.row[rows],
+            self.page[rows],
+            self.count[rows],
+            self.node[rows],
+            self.pfn[rows],
+            self.file[rows],
+            self.exclusive[rows],
+        )
+
+
+def doubtful(sharing: Sharing, ranges: Ranges, entries: Entries | Stretches) -> Bools:
     """Return which entries may show a page that another entry shows too.
 
     Without page frames (pfn 0), copy-on-write memory cannot be told apart and counts as each process's own.
@@ -88,14 +124,15 @@ def first_of_each(ranges: Ranges, entries: Entries) -> Entries:
     return entries.take(np.sort(order[first]))
 
 
-def runs(ranges: Ranges, entries: Entries) -> Runs:
+def runs(ranges: Ranges, entries: Entries | Stretches) -> Runs:
     """Join entries that follow one another in one range, on one node, into runs."""
     if not len(entries):
         return Runs.empty()
     own = (ranges.backing[entries.row] != ANONYMOUS) & ranges.private[entries.row] & ~entries.file
+    end = entries.page + entries.count
     follows = (
         (entries.row[1:] == entries.row[:-1])
-        & (entries.page[1:] == entries.page[:-1] + 1)
+        & (entries.page[1:] == end[:-1])
         & (entries.node[1:] == entries.node[:-1])
         & (own[1:] == own[:-1])
     )
@@ -105,7 +142,7 @@ def runs(ranges: Ranges, entries: Entries) -> Runs:
     return Runs(
         process=ranges.process[row],
         page=page,
-        count=np.diff(np.append(begin, len(entries))),
+        count=end[np.append(begin[1:], len(entries)) - 1] - page,
         node=entries.node[begin],
         backing=np.where(written, ANONYMOUS, ranges.backing[row]),
         index=np.where(written, page, ranges.index[row] + page - ranges.page[row]),

@@ -38,7 +38,7 @@ def assign(cpus: Collection[int], pids: Iterable[int], cpusets: Cpusets) -> Mapp
     if not new or not new <= online:
         raise UsageError(f"no such CPU on this host: {format_list(new - online) or '(none named)'}")
     pins = {thread: pin for pid in pids for thread, pin in _pins(pid)}
-    old = frozenset().union(*map(_constrained, cpusets.narrow)) or frozenset().union(*pins.values())
+    old = frozenset().union(*map(_constrained, cpusets.narrow), *pins.values())
     before: list[tuple[Path, frozenset[int]]] = []
     try:
         for group in cpusets.widen:

@@ -106,8 +106,11 @@ def status(job: str | None, pid: tuple[int, ...], cgroup: str | None, as_json: b
         click.echo(json.dumps(answers))
     elif not answers:
         click.echo("no Slurm job on this host")
-    for answer in answers if not as_json else ():
-        report.show(report.status_table(answer))
+    else:
+        from pageferry import tables
+
+        for answer in answers:
+            tables.show(tables.status_table(answer))
     return 0
 
 
@@ -127,7 +130,9 @@ def plan(job: str | None, pid: tuple[int, ...], cgroup: str | None, as_json: boo
     if as_json:
         click.echo(json.dumps(answer))
     else:
-        report.show(report.plan_table(answer))
+        from pageferry import tables
+
+        tables.show(tables.plan_table(answer))
     return 1 if made.lacking else 0
 
 

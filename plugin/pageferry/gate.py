@@ -84,6 +84,7 @@ def _guard(frozen: list[Path], stopped: list[ProcessHandle]) -> subprocess.Popen
     assert watch.stdout is not None
     if os.read(watch.stdout.fileno(), 16) != b"ready\n":
         watch.kill()
+        watch.communicate()
         raise KernelError("the guardian did not start: nothing was stopped")
     return watch
 

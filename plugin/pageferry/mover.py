@@ -10,11 +10,13 @@ from __future__ import annotations
 import errno
 import mmap
 import os
+import signal
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -70,14 +72,18 @@ class _Account:
 
 @dataclass(frozen=True, slots=True)
 class Carried:
-    """The tally of a plan, and whether a carrier ended on the way, so that its pages may be the job's still."""
+    """The tally of a plan, and whether to look again: a carrier ended on the way, its pages may be the job's still."""
 
     tally: Tally
     carrier_lost: bool
 
 
-def batches(plan: Plan) -> Iterator[list[Batch]]:
-    """Return the plan's stages, each a list of batches that may be worked on side by side, the largest first."""
+def batches(plan: Plan, workers: int = 1) -> Iterator[list[Batch]]:
+    """Return the plan's stages, each a list of batches that may be worked on side by side, the largest first.
+
+    What one process carries is shared out among the workers, if it is much: a page that all ranks map takes many times
+    as long as one of a single rank, so the carrier of shared memory would else keep one worker busy to the end.
+    """
     moves = plan.moves
     for stage in np.unique(plan.stage).tolist():
         rows = np.flatnonzero(plan.stage == stage)
@@ -88,7 +94,8 @@ def batches(plan: Plan) -> Iterator[list[Batch]]:
         found = []
         for first, last in zip(np.flatnonzero(new).tolist(), ends.tolist(), strict=True):
             part = moves.take(rows[first:last])
-            found += [Batch(int(process[first]), int(target[first]), piece) for piece in _pieces(part)]
+            most = min(BATCH_PAGES, max(WORKER_PAGES, -(-part.pages() // workers)))
+            found += [Batch(int(process[first]), int(target[first]), piece) for piece in _pieces(part, most)]
         yield sorted(found, key=lambda batch: -batch.runs.pages())
 
 
@@ -101,7 +108,7 @@ def carry(
 ) -> Carried:
     """Carry the plan out and account for all of it; `progress` is told how many pages a finished batch had.
 
-    KeyboardInterrupt stops between calls: what was not reached is counted so. Raises nothing that a page can cause.
+    Ctrl-C stops between calls: what was not reached is counted so. Raises nothing that a page can cause.
     """
     deadline = time.monotonic() + limits.seconds if limits.seconds is not None else None
     stop = threading.Event()
@@ -113,21 +120,38 @@ def carry(
     workers = limits.workers or max(1, min(len(os.sched_getaffinity(0)), pages // WORKER_PAGES))
     worker = _Worker(handles, tables, limits.move_all, stopped)
     accounts: list[_Account] = []
-    with ThreadPoolExecutor(workers, "pageferry-mover") as pool:
-        for stage in batches(plan):
-            waiting: dict[Future[_Account], int] = {
-                pool.submit(worker.carry, batch): batch.runs.pages() for batch in stage
-            }
-            while waiting:
-                try:
+    with _interrupt_sets(stop), ThreadPoolExecutor(workers, "pageferry-mover") as pool:
+        try:
+            for stage in batches(plan, workers):
+                waiting: dict[Future[_Account], int] = {
+                    pool.submit(worker.carry, batch): batch.runs.pages() for batch in stage
+                }
+                while waiting:
                     done, _ = wait(waiting, return_when=FIRST_COMPLETED)
-                except KeyboardInterrupt:
-                    stop.set()
-                    continue
-                for future in done:
-                    accounts.append(future.result())
-                    progress(waiting.pop(future))
-    return Carried(_tally(plan, accounts), any(account.lost for account in accounts))
+                    for future in done:
+                        accounts.append(future.result())
+                        progress(waiting.pop(future))
+        except BaseException:
+            stop.set()  # what is still waiting in the pool is not begun
+            raise
+    lost = any(account.lost for account in accounts)
+    return Carried(_tally(plan, accounts), carrier_lost=lost and not stop.is_set())
+
+
+@contextmanager
+def _interrupt_sets(stop: threading.Event) -> Iterator[None]:
+    """Have Ctrl-C set `stop` instead of raising at whatever line we are; a handler of the caller's own is kept."""
+    if (
+        threading.current_thread() is not threading.main_thread()
+        or signal.getsignal(signal.SIGINT) is not signal.default_int_handler
+    ):
+        yield
+        return
+    signal.signal(signal.SIGINT, lambda *_: stop.set())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class _Worker:
@@ -244,15 +268,15 @@ def _as_runs(entries: Entries, process: int) -> Runs:
     return Runs(nothing + process, page[begin], count, nothing, nothing, page[begin])
 
 
-def _pieces(runs: Runs) -> Iterator[Runs]:
-    """Cut runs into parts of at most BATCH_PAGES pages, none of them inside a huge page."""
+def _pieces(runs: Runs, most: int) -> Iterator[Runs]:
+    """Cut runs into parts of at most so many pages, none of them inside a huge page."""
     while len(runs):
         total = np.cumsum(runs.count)
-        if total[-1] <= BATCH_PAGES:
+        if total[-1] <= most:
             yield runs
             return
-        whole = int(np.searchsorted(total, BATCH_PAGES, "right"))
-        over = BATCH_PAGES - (int(total[whole - 1]) if whole else 0)
+        whole = int(np.searchsorted(total, most, "right"))
+        over = most - (int(total[whole - 1]) if whole else 0)
         page = int(runs.page[whole])
         over = max(0, (page + over) // 512 * 512 - page)
         head = runs.take(np.arange(whole + bool(over)))

@@ -24,8 +24,18 @@ from pageferry.kernel.procfs import Status, ipc_namespace, mounts, read_maps, re
 from pageferry.kernel.residency import PageTables
 from pageferry.kernel.topology import Topology
 from pageferry_planner.maps import parse
-from pageferry_planner.model import SELF, Process, Ranges, Runs, Snapshot, Verdict
-from pageferry_planner.pages import Entries, Hole, asked_per_process, doubtful, first_of_each, holes, others, runs
+from pageferry_planner.model import SELF, Bools, Process, Ranges, Runs, Snapshot, Verdict
+from pageferry_planner.pages import (
+    Entries,
+    Hole,
+    Stretches,
+    asked_per_process,
+    doubtful,
+    first_of_each,
+    holes,
+    others,
+    runs,
+)
 from pageferry_planner.policy import Facts, Rules, decide
 from pageferry_planner.sharing import Sharing, share
 
@@ -113,10 +123,13 @@ def _read(sharing: Sharing, ranges: Ranges, tables: PageTables, *, overlapping: 
     """Read ranges and return each page once; `overlapping`: the ranges may show the same page several times."""
     parts: list[Runs] = []
     rest: list[Entries] = []
-    for entries in tables.entries(ranges):
-        unsure = np.ones(len(entries), bool) if overlapping else doubtful(sharing, ranges, entries)
-        parts.append(runs(ranges, entries.take(~unsure)))
-        rest.append(entries.take(unsure))
+
+    def unsure(entries: Entries | Stretches) -> Bools:
+        return np.ones(len(entries), bool) if overlapping else doubtful(sharing, ranges, entries)
+
+    for sure, rest_of_buffer in tables.stretches(ranges, unsure):
+        parts.append(runs(ranges, sure))
+        rest.append(rest_of_buffer)
     unsure_entries = Entries.concatenate(rest)
     carriers_first = unsure_entries.take(np.argsort(unsure_entries.row, kind="stable"))
     parts.append(runs(ranges, tables.owned(first_of_each(ranges, carriers_first))))

@@ -5,6 +5,7 @@ run has shown nothing.
 """
 
 import os
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, cast
@@ -51,3 +52,30 @@ def slurm(layout: Layout) -> Iterator[Slurm]:
     yield daemons.start()
     if not ran:
         daemons.stop()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quiet(several_nodes: None) -> Iterator[None]:
+    """Keep the kernel's own movers still, so that each page that moves was asked for: khugepaged and kcompactd."""
+    settings = {
+        Path("/sys/kernel/mm/transparent_hugepage/khugepaged/scan_sleep_millisecs"): "4000000000",
+        Path("/proc/sys/vm/compaction_proactiveness"): "0",
+    }
+    before = {path: path.read_text() for path in settings}
+    for path, value in settings.items():
+        path.write_text(value)
+    yield
+    for path, value in before.items():
+        path.write_text(value)
+
+
+@pytest.fixture
+def scratch(several_nodes: None, tmp_path: Path) -> Iterator[Path]:
+    """An empty ext4 file system, of our own."""
+    disk = os.environ["PAGEFERRY_SCRATCH"]
+    folder = tmp_path / "scratch"
+    folder.mkdir()
+    subprocess.run(["mkfs.ext4", "-qF", "-O", "^has_journal", disk], check=True)
+    subprocess.run(["mount", disk, str(folder)], check=True)
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)

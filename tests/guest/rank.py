@@ -23,6 +23,8 @@ MPOL_DEFAULT, MPOL_BIND = 0, 2
 MADV_NOHUGEPAGE = 15
 SYS_MBIND, SYS_SET_MEMPOLICY, SYS_IO_URING_SETUP, SYS_IO_URING_REGISTER = 237, 238, 425, 427
 IPC_CREAT, IPC_RMID = 0o1000, 0
+CLONE_NEWIPC = 0x08000000
+PR_SET_DUMPABLE = 4
 
 libc = ctypes.CDLL(None, use_errno=True)
 libc.mmap.restype = libc.shmat.restype = ctypes.c_void_p
@@ -97,6 +99,12 @@ def write(address: int, pages: int, seed: int, node: int) -> None:
     if node >= 0:
         set_mempolicy(MPOL_DEFAULT, [])
     touched[address, pages * PAGE] = 0
+
+
+def write_each(address: int, stride: int, count: int) -> None:
+    """Write to one page of every so many, a word only."""
+    for number in range(count):
+        ctypes.memset(address + number * stride * PAGE, 1, 8)
 
 
 def read(address: int, pages: int, node: int) -> None:
@@ -198,18 +206,26 @@ def close(descriptor: int) -> None:
     os.close(descriptor)
 
 
+def unshare_ipc() -> None:
+    """Go into a new IPC namespace."""
+    checked(libc.unshare(CLONE_NEWIPC))
+
+
 def drop_to(user: int) -> None:
     """Become another user, without capabilities."""
     os.setgroups([])
     os.setresgid(user, user, user)
     os.setresuid(user, user, user)
+    checked(
+        libc.prctl(4, 1, 0, 0, 0)
+    )  # PR_SET_DUMPABLE: a change of user took it away, and with it the user's own look
 
 
 REQUESTS: dict[str, Callable[..., Any]] = {
     function.__name__.rstrip("_"): function
     for function in (
-        map_, memfd, system_v, unmap, write, read, seal, broken, madvise, mprotect, mlock, set_mempolicy, mbind, pin,
-        threads, affinity, load, close, drop_to,
+        map_, memfd, system_v, unmap, write, write_each, read, seal, broken, madvise, mprotect, mlock, set_mempolicy,
+        mbind, pin, threads, affinity, load, close, unshare_ipc, drop_to,
     )
 }  # fmt: skip
 

@@ -12,7 +12,7 @@ import select
 import signal
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -149,6 +149,16 @@ class Job:
         self.ranks += fresh
         return fresh
 
+    def end(self, rank: Rank) -> None:
+        """End one of its processes, and let go of it."""
+        self.ranks.remove(rank)
+        rank.close()
+
+    def close(self) -> None:
+        """End all processes, the first one last."""
+        for rank in reversed(self.ranks):
+            rank.close()
+
     def seal(self) -> None:
         """Have every rank remember what its memory holds."""
         for rank in self.ranks:
@@ -165,8 +175,8 @@ def job(node: int = 0, ranks: int = 1) -> Iterator[Job]:
     """Start a job of so many processes on the CPUs of a node; end them all, whatever happens."""
     with ExitStack() as stack:
         made = Job()
-        stack.callback(lambda: [rank.close() for rank in reversed(made.ranks)])
-        made.ranks.append(_started(cpus_of(node), stack))
+        stack.callback(made.close)
+        made.ranks.append(_started(node, stack))
         made.fork(ranks - 1)
         yield made
 
@@ -186,18 +196,34 @@ def nodes() -> tuple[int, ...]:
     return tuple(number for number, node in enumerate(observed().nodes) if node.mib)
 
 
-def _started(cpus: Sequence[int], stack: ExitStack) -> Rank:
-    there, send, receive, back = _pipes()
+@contextmanager
+def on_node(node: int) -> Iterator[None]:
+    """Run on the CPUs of a node, so that what we touch or start comes from its memory."""
     mine = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, cpus)
+    os.sched_setaffinity(0, cpus_of(node))
     try:
-        process = subprocess.Popen(
-            [sys.executable, "-I", "-S", str(ONE_OF_ALL), str(there), str(back)],
-            pass_fds=(there, back),
-            stdin=subprocess.DEVNULL,
-        )
+        yield
     finally:
         os.sched_setaffinity(0, mine)
+
+
+def filled(path: Path, pages: int, node: int = 0) -> Path:
+    """Make a file with content; its pages are in memory, on a node of choice."""
+    with on_node(node):
+        path.write_bytes(b"".join(bytes([number % 251]) * 4096 for number in range(pages)))
+    return path
+
+
+def _started(node: int, stack: ExitStack) -> Rank:
+    there, send, receive, back = _pipes()
+    try:
+        with on_node(node):
+            process = subprocess.Popen(
+                [sys.executable, "-I", "-S", str(ONE_OF_ALL), str(there), str(back)],
+                pass_fds=(there, back),
+                stdin=subprocess.DEVNULL,
+            )
+    finally:
         os.close(there)
         os.close(back)
     stack.enter_context(process)

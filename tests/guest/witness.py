@@ -12,7 +12,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,10 +21,12 @@ import numpy.typing as npt
 
 PAGE = mmap.PAGESIZE
 Ints = npt.NDArray[np.int64]
+Entries = npt.NDArray[np.uint64]
 
 _NOT_THE_JOBS = ("[vdso]", "[vvar]", "[vvar_vclock]", "[vsyscall]")
-_PRESENT, _SWAPPED = 63, 62
+_PRESENT, _SWAPPED, _FILE = 63, 62, 61
 _ZERO_PAGE = 24
+_FRAME = np.uint64((1 << 55) - 1)
 _SYS_MOVE_PAGES = 279
 _MADV_POPULATE_READ = 22
 
@@ -49,6 +51,7 @@ class Census:
     node: Ints
     sightings: int
     _paths: dict[str, Ints]
+    _cached: dict[str, Ints]
 
     @property
     def total(self) -> int:
@@ -68,20 +71,41 @@ class Census:
         frames = self._paths.get(str(path), np.zeros(0, np.int64))
         return Counter(self.node[np.searchsorted(self.pfn, frames)].tolist())
 
+    def cached(self, *paths: str | Path) -> Counter[int]:
+        """Return, of these paths' mappings, the pages that are the files' own and no process's, per node."""
+        found = [self._cached[str(path)] for path in paths if str(path) in self._cached]
+        frames = np.unique(np.concatenate([np.zeros(0, np.int64), *found]))
+        return Counter(self.node[np.searchsorted(self.pfn, frames)].tolist())
+
 
 def census(pids: Iterable[int], objects: Iterable[tuple[str | Path, int, int]] = ()) -> Census:
     """Count the pages of processes, and of `objects` (path, pages [lo, hi)) those resident in nobody's page table."""
-    paths: dict[str, list[Ints]] = {}
+    paths: list[str] = []
+    found: list[Entries] = []
     for pid in pids:
-        for vma in vmas(pid):
-            if vma.path not in _NOT_THE_JOBS:
-                entries = page_table(pid, vma.start, vma.end)
-                paths.setdefault(vma.path, []).append(_frames(entries))
-    seen = np.concatenate([frames for found in paths.values() for frames in found])
-    sightings = len(seen)
-    unseen = [resident_frames(path, lo, hi) for path, lo, hi in objects]
-    pfn = np.unique(np.concatenate([seen, *unseen]))
-    return Census(pfn, node_of(pfn), sightings, {path: np.unique(np.concatenate(paths[path])) for path in paths})
+        with Path(f"/proc/{pid}/pagemap").open("rb", buffering=0) as file:
+            for vma in vmas(pid):
+                if vma.path not in _NOT_THE_JOBS:
+                    paths.append(vma.path)
+                    found.append(_present(_entries(file.fileno(), vma.start, vma.end)))
+    entries = np.concatenate(found)
+    path = np.repeat(np.arange(len(paths)), [len(part) for part in found])
+    kept = ~_zero(entries)
+    entries, path = entries[kept], path[kept]
+    frames = (entries & _FRAME).astype(np.int64)
+    in_file = _bit(entries, _FILE)
+    pfn = np.unique(np.concatenate([frames, *(resident_frames(*what) for what in objects)]))
+    by_path: dict[str, list[int]] = {}
+    for number, name in enumerate(paths):
+        by_path.setdefault(name, []).append(number)
+    of = {name: np.isin(path, numbers) for name, numbers in by_path.items() if name.startswith("/")}
+    return Census(
+        pfn,
+        node_of(pfn),
+        len(frames),
+        {name: np.unique(frames[rows]) for name, rows in of.items()},
+        {name: np.unique(frames[rows & in_file]) for name, rows in of.items()},
+    )
 
 
 def vmas(pid: int) -> list[Vma]:
@@ -95,48 +119,65 @@ def vmas(pid: int) -> list[Vma]:
     return found
 
 
-def page_table(pid: int, start: int, end: int) -> npt.NDArray[np.uint64]:
+def page_table(pid: int, start: int, end: int) -> Entries:
     """Return the pagemap entry of each page of [start, end)."""
     with Path(f"/proc/{pid}/pagemap").open("rb", buffering=0) as file:
-        file.seek(start // PAGE * 8)
-        data = b""
-        wanted = (end - start) // PAGE * 8
-        while len(data) < wanted and (part := file.read(wanted - len(data))):
-            data += part
+        return _entries(file.fileno(), start, end)
+
+
+def _entries(descriptor: int, start: int, end: int) -> Entries:
+    data = b""
+    wanted = (end - start) // PAGE * 8
+    while len(data) < wanted and (part := os.pread(descriptor, wanted - len(data), start // PAGE * 8 + len(data))):
+        data += part
     return np.frombuffer(data, np.uint64)
+
+
+def _bit(entries: Entries, bit: int) -> npt.NDArray[np.bool_]:
+    answer: npt.NDArray[np.bool_] = (entries >> np.uint64(bit)) & np.uint64(1) != 0
+    return answer
+
+
+def _present(entries: Entries) -> Entries:
+    return entries[_bit(entries, _PRESENT)]
 
 
 def node_vector(pid: int, start: int, end: int) -> list[int]:
     """Return the node of each page of [start, end), -1 where none is present."""
     entries = page_table(pid, start, end)
-    present = (entries >> np.uint64(_PRESENT)) & np.uint64(1) != 0
     nodes = np.full(len(entries), -1, np.int64)
-    nodes[present] = node_of((entries[present] & np.uint64((1 << 55) - 1)).astype(np.int64))
+    nodes[_bit(entries, _PRESENT)] = node_of((_present(entries) & _FRAME).astype(np.int64))
     return [int(node) for node in nodes]
 
 
 def swapped(pid: int, start: int, end: int) -> int:
     """Return how many pages of [start, end) are swapped out."""
-    return int(((page_table(pid, start, end) >> np.uint64(_SWAPPED)) & np.uint64(1)).sum())
+    return int(_bit(page_table(pid, start, end), _SWAPPED).sum())
 
 
 def resident_frames(path: str | Path, lo: int, hi: int) -> Ints:
-    """Return the frames of the resident pages [lo, hi) of an object, which must end on a page."""
-    with Path(path).open("rb", buffering=0) as file, closing(
-        mmap.mmap(file.fileno(), (hi - lo) * PAGE, mmap.MAP_SHARED, mmap.PROT_READ, offset=lo * PAGE)
-    ) as memory:
+    """Return the frames of the resident pages [lo, hi) of an object; they may reach beyond its end."""
+    with _mapped(path, lo, hi) as memory:
         start = np.frombuffer(memory, np.uint8).ctypes.data
-        for page in np.flatnonzero(_mincore(start, hi - lo)).tolist():
-            memory.madvise(_MADV_POPULATE_READ, page * PAGE, PAGE)
-        return _frames(page_table(os.getpid(), start, start + (hi - lo) * PAGE))
+        pages = -(-len(memory) // PAGE)
+        for page in np.flatnonzero(_mincore(start, pages)).tolist():
+            memory.madvise(_MADV_POPULATE_READ, page * PAGE, min(PAGE, len(memory) - page * PAGE))
+        entries = _present(page_table(os.getpid(), start, start + pages * PAGE))
+        return (entries & _FRAME).astype(np.int64)
 
 
 def residency(path: str | Path, pages: int) -> list[int]:
     """Return, for each page of an object, 1 if it is in memory."""
-    with Path(path).open("rb", buffering=0) as file, closing(
-        mmap.mmap(file.fileno(), pages * PAGE, mmap.MAP_SHARED, mmap.PROT_READ)
-    ) as memory:
+    with _mapped(path, 0, pages) as memory:
         return [int(byte) for byte in _mincore(np.frombuffer(memory, np.uint8).ctypes.data, pages)]
+
+
+@contextmanager
+def _mapped(path: str | Path, lo: int, hi: int) -> Iterator[mmap.mmap]:
+    with Path(path).open("rb", buffering=0) as file:
+        length = min(hi * PAGE, os.fstat(file.fileno()).st_size or hi * PAGE) - lo * PAGE
+        with closing(mmap.mmap(file.fileno(), length, mmap.MAP_SHARED, mmap.PROT_READ, offset=lo * PAGE)) as memory:
+            yield memory
 
 
 def _mincore(address: int, pages: int) -> npt.NDArray[np.uint8]:
@@ -146,29 +187,17 @@ def _mincore(address: int, pages: int) -> npt.NDArray[np.uint8]:
     return vector & np.uint8(1)
 
 
-def _frames(entries: npt.NDArray[np.uint64]) -> Ints:
-    """Return the frames of present entries, without those of the zero page, which is nobody's."""
-    present = entries[(entries >> np.uint64(_PRESENT)) & np.uint64(1) != 0]
-    frames = (present & np.uint64((1 << 55) - 1)).astype(np.int64)
-    flags = dict.fromkeys(np.unique(frames).tolist(), 0)
+def _zero(entries: Entries) -> npt.NDArray[np.bool_]:
+    """Return which present entries show the zero page, which is nobody's."""
+    frames, inverse = np.unique(entries & _FRAME, return_inverse=True)
+    flags = np.zeros(len(frames), np.uint64)
+    apart = np.flatnonzero(np.diff(frames) > 512) + 1
     with Path("/proc/kpageflags").open("rb", buffering=0) as file:
-        for first, last in _stretches(list(flags)):
-            data = np.frombuffer(os.pread(file.fileno(), (last - first) * 8, first * 8), np.uint64)
-            flags.update(zip(range(first, last), data.tolist(), strict=True))
-    zero = np.array([flags[frame] >> _ZERO_PAGE & 1 for frame in frames.tolist()], bool)
-    return frames[~zero] if len(frames) else frames
-
-
-def _stretches(numbers: Sequence[int]) -> Iterator[tuple[int, int]]:
-    first = last = -1
-    for number in sorted(numbers):
-        if number != last:
-            if first >= 0:
-                yield first, last
-            first = number
-        last = number + 1
-    if first >= 0:
-        yield first, last
+        for rows in np.split(np.arange(len(frames)), apart) if len(frames) else []:
+            first, last = int(frames[rows[0]]), int(frames[rows[-1]])
+            data = np.frombuffer(os.pread(file.fileno(), (last + 1 - first) * 8, first * 8), np.uint64)
+            flags[rows] = data[(frames[rows] - np.uint64(first)).astype(np.int64)]
+    return _bit(flags, _ZERO_PAGE)[inverse]
 
 
 def node_of(frames: Ints) -> Ints:
@@ -182,7 +211,8 @@ def node_of(frames: Ints) -> Ints:
     table = np.full(max(owners) + 2, -1, np.int64)
     for block, node in owners.items():
         table[block] = node
-    return np.asarray(table[np.minimum(frames // block_pages, len(table) - 1)], np.int64)
+    nodes: Ints = table[np.minimum(frames // block_pages, len(table) - 1)]
+    return nodes
 
 
 def queried_nodes(pid: int, addresses: Sequence[int]) -> list[int]:

@@ -101,8 +101,9 @@ class Memory:
                     shown = frame if frames_known else 0
                     rows.append((row, page, self.node[frame], shown, frame in of_files, alone))
         columns = list(zip(*rows, strict=True)) if rows else [()] * 6
-        row, page, node, pfn = (np.array(column, np.int64) for column in columns[:4])
-        return Entries(row, page, node, pfn, np.array(columns[4], bool), np.array(columns[5], bool))
+        in_range, at, on, pfn = (np.array(column, np.int64) for column in columns[:4])
+        file, exclusive = (np.array(column, bool) for column in columns[4:])
+        return Entries(in_range, at, on, pfn, file, exclusive)
 
 
 @st.composite
@@ -146,7 +147,7 @@ def memories(draw: st.DrawFn, *, written_then_protected: bool = False) -> Memory
 
     `written_then_protected`: read-only private mappings of files may hold pages that were written to.
     """
-    random = Random(draw(st.integers(0, 1 << 32)))  # noqa: S311
+    random = Random(draw(st.integers(0, 1 << 32)))
     eager = draw(st.sampled_from((0.2, 0.7, 1.0)))
     memory = Memory([])
     for number in range(draw(st.integers(1, 4))):

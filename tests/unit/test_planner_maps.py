@@ -29,9 +29,7 @@ def test_a_line_says_addresses_permissions_offset_device_inode_and_path() -> Non
     found = parse([LIBC])
     assert found.start.tolist() == [0x7F0000000000]
     assert found.end.tolist() == [0x7F0000026000]
-    assert found.regions == (
-        Region(False, False, 0x2000, "08:01", 1835077, "/usr/lib/libc.so.6", 0),
-    )
+    assert found.regions == (Region(False, False, 0x2000, "08:01", 1835077, "/usr/lib/libc.so.6", 0),)
 
 
 @pytest.mark.parametrize(

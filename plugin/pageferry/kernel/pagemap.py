@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from pageferry_planner.model import Ints, Ranges
+from pageferry_planner.model import Bools, Ints, Ranges
 
 EXCLUSIVE, FILE, SWAPPED, PRESENT = (np.uint64(1 << bit) for bit in (56, 61, 62, 63))
 PFN = np.uint64((1 << 55) - 1)
@@ -26,6 +26,7 @@ _JOIN_GAP = 64
 _SPARSE_PAGES = 1 << 15
 """A range larger than this is first scanned for what is present, where the kernel can."""
 
+_ALL_BITS = (1 << 64) - 1
 _PROCESS_SHIFT = 46  # page numbers of a 57-bit address space need 45 bits
 
 _PAGEMAP_SCAN = 0xC0606610  # _IOWR('f', 16, struct pm_scan_arg)
@@ -35,22 +36,43 @@ _REGIONS = 4096
 
 @dataclass(frozen=True, slots=True)
 class Present:
-    """Present entries: the row of the range that each is in, its page number, and the raw 64-bit entry."""
+    """Present entries, joined where they follow one another in one range and are alike.
+
+    `row`: the row of that range; `page`, `count`: which pages; `entry`: the raw 64-bit entry of the first one; `raw`,
+    `position`: what was read, and where in it the first one stands. Valid until the next one is asked for.
+    """
 
     row: Ints
     page: Ints
+    count: Ints
     entry: npt.NDArray[np.uint64]
+    raw: npt.NDArray[np.uint64]
+    position: Ints
+
+    def single(self, rows: Bools) -> Present:
+        """Return the entries of the given rows, one row for each page."""
+        count = self.count[rows]
+        place = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
+        position = np.repeat(self.position[rows], count) + place
+        page = np.repeat(self.page[rows], count) + place
+        return Present(
+            np.repeat(self.row[rows], count), page, np.ones_like(page), self.raw[position], self.raw, position
+        )
 
 
-def read(ranges: Ranges, descriptor: Callable[[int], int]) -> Iterator[Present]:
+def read(ranges: Ranges, descriptor: Callable[[int], int], alike: int = _ALL_BITS) -> Iterator[Present]:
     """Read the present entries of ranges; those of one process must not overlap.
 
     `descriptor` gives the open pagemap of a process number. What cannot be read, because the process has ended, reads
-    as not present. Rows come in order of process and page, a buffer at a time.
+    as not present. Entries that agree in the bits `alike` are joined: a job's memory is millions of pages, which would
+    each cost numpy a dozen passes, and few stretches. Rows come in order of process and page, a buffer at a time.
     """
     order = np.lexsort((ranges.page, ranges.process))
+    order = order[ranges.count[order] > 0]
     process, page = ranges.process[order], ranges.page[order]
-    key = (process << _PROCESS_SHIFT) + page
+    begin = (process << _PROCESS_SHIFT) + page
+    end = begin + ranges.count[order]
+    bits = np.uint64(alike)
     buffer = np.empty(_BUFFER_ENTRIES, np.uint64)
     view = buffer.data.cast("B")
     pieces: list[tuple[int, int, int]] = []  # position in the buffer, process, first page
@@ -59,7 +81,7 @@ def read(ranges: Ranges, descriptor: Callable[[int], int]) -> Iterator[Present]:
         lo = first
         while lo < hi:
             if used == _BUFFER_ENTRIES:
-                yield _sort_out(buffer, pieces, order, key, ranges.count)
+                yield _sort_out(buffer, pieces, order, begin, end, bits)
                 pieces, used = [], 0
             entries = min(hi - lo, _BUFFER_ENTRIES - used)
             got = _pread(descriptor(owner), view[used * 8 : (used + entries) * 8], lo * 8)
@@ -67,7 +89,7 @@ def read(ranges: Ranges, descriptor: Callable[[int], int]) -> Iterator[Present]:
             pieces.append((used, owner, lo))
             used, lo = used + entries, lo + entries
     if used:
-        yield _sort_out(buffer[:used], pieces, order, key, ranges.count)
+        yield _sort_out(buffer[:used], pieces, order, begin, end, bits)
 
 
 def scan(descriptor: int, lo: int, hi: int, page_bytes: int) -> list[tuple[int, int]] | None:
@@ -86,7 +108,10 @@ def scan(descriptor: int, lo: int, hi: int, page_bytes: int) -> list[tuple[int, 
         except OSError:
             return None
         found += [(int(a) // page_bytes, int(b) // page_bytes) for a, b, _ in regions[:count]]
-        lo = int(argument[4]) // page_bytes
+        if count < _REGIONS:
+            break
+        # Not walk_end: it lags once a call has flushed the kernel's own buffer of 512 regions (do_pagemap_scan()).
+        lo = found[-1][1]
     return found
 
 
@@ -123,23 +148,33 @@ def _pread(descriptor: int, view: memoryview, offset: int) -> int:
     return done
 
 
-def _sort_out(
-    buffer: npt.NDArray[np.uint64], pieces: list[tuple[int, int, int]], order: Ints, key: Ints, count: Ints
+def _sort_out(  # noqa: PLR0917 - one caller, a step of its own
+    buffer: npt.NDArray[np.uint64],
+    pieces: list[tuple[int, int, int]],
+    order: Ints,
+    begin: Ints,
+    end: Ints,
+    bits: np.uint64,
 ) -> Present:
-    there = np.flatnonzero(buffer.view(np.int64) < 0)  # bit 63
+    """Join what is alike in the buffer and tell which range it is in; `begin`, `end`: process and page, ascending."""
     position, owner, first = np.array(pieces, np.int64).T
-    per_piece = np.diff(np.append(np.searchsorted(there, position), len(there)))
-    found = there + np.repeat((owner << _PROCESS_SHIFT) + first - position, per_piece)
-    from_range = max(int(np.searchsorted(key, (pieces[0][1] << _PROCESS_SHIFT) + pieces[0][2], "right")) - 1, 0)
-    to_range = int(np.searchsorted(key, found[-1], "right")) if len(found) else from_range
-    rows = order[from_range:to_range]
-    lo = np.searchsorted(found, key[from_range:to_range])
-    hi = np.searchsorted(found, key[from_range:to_range] + count[rows])
-    row = np.repeat(rows, hi - lo)
-    if len(row) != len(found):  # present pages in the gaps between joined ranges are nobody's question
-        inside = np.zeros(len(found) + 1, np.int64)
-        np.add.at(inside, lo, 1)
-        np.subtract.at(inside, hi, 1)
-        kept = np.cumsum(inside[:-1]) > 0
-        there, found = there[kept], found[kept]
-    return Present(row, found & ((1 << _PROCESS_SHIFT) - 1), buffer[there])
+    key = (owner << _PROCESS_SHIFT) + first
+    apart = np.ones(len(buffer) + 1, bool)
+    masked = buffer & bits
+    np.not_equal(masked[1:], masked[:-1], out=apart[1:-1])
+    apart[position] = True
+    for edge in (begin, end):
+        piece = np.searchsorted(key, edge, "right") - 1
+        limit = np.append(position[1:], len(buffer))
+        apart[np.minimum(position[piece] + edge - key[piece], limit[piece])[piece >= 0]] = True
+    start = np.flatnonzero(apart)
+    count = np.diff(start)
+    start = start[:-1]
+    there = buffer[start] >= PRESENT  # bit 63
+    start, count = start[there], count[there]
+    piece = np.searchsorted(position, start, "right") - 1
+    found = key[piece] + start - position[piece]
+    row = np.searchsorted(begin, found, "right") - 1
+    inside = (row >= 0) & (found < end[row])  # the gaps between joined ranges are nobody's question
+    row, found, count, start = row[inside], found[inside], count[inside], start[inside]
+    return Present(order[row], found & ((1 << _PROCESS_SHIFT) - 1), count, buffer[start], buffer, start)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -21,8 +21,8 @@ from pageferry.kernel import libnuma, pagemap
 from pageferry.kernel.files import translated
 from pageferry.kernel.pageflags import zero_pages
 from pageferry.kernel.pfn_ranges import PfnRanges, read_pfn_ranges
-from pageferry_planner.model import SELF, Ints, Ranges
-from pageferry_planner.pages import Entries
+from pageferry_planner.model import SELF, Bools, Ints, Ranges
+from pageferry_planner.pages import Entries, Stretches
 
 
 class PageTables:
@@ -32,6 +32,7 @@ class PageTables:
         """Open nothing yet: a page table is opened when it is first read."""
         self._pids = dict(enumerate(pids)) | {SELF: os.getpid()}
         self._root = root
+        self._proc = str(root / "proc")
         self._open: dict[int, int] = {}
         self._frames: PfnRanges | None = None
         with suppress(KernelError):
@@ -40,17 +41,38 @@ class PageTables:
     def entries(self, ranges: Ranges) -> Iterator[Entries]:
         """Read the present entries of ranges (those of one process must not overlap), a buffer at a time."""
         for present in pagemap.read(ranges, self.descriptor):
-            pfn = (present.entry & pagemap.PFN).astype(np.int64)
-            node = self._nodes(ranges.process[present.row], present.page, pfn)
-            entries = Entries(
-                row=present.row,
-                page=present.page,
-                node=node,
-                pfn=pfn,
-                file=(present.entry & pagemap.FILE) != 0,
-                exclusive=(present.entry & pagemap.EXCLUSIVE) != 0,
-            )
-            yield entries if node.min(initial=0) >= 0 else entries.take(node >= 0)
+            # Neighbours that map the zero page, or whose frames are hidden, have equal entries: take them apart.
+            yield self._single(ranges, present.single(np.ones(len(present.row), bool)))
+
+    def stretches(
+        self, ranges: Ranges, singled_out: Callable[[Entries | Stretches], Bools]
+    ) -> Iterator[tuple[Stretches | Entries, Entries]]:
+        """Read as entries() does, joined where that loses nothing; pages that `singled_out` names come one by one."""
+        for present in pagemap.read(ranges, self.descriptor, self._alike):
+            pfn = _frame(present)
+            node = self._node_of(pfn)
+            if node.min(initial=0) < 0:  # nodes are to be asked for page by page
+                entries = self._single(ranges, present.single(np.ones(len(node), bool)))
+                named = singled_out(entries)
+                yield entries.take(~named), entries.take(named)
+                continue
+            file, exclusive = (present.entry & pagemap.FILE) != 0, (present.entry & pagemap.EXCLUSIVE) != 0
+            found = Stretches(present.row, present.page, present.count, node, pfn, file, exclusive)
+            named = singled_out(found)
+            yield found.take(~named), self._single(ranges, present.single(named))
+
+    def _single(self, ranges: Ranges, present: pagemap.Present) -> Entries:
+        pfn = _frame(present)
+        node = self._nodes(ranges.process[present.row], present.page, pfn)
+        entries = Entries(
+            row=present.row,
+            page=present.page,
+            node=node,
+            pfn=pfn,
+            file=(present.entry & pagemap.FILE) != 0,
+            exclusive=(present.entry & pagemap.EXCLUSIVE) != 0,
+        )
+        return entries if node.min(initial=0) >= 0 else entries.take(node >= 0)
 
     def owned(self, entries: Entries) -> Entries:
         """Return the entries without those of the kernel's zero page."""
@@ -62,7 +84,7 @@ class PageTables:
     def descriptor(self, process: int) -> int:
         """Return the open pagemap of a process; of one that has ended, one that reads as empty."""
         if process not in self._open:
-            path = self._root / f"proc/{self._pids[process]}/pagemap"
+            path = f"{self._proc}/{self._pids[process]}/pagemap"
             try:
                 self._open[process] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             except (FileNotFoundError, ProcessLookupError):
@@ -72,11 +94,7 @@ class PageTables:
         return self._open[process]
 
     def _nodes(self, process: Ints, page: Ints, pfn: Ints) -> Ints:
-        if self._frames is None:
-            node = np.full(len(page), -1, np.int64)
-        else:
-            node = self._frames.node_of(pfn.view(np.uint64)).astype(np.int64)
-            node[pfn == 0] = -1
+        node = self._node_of(pfn)
         unknown = np.flatnonzero(node < 0)
         for number in np.unique(process[unknown]).tolist():
             rows = unknown[process[unknown] == number]
@@ -84,6 +102,25 @@ class PageTables:
             with suppress(ProcessLookupError):
                 node[rows] = libnuma.query_pages(self._pids[number], addresses)
         return node
+
+    def _node_of(self, pfn: Ints) -> Ints:
+        if self._frames is None:
+            return np.full(len(pfn), -1, np.int64)
+        node = self._frames.node_of(pfn.view(np.uint64)).astype(np.int64)
+        node[pfn == 0] = -1
+        return node
+
+    @property
+    def _alike(self) -> int:
+        """The bits in which entries must agree to be joined: what they say of a page, and which memory block it is in.
+
+        A range of frames starts and ends with a memory block, so the lowest bit set in any of these numbers tells one.
+        """
+        bits = int(pagemap.PRESENT | pagemap.FILE | pagemap.EXCLUSIVE)
+        if self._frames is None or not len(self._frames.node):
+            return bits | int(pagemap.PFN)
+        edges = int(np.bitwise_or.reduce(np.concatenate([self._frames.start_pfn, self._frames.end_pfn])))
+        return bits | int(pagemap.PFN) & -(edges & -edges)
 
     def close(self) -> None:
         """Close all page tables."""
@@ -97,3 +134,7 @@ class PageTables:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _frame(present: pagemap.Present) -> Ints:
+    return (present.entry & pagemap.PFN).astype(np.int64)

@@ -1,0 +1,5 @@
+"""`python -m pageferry` is the command `pageferry`."""
+
+from pageferry.cli import main
+
+main()

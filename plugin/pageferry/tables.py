@@ -1,0 +1,83 @@
+"""Tables for a terminal, made of the same objects that a program gets from `report`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from pageferry.kernel.lists import format_list
+from pageferry.report import safe, size
+
+ROWS = 10
+"""Rows of a table at most; what is left out is said in the last one."""
+
+_BAR = 24
+
+
+def status_table(status: Mapping[str, Any]) -> RenderableType:
+    """Return the table of one job's status, with a bar for each node."""
+    total = max(status["bytes"], 1)
+    title = f"{safe(status['target'])}: {status['processes']} processes, {size(status['bytes'])}"
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    for heading, side in (("node", "right"), ("CPUs", "left"), ("memory", "right"), ("", "left"), ("free", "right")):
+        table.add_column(heading, justify="right" if side == "right" else "left", no_wrap=True)
+    for number, node in status["nodes"].items():
+        local = int(number) in status["cpu_nodes"]
+        bar = Text("█" * round(_BAR * node["bytes"] / total), style="green" if local else "yellow")
+        table.add_row(number, "yes" if local else "-", size(node["bytes"]), bar, size(node["free_bytes"]))
+    remote = status["remote_bytes"]
+    word = f"{size(remote)} ({remote * 100 / total:.0f} %) of it away from its CPUs" if remote else "all of it in place"
+    return Group(table, Text(word, style="yellow" if remote else "green"))
+
+
+def plan_table(plan: Mapping[str, Any]) -> RenderableType:
+    """Return the tables of a plan."""
+    moves = _table("moves", "by pid", "from", "to", "size")
+    _fill(moves, [(m["what"], _pid(m["pid"]), str(m["from"]), str(m["to"]), size(m["bytes"])) for m in plan["moves"]])
+    stays = _table("stays", "by rule", "because", "size")
+    _fill(stays, [(s["what"], s["rule"], safe(s["detail"]), size(s["bytes"])) for s in plan["stays"]])
+    rooms = _table("node", "needs", "has room for")
+    for node, entry in plan["nodes"].items():
+        if entry["need_bytes"]:
+            rooms.add_row(node, size(entry["need_bytes"]), size(entry["room_bytes"]))
+    asked, naive = plan["requested_pages"], plan["asked_per_process_pages"]
+    words = [
+        f"{size(plan['move_bytes'])} to move from node {format_list(plan['from_nodes']) or 'none'}, "
+        f"{size(plan['in_place_bytes'])} in place, {size(sum(plan['excluded_bytes'].values()))} stay by rule"
+        + (f", {size(plan['no_room_bytes'])} without room" if plan["no_room_bytes"] else ""),
+        f"{asked} pages to request; asking every process for all that it maps would be {naive}",
+    ]
+    words += [f"REFUSED: node {node} lacks {size(lack)}" for node, lack in plan["lacking_bytes"].items()]
+    parts: list[RenderableType] = [table for table in (moves, stays, rooms) if table.row_count]
+    return Group(*parts, *map(Text, words))
+
+
+def _pid(pid: int) -> str:
+    return str(pid) if pid else "pageferry"
+
+
+def _table(*headings: str) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for heading in headings:
+        right = heading in {"size", "needs", "has room for", "by pid"}
+        table.add_column(heading, justify="right" if right else "left", overflow="ellipsis", no_wrap=True)
+    return table
+
+
+def _fill(table: Table, rows: Sequence[tuple[str, ...]]) -> None:
+    for row in rows[:ROWS]:
+        table.add_row(*(Text(cell) for cell in row))
+    if len(rows) > ROWS:
+        table.add_row(f"and {len(rows) - ROWS} more")
+
+
+def show(renderable: RenderableType) -> None:
+    """Print to standard output, in colour and to the width of a terminal, wide and plain elsewhere."""
+    console = Console(highlight=False, markup=False, emoji=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, markup=False, emoji=False, width=200)
+    console.print(renderable)

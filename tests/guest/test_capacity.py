@@ -1,0 +1,121 @@
+"""A target without room is found out before anything moves, and nobody is killed for want of memory."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from guest.proof import prove, request
+from guest.ranks import HUGE, SHARED, job
+from guest.witness import node_vector, vmstat
+from pageferry import ferry
+from pageferry_planner.model import Bucket, Target, WhenFull
+from pageferry_planner.policy import Rules
+
+FULL = 3
+"""The smallest node of every layout."""
+
+RESERVE = 16 << 20
+
+
+def free_pages(node: int) -> int:
+    """Return how many pages of a node are free."""
+    text = Path(f"/sys/devices/system/node/node{node}/meminfo").read_text()
+    return int(text.split("MemFree:")[1].split()[0]) // 4
+
+
+@contextmanager
+def ballast(node: int, left_pages: int) -> Iterator[None]:
+    """Fill a node with huge pages, which nobody can take back, until about so many pages are free."""
+    pool = Path(f"/sys/devices/system/node/node{node}/hugepages/hugepages-2048kB/nr_hugepages")
+    before = pool.read_text()
+    try:
+        pool.write_text(str(int(before) + (free_pages(node) - left_pages) // HUGE))
+        assert abs(free_pages(node) - left_pages) <= 2 * HUGE
+        yield
+    finally:
+        pool.write_text(before)
+
+
+def wanted(*nodes: int, when_full: WhenFull, spill: tuple[int, ...] = (), reserve: int = RESERVE) -> ferry.Request:
+    return replace(
+        request(*nodes, rules=Rules(reference_count=False)),
+        target=Target(nodes, when_full=when_full, spill=frozenset(spill)),
+        reserve_bytes=reserve,
+    )
+
+
+@pytest.fixture(scope="module")
+def full() -> Iterator[None]:
+    """Node 3 with about 32 MiB free: 16 MiB above what is held back."""
+    before = vmstat()["oom_kill"]
+    with ballast(FULL, 8192):
+        yield
+    assert vmstat()["oom_kill"] == before
+
+
+def test_what_does_not_fit_is_refused_and_nothing_moves(full: None) -> None:
+    with job(node=0) as made:
+        memory = made.first.map(8192).write()
+        proof = prove(made, wanted(FULL, when_full=WhenFull.REFUSE))
+        assert proof.migrated == proof.outcome.tally.calls == 0
+        assert proof.outcome.plan.lacking
+        assert proof[Bucket.NO_ROOM] == proof.before.not_on(FULL)
+        assert node_vector(made.first.pid, *memory.span) == [0] * 8192
+        assert not proof.outcome.complete
+
+
+def test_of_what_does_not_fit_a_part_moves_if_so_asked(full: None) -> None:
+    with job(node=0) as made:
+        memory = made.first.map(8192).write()
+        room = free_pages(FULL) - RESERVE // 4096
+        proof = prove(made, wanted(FULL, when_full=WhenFull.PARTIAL))
+        assert room // 2 < proof[Bucket.MOVED] <= room + 64
+        assert proof[Bucket.NO_ROOM] == proof.before.not_on(FULL) - proof[Bucket.MOVED]
+        assert Counter(node_vector(made.first.pid, *memory.span)).keys() <= {0, FULL}
+        assert free_pages(FULL) >= RESERVE // 4096 * 3 // 4
+
+
+def test_what_does_not_fit_goes_to_the_next_nearest_node_if_so_asked(full: None) -> None:
+    with job(node=0) as made:
+        memory = made.first.map(8192).write()
+        proof = prove(made, wanted(FULL, when_full=WhenFull.SPILL, spill=(1, 2)))
+        assert proof[Bucket.NO_ROOM] <= proof.before.on(2)  # those are as near as can be
+        assert proof[Bucket.MOVED] == proof.outcome.tally.requested
+        nodes = Counter(node_vector(made.first.pid, *memory.span))
+        assert nodes.keys() <= {2, FULL}
+        assert nodes[2] >= 8192 - 5120
+
+
+def test_nothing_spills_to_a_node_that_was_not_named(full: None) -> None:
+    with job(node=0) as made:
+        memory = made.first.map(8192).write()
+        prove(made, wanted(FULL, when_full=WhenFull.SPILL, spill=(1,)))
+        nodes = Counter(node_vector(made.first.pid, *memory.span))
+        assert nodes.keys() <= {1, FULL}
+        assert nodes[1] >= 8192 - 5120
+
+
+def test_a_node_that_is_full_after_all_takes_what_it_can_and_nobody_is_killed(full: None) -> None:
+    """The plan is made to believe that there is room, as when others took it between plan and move."""
+    with job(node=0) as made, ballast(FULL, 2048):
+        memory = made.first.map(8192, made.first.memfd(8192), flags=SHARED).write()
+        made.seal()
+        before = vmstat()
+        with pytest.MonkeyPatch.context() as patch:
+            really = ferry.host
+            patch.setattr(ferry, "host", lambda topology, _reserve: replace(really(topology, 0), room={FULL: 1 << 20}))
+            outcome = ferry.move(made.pids, wanted(FULL, when_full=WhenFull.REFUSE))
+        counters = vmstat() - before
+        assert counters["oom_kill"] == 0
+        assert counters["pgmigrate_success"] == outcome.tally[Bucket.MOVED]
+        assert outcome.tally[Bucket.NO_ROOM] > 4096
+        assert outcome.tally[Bucket.NO_ROOM] + outcome.tally[Bucket.MOVED] == outcome.tally.requested
+        nodes = Counter(node_vector(made.first.pid, *memory.span))
+        assert nodes.keys() <= {0, FULL}
+        assert made.broken() == []

@@ -1,0 +1,201 @@
+"""The command line on several nodes, as an operator types it: what it prints, and its exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from guest.ranks import SHARED, Job, job
+from guest.vm.layouts import Layout
+from guest.witness import census
+
+CGROUP = Path("/sys/fs/cgroup/pageferry-command")
+
+
+def pageferry(*words: object, user: int = 0) -> subprocess.CompletedProcess[str]:
+    become = ["setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups"] if user else []
+    command = [*become, sys.executable, "-m", "pageferry", *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+
+
+def answer(*words: object, code: int = 0) -> Any:
+    said = pageferry(*words, "--json")
+    assert said.returncode == code, said.stderr
+    return json.loads(said.stdout)
+
+
+def pids(made: Job) -> list[str]:
+    return [f"--pid={pid}" for pid in made.pids]
+
+
+def shared_by_three(made: Job) -> None:
+    """64 pages that three ranks share, all of them touched by all, and 8 private ones of each."""
+    memory = made.first.map(64, flags=SHARED | 0x20).write()
+    for rank in made.fork(2):
+        memory.of(rank).read()
+        rank.map(8).write()
+
+
+def test_a_plan_says_what_a_move_then_does_and_a_second_move_finds_nothing_to_do() -> None:
+    with job(node=0) as made:
+        shared_by_three(made)
+        before = census(made.pids)
+        plan = answer("plan", *pids(made), "--to", "2")
+        assert plan["requested_pages"] == plan["move_bytes"] // 4096
+        assert plan["total_bytes"] == before.total * 4096
+        assert {(move["from"], move["to"]) for move in plan["moves"]} == {(0, 2)}
+        shared = [move for move in plan["moves"] if move["what"].startswith("/dev/zero")]
+        assert [move["bytes"] for move in shared] == [64 * 4096], "one carrier, each page once"
+        assert plan["asked_per_process_pages"] >= plan["requested_pages"] + 2 * 64
+
+        moved = answer("move", *pids(made), "--to", "2")
+        assert moved["complete"]
+        assert moved["pages"]["moved"] == moved["requested_pages"] == plan["requested_pages"]
+        assert sum(moved["pages"].values()) == moved["total_pages"] == before.total
+
+        again = pageferry("move", *pids(made), "--to", "2")
+        assert again.returncode == 0, again.stderr
+        assert "moved" not in again.stdout
+        assert "requested 0 pages" in again.stdout
+
+
+def test_status_shows_what_is_away_from_its_cpus() -> None:
+    with job(node=0) as made:
+        made.first.map(256).write(node=3)
+        (status,) = answer("status", *pids(made))
+        assert status["cpu_nodes"] == [0]
+        assert status["remote_bytes"] >= 256 * 4096
+        assert "away from its CPUs" in pageferry("status", *pids(made)).stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "says"),
+    [
+        (["--to", "9"], 2, "no such node on this host: 9 (nodes 0-3)"),
+        (["--to", "1", "--cpus", "99"], 2, "no such CPU on this host: 99"),
+        (["--to", "1", "--cpus", ""], 2, "--cpus: names nothing"),
+    ],
+)
+def test_what_this_host_does_not_have_is_named_and_nothing_moves(words: list[str], code: int, says: str) -> None:
+    with job(node=0) as made:
+        before = census(made.pids)
+        said = pageferry("move", *pids(made), *words)
+        assert said.returncode == code
+        assert said.stderr.startswith("pageferry: ")
+        assert says in said.stderr
+        assert census(made.pids).on(0) == before.on(0)
+
+
+def test_another_users_processes_are_refused_in_one_line() -> None:
+    with job(node=0) as made:
+        for verb in ("plan", "move"):
+            said = pageferry(verb, *pids(made), "--to", "1", user=65534)
+            assert said.returncode == 4
+            assert "Permission denied" in said.stderr
+            assert len(said.stderr.splitlines()) == 1
+
+
+AS_A_USER = """
+import ctypes, json, mmap, os, signal, sys
+from pageferry import assign, cli, ferry, gate, report, targets
+import psutil
+os.sched_setaffinity(0, {0})
+os.setgroups([]); os.setgid(65534); os.setuid(65534)
+ctypes.CDLL(None).prctl(4, 1)  # a program that a user starts may be read by that user
+memory = mmap.mmap(-1, 256 * 4096, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+child = os.fork()
+if not child:
+    memory[:] = bytes([7]) * len(memory)
+    os.kill(os.getpid(), signal.SIGSTOP)
+os.waitpid(child, os.WUNTRACED)
+sys.argv = ["pageferry", "move", f"--pid={child}", "--to", "1", "--no-reference-count", "--json"]
+try:
+    cli.main()
+finally:
+    os.kill(child, signal.SIGKILL)
+"""
+
+
+def test_a_user_without_capabilities_moves_what_only_their_process_has() -> None:
+    command = [sys.executable, "-c", AS_A_USER]
+    made = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert made.returncode == 1, made.stderr
+    tally = json.loads(made.stdout)
+    assert tally["pages"]["moved"] >= 256
+    assert tally["pages"]["denied"] > 0, "what parent and child share"
+    assert sum(tally["pages"].values()) == tally["total_pages"]
+
+
+@pytest.mark.every_machine
+def test_a_target_without_room_is_refused_with_code_1() -> None:
+    with job(node=0) as made:
+        said = pageferry("move", *pids(made), "--to", "3", "--reserve", "1T")
+        assert said.returncode == 1
+        assert "refused: node 3 lacks" in said.stdout
+        assert census(made.pids).on(3) == 0
+
+
+def test_a_budget_that_is_used_up_is_code_1_and_says_what_was_not_reached() -> None:
+    with job(node=0) as made:
+        made.first.map(64).write()
+        tally = answer("move", *pids(made), "--to", "1", "--budget", "0", code=1)
+        assert tally["pages"]["not_reached"] >= 64
+        assert tally["pages"]["moved"] == 0
+
+
+def test_a_frozen_move_leaves_the_group_running_and_gives_it_its_cpus() -> None:
+    Path("/sys/fs/cgroup/cgroup.subtree_control").write_text("+cpuset")
+    CGROUP.mkdir()
+    try:
+        with job(node=0) as made:
+            (CGROUP / "cpuset.cpus").write_text("0-1")
+            (CGROUP / "cgroup.procs").write_text(str(made.first.pid))
+            made.first.map(64).write()
+            tally = answer("move", "--cgroup", CGROUP.name, "--to", "2", "--cpus", "4-5", "--freeze")
+            assert tally["complete"]
+            assert (CGROUP / "cpuset.cpus").read_text().strip() == "4-5"
+            assert os.sched_getaffinity(made.first.pid) == {4, 5}
+            assert (CGROUP / "cgroup.freeze").read_text().strip() == "0"
+            made.first.ask("seal")  # it runs
+    finally:
+        CGROUP.rmdir()
+
+
+def test_ctrl_c_ends_in_a_report_and_an_exit_code() -> None:
+    with job(node=0) as made:
+        made.first.map(40000).write()
+        command = [sys.executable, "-m", "pageferry", "move", *pids(made), "--to", "1", "--workers", "1"]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+            assert process.stderr is not None
+            process.stderr.readline()  # a first batch is done
+            process.send_signal(signal.SIGINT)
+            out, err = process.communicate(timeout=120)
+        assert "Traceback" not in err
+        assert "total" in out
+        assert process.returncode in {0, 1}
+        assert ("not_reached" in out) == (process.returncode == 1)
+        made.first.ask("seal")
+
+
+@pytest.mark.cpuless
+def test_a_node_without_cpus_takes_memory(layout: Layout) -> None:
+    with job(node=0) as made:
+        shared_by_three(made)
+        assert answer("move", *pids(made), "--to", "3")["complete"]
+        assert census(made.pids).on(0) == 0
+        (status,) = answer("status", *pids(made))
+        assert int(status["nodes"]["3"]["bytes"]) == status["remote_bytes"] > 0
+
+
+def test_doctor_finds_slurm_and_nothing_that_fails(slurm: object) -> None:
+    said = pageferry("doctor")
+    assert said.returncode == 0, said.stdout
+    for line in ("NUMA nodes: 4 with memory (0-3)", "ProctrackType: proctrack/cgroup", "ConstrainCores: yes"):
+        assert f"ok    {line}" in said.stdout

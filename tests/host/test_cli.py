@@ -1,0 +1,136 @@
+"""What must hold of the command line as an operator meets it: one line, the right code, and a fast start."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from pageferry import cli, ferry
+from pageferry.kernel import libnuma
+from support.children import child
+
+
+def pageferry(*words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "pageferry", *words]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "says"),
+    [
+        (["move", "4294967", "--to", "0"], 2, "no such job on this host: 4294967"),
+        (["move", "12;id", "--to", "0"], 2, "not a Slurm job ID"),
+        (["move", "--pid", "4194304", "--to", "0"], 2, "no such process: 4194304"),
+        (["move", "--to", "0"], 2, "name one target"),
+        (["move", "1", "--pid", "1", "--to", "0"], 2, "name one target"),
+        (["plan", "--cgroup", "/no/such\n\x1b[31mgroup", "--to", "0"], 2, r"no such cgroup: /no/such\n\x1b[31mgroup"),
+        (["plan", "--pid", "self", "--to", "0"], 2, "Invalid value for '--pid'"),
+        (["status", "--no-such-option"], 2, "No such option"),
+        (["no-such-command"], 2, "No such command"),
+    ],
+)
+def test_bad_input_gets_one_clear_line_and_code_2(words: list[str], code: int, says: str) -> None:
+    answer = pageferry(*words)
+    assert answer.returncode == code
+    assert answer.stdout == ""
+    (line,) = [line for line in answer.stderr.splitlines() if says in line]
+    assert line.startswith(("pageferry: ", "Error: "))
+    assert "Traceback" not in answer.stderr
+    assert "\x1b" not in answer.stderr
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "says"),
+    [
+        ("--to", "1-", "--to: not a list of numbers: '1-'"),
+        ("--to", "3-1", "--to: reversed range 3-1"),
+        ("--to", "", "--to: names nothing"),
+        ("--to", "0-99999999", "--to: more than 65536 members"),
+        ("--from", "x", "--from: not a list of numbers: 'x'"),
+        ("--spill-to", "0-", "--spill-to: not a list"),
+        ("--reserve", "12Q", "--reserve: not a size such as 512M: '12Q'"),
+        ("--reserve", "-1", "--reserve: not a size"),
+    ],
+)
+def test_a_bad_option_is_named_with_its_value(option: str, value: str, says: str) -> None:
+    with child() as process:
+        words = [] if option == "--to" else ["--to", "0"]
+        answer = pageferry("plan", "--pid", str(process.pid), *words, option, value)
+    assert answer.returncode == 2
+    assert says in answer.stderr
+    assert len(answer.stderr.splitlines()) == 1
+
+
+def test_a_one_node_host_is_not_supported_and_says_so() -> None:
+    with child() as process:
+        for verb in ("plan", "move"):
+            answer = pageferry(verb, "--pid", str(process.pid), "--to", "0")
+            assert answer.returncode == 4
+            assert answer.stderr == "pageferry: this host has one NUMA node with memory: there is nowhere to move to\n"
+
+
+def test_without_libnuma_it_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def absent(name: str, **_options: object) -> None:
+        raise OSError(f"{name}: cannot open shared object file")
+
+    libnuma._library.cache_clear()
+    monkeypatch.setattr(ctypes, "CDLL", absent)
+    monkeypatch.setattr(ferry, "check", lambda *_: None)
+    monkeypatch.setattr(sys, "argv", ["pageferry", "move", "--pid", str(os.getpid()), "--to", "0"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 4
+    assert "libnuma.so.1 is not installed" in capsys.readouterr().err
+
+
+def test_status_says_where_memory_is_for_people_and_for_programs() -> None:
+    with child() as process:
+        answer = pageferry("status", "--pid", str(process.pid), "--json")
+        assert answer.returncode == 0, answer.stderr
+        (status,) = json.loads(answer.stdout)
+        assert status["processes"] == 1
+        assert sum(node["bytes"] for node in status["nodes"].values()) == status["bytes"] > 0
+        people = pageferry("status", "--pid", str(process.pid))
+        assert f"process {process.pid}: 1 processes" in people.stdout
+        assert "all of it in place" in people.stdout
+
+
+def test_doctor_finds_that_one_node_is_too_few() -> None:
+    answer = pageferry("doctor")
+    assert answer.returncode == 4
+    assert "FAIL  NUMA nodes: 1 with memory" in answer.stdout
+    findings = json.loads(pageferry("doctor", "--json").stdout)
+    assert {finding["subject"] for finding in findings} >= {"NUMA nodes", "move_pages", "page frames", "AutoNUMA"}
+
+
+def test_a_reader_that_goes_away_is_no_error() -> None:
+    command = f"{sys.executable} -m pageferry doctor | true"
+    answer = subprocess.run(["bash", "-c", f"set -o pipefail; {command}"], capture_output=True, text=True, check=False)
+    assert "Traceback" not in answer.stderr
+    assert answer.returncode not in {-signal.SIGPIPE, 120}
+
+
+@pytest.mark.parametrize("words", [["--version"], ["--help"], ["status", "--help"], ["move", "--help"]])
+def test_nothing_heavy_is_imported_before_it_is_needed(words: list[str]) -> None:
+    answer = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "pageferry", *words], capture_output=True, text=True, check=True
+    )
+    imported = {line.rsplit("|", 1)[-1].strip().split(".")[0] for line in answer.stderr.splitlines()}
+    assert "click" in imported
+    assert not imported & {"numpy", "rich", "psutil", "jinja2", "pageferry_planner", "ctypes", "subprocess"}
+
+
+def test_a_program_can_read_status_without_loading_the_tables() -> None:
+    with child() as process:
+        words = ["status", "--pid", str(process.pid), "--json"]
+        command = [sys.executable, "-X", "importtime", "-m", "pageferry", *words]
+        answer = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "rich" not in {line.rsplit("|", 1)[-1].strip() for line in answer.stderr.splitlines()}

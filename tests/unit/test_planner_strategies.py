@@ -1,0 +1,148 @@
+"""What must hold of where each strategy wants pages, on hosts with ample room (pack: with any)."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+from hypothesis import given, settings
+
+from pageferry_planner.model import ANONYMOUS, Host, Snapshot, Strategy, Target, Verdict, WhenFull
+from pageferry_planner.placement import place
+from support.kernel_rule import where_pages_go
+from support.plans import (
+    AMPLE,
+    HUGE,
+    NODES,
+    Page,
+    anonymous,
+    brought_to,
+    hosts,
+    line_host,
+    movable,
+    snapshot_of,
+    snapshots,
+    targets,
+    targets_of,
+)
+
+MOVES = Verdict(True, "job-only")
+
+
+def nearest_of(node: int, nodes: set[int], host: Host) -> int:
+    return node if node in nodes else next(near for near in host.nearest[node] if near in nodes)
+
+
+@given(snapshots(), targets([Strategy.RELATIVE]), hosts(ample=True))
+@settings(max_examples=100, deadline=None)
+def test_relative_puts_each_page_where_the_kernel_would_and_strays_nearby(
+    snapshot: Snapshot, target: Target, host: Host
+) -> None:
+    plan = place(snapshot, target, host)
+    nodes = set(target.nodes)
+    if target.sources is not None:
+        assert set(plan.sources) == target.sources
+    goes = where_pages_go(plan.sources, nodes)
+    final = brought_to(snapshot, plan)
+    for address, page in movable(snapshot).items():
+        assert final[address] == (goes[page.node] if page.node in goes else nearest_of(page.node, nodes, host))
+
+
+@given(snapshots(), targets([Strategy.INTERLEAVE]), hosts(ample=True))
+@settings(max_examples=100, deadline=None)
+def test_interleave_deals_out_huge_pages_by_their_place(snapshot: Snapshot, target: Target, host: Host) -> None:
+    final = brought_to(snapshot, place(snapshot, target, host))
+    for address, page in movable(snapshot).items():
+        assert final[address] == target.nodes[page.index // HUGE % len(target.nodes)]
+
+
+def homes_by_counting(snapshot: Snapshot, page: Page, process: int, nodes: set[int]) -> set[int]:
+    """The nodes that the page belongs on: of its process's CPUs, or of those of most processes that map it."""
+    home = [set(known.nodes) & nodes or nodes for known in snapshot.processes]
+    if page.backing == ANONYMOUS:
+        return home[process]
+    vmas = snapshot.vmas
+    users = {
+        int(vmas.process[row])
+        for row in range(len(vmas))
+        if vmas.backing[row] == page.backing and 0 <= page.index - vmas.index[row] < vmas.count[row]
+    }
+    votes = Counter(node for user in users for node in home[user])
+    return {node for node in votes if votes[node] == max(votes.values())}
+
+
+@given(snapshots(), targets([Strategy.LOCAL]), hosts(ample=True))
+@settings(max_examples=100, deadline=None)
+def test_local_brings_memory_to_its_process_and_shared_memory_to_most_of_its_users(
+    snapshot: Snapshot, target: Target, host: Host
+) -> None:
+    final = brought_to(snapshot, place(snapshot, target, host))
+    belongs: dict[tuple[int, int, int], int] = {}
+    for address, page in movable(snapshot).items():
+        of_vma = (address[0] if page.backing == ANONYMOUS else -1, page.backing, page.index)
+        if of_vma not in belongs:
+            home = homes_by_counting(snapshot, page, address[0], set(target.nodes))
+            belongs[of_vma] = nearest_of(page.node, home, host)
+        assert final[address] == belongs[of_vma]
+
+
+def test_local_a_process_that_maps_a_range_twice_is_one_user() -> None:
+    thrice = [(0, page, 10, 0, 0) for page in (0, 100, 200)]
+    snapshot = snapshot_of(
+        [(0, 0, 10, 2, 0, 0)],
+        homes=[frozenset({0}), frozenset({1}), frozenset({1})],
+        verdicts=[MOVES],
+        vmas=[*thrice, (1, 0, 10, 0, 0), (2, 0, 10, 0, 0)],
+    )
+    plan = place(snapshot, Target((0, 1), Strategy.LOCAL), line_host([AMPLE] * 4))
+    assert set(plan.target.tolist()) == {1}
+
+
+def test_local_each_rank_s_slice_of_a_shared_file_goes_to_that_rank() -> None:
+    snapshot = snapshot_of(
+        [(0, 0, 100, 3, 0, 0)],
+        homes=[frozenset({0}), frozenset({1})],
+        verdicts=[MOVES],
+        vmas=[(0, 0, 100, 0, 0), (1, 7, 50, 0, 50), (1, 900, 50, 0, 50), (1, 800, 50, 0, 50)],
+    )
+    plan = place(snapshot, Target((0, 1), Strategy.LOCAL), line_host([AMPLE] * 4))
+    final = targets_of(plan)
+    assert [final[0, page] for page in (0, 49)] == [0, 0]
+    # both ranks use the second half: either is as good, and node 1 is the nearer one
+    assert [final[0, page] for page in (50, 99)] == [1, 1]
+
+
+@given(snapshots(), targets([Strategy.PACK], [WhenFull.PARTIAL, WhenFull.REFUSE]), hosts())
+@settings(max_examples=120, deadline=None)
+def test_pack_never_brings_a_page_to_a_later_node_than_it_is_on(snapshot: Snapshot, target: Target, host: Host) -> None:
+    pages = movable(snapshot)
+    for address, node in targets_of(place(snapshot, target, host)).items():
+        if pages[address].node in target.nodes:
+            assert target.nodes.index(node) < target.nodes.index(pages[address].node)
+
+
+@given(snapshots(), targets([Strategy.PACK], [WhenFull.PARTIAL]), hosts())
+@settings(max_examples=120, deadline=None)
+def test_pack_fills_a_node_before_it_uses_the_next(snapshot: Snapshot, target: Target, host: Host) -> None:
+    plan = place(snapshot, target, host)
+    final = brought_to(snapshot, plan)
+    arrived = Counter(targets_of(plan).values())
+    for place_, node in enumerate(target.nodes):
+        later = [address for address, there in final.items() if there not in target.nodes[: place_ + 1]]
+        if later:
+            assert host.room[node] - arrived[node] < HUGE
+
+
+@given(snapshots(), targets([Strategy.PACK]), hosts(ample=True))
+@settings(max_examples=100, deadline=None)
+def test_pack_with_ample_room_brings_everything_to_the_first_node(
+    snapshot: Snapshot, target: Target, host: Host
+) -> None:
+    assert set(brought_to(snapshot, place(snapshot, target, host)).values()) <= {target.nodes[0]}
+
+
+@pytest.mark.parametrize("strategy", Strategy)
+def test_what_is_in_place_is_never_asked_for(strategy: Strategy) -> None:
+    snapshot = snapshot_of([anonymous(0, 0, 512, 0), anonymous(0, 1024, 512, 0)])
+    plan = place(snapshot, Target((0,), strategy), line_host([AMPLE] * len(NODES)))
+    assert (len(plan.moves), plan.in_place) == (0, 1024)
