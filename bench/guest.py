@@ -40,13 +40,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--only", default="", metavar="TEXT", help="scenarios whose title has this text")
     arguments = parser.parse_args(argv)
     chosen = [scenario for scenario in SCENARIOS if arguments.only in scenario.title]
-    results = []
+    results: list[dict[str, Any]] = []
+    told = {"kernel": platform.release(), "cpus": os.cpu_count(), "rounds": arguments.rounds, "scenarios": results}
     for shape, scenarios in groupby(chosen, key=lambda scenario: scenario.shape):
         with standing(shape, HOME) as job:
             job.allow(f"{HOME},{AWAY}")
-            results += [measured(scenario, job, arguments.rounds) for scenario in scenarios]
-    told = {"kernel": platform.release(), "cpus": os.cpu_count(), "rounds": arguments.rounds, "scenarios": results}
-    Path(os.environ["PAGEFERRY_RESULTS"], "bench.json").write_text(json.dumps(told, indent=1) + "\n")
+            for scenario in scenarios:
+                results.append(measured(scenario, job, arguments.rounds))
+                Path(os.environ["PAGEFERRY_RESULTS"], "bench.json").write_text(json.dumps(told, indent=1) + "\n")
 
 
 def measured(scenario: Scenario, job: Job, rounds: int) -> dict[str, Any]:

@@ -12,6 +12,8 @@ import numpy as np
 
 from pageferry_planner.model import Host, Ints, Runs, Target, WhenFull
 
+_NODE_BITS = 16
+
 HUGE_PAGES = 512
 """Runs are cut at multiples of this page number, so that no huge page is cut in two."""
 
@@ -50,7 +52,8 @@ def stages(source: Ints, target: Ints) -> Ints:
         below = [entering[there] for there in reach[node] if node not in reach[there]]
         entering[node] = max(below, default=-1) + 1 + (node in reach[node])
     stage = {(here, there): entering[there] - (here in reach[there]) for here, there in edges}
-    return np.array([stage[edge] for edge in zip(source.tolist(), target.tolist(), strict=True)], np.int64)
+    _, inverse = np.unique(_codes(source, target), return_inverse=True)
+    return np.array([stage[edge] for edge in edges], np.int64)[inverse]
 
 
 def fit(runs: Runs, wanted: Ints, target: Target, host: Host) -> Fit:
@@ -113,4 +116,8 @@ def first_pages(runs: Runs, pages: int) -> tuple[Runs, Runs]:
 
 
 def _edges(source: Ints, target: Ints) -> list[tuple[int, int]]:
-    return sorted(set(zip(source.tolist(), target.tolist(), strict=True)))
+    return [(code >> _NODE_BITS, code & (1 << _NODE_BITS) - 1) for code in np.unique(_codes(source, target)).tolist()]
+
+
+def _codes(source: Ints, target: Ints) -> Ints:
+    return (source << _NODE_BITS) + target

@@ -53,8 +53,8 @@ class Region:
 class Maps:
     """VMAs of several processes.
 
-    One row per distinct line (or more, if there are very many of them): `start`, `end` (bytes, half open), `region` (number in `regions`). One row per VMA of
-    a process: `process` (number in the order given) and `line`.
+    One row per distinct line (or more, if there are very many): `start`, `end` (bytes, half open), `region` (number in
+    `regions`). One row per VMA of a process: `process` (number in the order given) and `line`.
     """
 
     start: Ints
@@ -113,17 +113,23 @@ def parse(texts: Sequence[bytes], namespaces: Sequence[int] | None = None) -> Ma
 
 def _columns(lines: _Numbers, tails: _Numbers) -> tuple[Ints, Ints, Ints]:
     """Return start, end and region of lines."""
-    start, end = np.empty(len(lines), np.uint64), np.empty(len(lines), np.uint64)
-    region = np.empty(len(lines), np.int64)
-    for row, line in enumerate(lines):
+    starts: list[int] = []
+    ends: list[int] = []
+    regions: list[int] = []
+    for line in lines:
         try:
             addresses, tail = line.split(b" ", 1)
             first, last = addresses.split(b"-")
-            start[row], end[row] = int(first, 16), int(last, 16)
-        except (ValueError, OverflowError) as error:
+            start, end = int(first, 16), int(last, 16)
+            if (start | end) >> 64:
+                raise ValueError("address")
+        except ValueError as error:
             raise ValueError(f"not a line of /proc/PID/maps: {line!r}") from error
-        region[row] = tails[tail]
-    return start.view(np.int64), end.view(np.int64), region  # vsyscall wraps to negative; it is never used
+        starts.append(start)
+        ends.append(end)
+        regions.append(tails[tail])
+    start_of, end_of = (np.array(column, np.uint64).view(np.int64) for column in (starts, ends))
+    return start_of, end_of, np.array(regions, np.int64)  # vsyscall wraps to negative; it is never used
 
 
 def _region(tail: bytes) -> Region:

@@ -204,7 +204,8 @@ def others(sharing: Sharing, missing: list[Hole]) -> Ranges:
 def asked_per_process(sharing: Sharing, seen: Runs) -> int:
     """Return how many pages one would ask for by asking every process for every resident page that it maps.
 
-    An upper bound: it takes every process to have touched what is resident of what it maps.
+    An estimate: it takes every process to have touched what is resident of the objects that it maps, and counts what
+    forked processes still share of their own memory once.
     """
     total = int(seen.count[seen.backing == ANONYMOUS].sum())
     seen = seen.take(seen.backing != ANONYMOUS)

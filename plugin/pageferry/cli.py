@@ -48,6 +48,14 @@ def main() -> None:
         sys.exit(1)
 
 
+def _warn_of_gaps() -> None:
+    """Say once, on standard error, what does not work without the capabilities that we lack."""
+    from pageferry.kernel import capabilities
+
+    for gap in capabilities.missing(capabilities.effective()):
+        _complain(f"without {gap.capability}: {gap.lost}")
+
+
 def _complain(text: str) -> None:
     line = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
     click.echo(f"pageferry: {line}", err=True)
@@ -125,7 +133,9 @@ def plan(job: str | None, pid: tuple[int, ...], cgroup: str | None, as_json: boo
     """
     from pageferry import ferry, report, targets
 
-    snapshot, made = ferry.plan(targets.find(job, pid, cgroup).pids, _read_request(**options))
+    target, request = targets.find(job, pid, cgroup), _read_request(**options)
+    _warn_of_gaps()
+    snapshot, made = ferry.plan(target.pids, request)
     answer = report.plan_json(snapshot, made)
     if as_json:
         click.echo(json.dumps(answer))
@@ -164,6 +174,7 @@ def move(
 
     target = targets.find(job, pid, cgroup)
     request = _read_request(workers=workers, budget=budget, **options)
+    _warn_of_gaps()
     ferry.check(request.target, read_topology())
     wanted = _list(cpus, "--cpus") if cpus is not None else None
     with gate.held(target.holds, target.pids if not target.holds else ()) if freeze else nullcontext():

@@ -15,6 +15,7 @@ from pageferry.errors import KernelError, UsageError, Vanished
 from pageferry.kernel import capabilities, libnuma
 from pageferry.kernel.lists import format_list
 from pageferry.kernel.topology import Topology, read_topology
+from pageferry.kernel.watermarks import read_high_watermarks
 from pageferry.mover import Limits, carry
 from pageferry.snapshot import Taken, take
 from pageferry_planner.model import Bucket, Host, Plan, Snapshot, Tally, Target
@@ -29,7 +30,8 @@ ROUNDS = 3
 class Request:
     """What is asked for: where to, under which rules, and how much it may cost.
 
-    `reserve_bytes`: what is left free on every target node; None: 1/64 of the node, at least 16 MiB.
+    `reserve_bytes`: what is left free on every target node, no less than the kernel's own watermarks; None: 1/64 of the
+    node, at least 16 MiB.
     """
 
     target: Target
@@ -112,12 +114,15 @@ def move(
 def host(topology: Topology, reserve_bytes: int | None) -> Host:
     """Return what placement must know of the host.
 
-    Room is what is free and what clean, inactive page cache takes (the kernel drops it without I/O), less the reserve.
+    Room is what is free and what clean, inactive page cache takes (the kernel drops it without I/O), less the reserve,
+    which is never less than what the kernel keeps free for itself.
     """
     room = {}
+    kept_free = read_high_watermarks()
     for node in topology.nodes:
         if node.total_bytes:
             reserve = max(16 << 20, node.total_bytes // 64) if reserve_bytes is None else reserve_bytes
+            reserve = max(reserve, kept_free.get(node.number, 0))
             room[node.number] = max(0, node.free_bytes + node.file_cache_bytes - reserve) // mmap.PAGESIZE
     return Host(room, {number: topology.nearest(number)[1:] for number in room})
 

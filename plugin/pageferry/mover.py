@@ -106,7 +106,7 @@ def carry(
     limits: Limits,
     progress: Callable[[int], None] = lambda _pages: None,
 ) -> Carried:
-    """Carry the plan out and account for all of it; `progress` is told how many pages a finished batch had.
+    """Carry the plan out and account for all of it; `progress` is told how many pages the batches just done had.
 
     Ctrl-C stops between calls: what was not reached is counted so. Raises nothing that a page can cause.
     """
@@ -123,19 +123,34 @@ def carry(
     with _interrupt_sets(stop), ThreadPoolExecutor(workers, "pageferry-mover") as pool:
         try:
             for stage in batches(plan, workers):
-                waiting: dict[Future[_Account], int] = {
-                    pool.submit(worker.carry, batch): batch.runs.pages() for batch in stage
+                waiting: dict[Future[list[_Account]], int] = {
+                    pool.submit(worker.carry_all, load): sum(batch.runs.pages() for batch in load)
+                    for load in _loads(stage)
                 }
                 while waiting:
                     done, _ = wait(waiting, return_when=FIRST_COMPLETED)
                     for future in done:
-                        accounts.append(future.result())
+                        accounts += future.result()
                         progress(waiting.pop(future))
         except BaseException:
             stop.set()  # what is still waiting in the pool is not begun
             raise
     lost = any(account.lost for account in accounts)
     return Carried(_tally(plan, accounts), carrier_lost=lost and not stop.is_set())
+
+
+def _loads(stage: Sequence[Batch]) -> Iterator[list[Batch]]:
+    """Deal batches out, small ones several at a time: to wake a thread costs as much as to move some of them."""
+    load: list[Batch] = []
+    pages = 0
+    for batch in stage:
+        if load and pages + batch.runs.pages() > min(WORKER_PAGES, BATCH_PAGES):
+            yield load
+            load, pages = [], 0
+        load.append(batch)
+        pages += batch.runs.pages()
+    if load:
+        yield load
 
 
 @contextmanager
@@ -164,6 +179,9 @@ class _Worker:
         self._tables = tables
         self._flags = libnuma.MPOL_MF_MOVE_ALL if move_all else libnuma.MPOL_MF_MOVE
         self._stopped = stopped
+
+    def carry_all(self, load: Sequence[Batch]) -> list[_Account]:
+        return [self.carry(batch) for batch in load]
 
     def carry(self, batch: Batch) -> _Account:
         account = _Account()

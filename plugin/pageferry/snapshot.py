@@ -131,6 +131,8 @@ def _read(sharing: Sharing, ranges: Ranges, tables: PageTables, *, overlapping: 
         parts.append(runs(ranges, sure))
         rest.append(rest_of_buffer)
     unsure_entries = Entries.concatenate(rest)
+    if overlapping:  # these ranges are asked for a file's pages; a forked process's copy was seen, or is another's
+        unsure_entries = unsure_entries.take(unsure_entries.file | unsure_entries.exclusive)
     carriers_first = unsure_entries.take(np.argsort(unsure_entries.row, kind="stable"))
     parts.append(runs(ranges, tables.owned(first_of_each(ranges, carriers_first))))
     return Runs.concatenate(parts)

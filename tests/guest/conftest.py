@@ -12,9 +12,11 @@ from typing import Literal, cast
 
 import pytest
 
-from guest.vm import slurm as daemons
-from guest.vm.jobs import Slurm
-from guest.vm.layouts import LAYOUTS, Layout, observed
+pytest.register_assert_rewrite("guest.proof")
+
+from guest.vm import slurm as daemons  # noqa: E402
+from guest.vm.jobs import Slurm  # noqa: E402
+from guest.vm.layouts import LAYOUTS, Layout, observed  # noqa: E402
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -61,7 +61,7 @@ def prove(
     after = witness.census(job.pids, objects)
     tally = outcome.tally
 
-    assert tally.total() == before.total == after.total
+    assert (tally.total(), after.total) == (before.total, before.total)
     assert tally[Bucket.VANISHED] == 0
     assert outcome.plan.total() == tally.total()
     assert counters["pgmigrate_success"] == tally[Bucket.MOVED] + unmapped

@@ -141,7 +141,7 @@ def snapshots(draw: st.DrawFn) -> Snapshot:
         users: list[tuple[int, int, int, int, int]] = []
         for user in range(draw(st.integers(1, 4))):
             process, lo = draw(st.integers(0, processes - 1)), draw(st.integers(0, 900))
-            at = (backing * 10 + user + 1) * 128 * HUGE + lo
+            at = (backing * 10 + user + 1) * 129 * HUGE + lo
             users.append((process, at, draw(st.integers(1, 1200)), backing, lo))
         vmas += users
         index = 0

@@ -57,7 +57,7 @@ def free_after_each_stage(plan: Plan, host: Host) -> list[dict[int, int]]:
 
 
 @given(snapshots(), targets(), hosts())
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=400, deadline=None)
 def test_no_node_is_sent_more_than_its_room_and_what_left_it_in_an_earlier_stage(
     snapshot: Snapshot, target: Target, host: Host
 ) -> None:

@@ -32,7 +32,7 @@ def fewest_by_trying_all(spans: list[Interval]) -> int:
 
 
 @given(many_intervals)
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=1000, deadline=None)
 def test_the_union_is_covered_exactly_and_no_page_twice(spans: list[Interval]) -> None:
     found = [page for span in chosen(spans) for page in range(span.lo, span.hi)]
     assert sorted(found) == sorted(pages(spans))

@@ -41,6 +41,7 @@ def test_a_page_is_requested_once_from_where_it_is_to_elsewhere(snapshot: Snapsh
     plan = place(snapshot, target, host)
     pages = movable(snapshot)
     requested = pages_of(plan.moves)
+    assert (plan.moves.count > 0).all()
     for address, node in targets_of(plan).items():
         assert requested[address] == pages[address]
         assert node != pages[address].node

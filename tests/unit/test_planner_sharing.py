@@ -55,7 +55,7 @@ def of_files(ranges: Ranges, found: Sharing) -> list[tuple[str, int]]:
 
 
 @given(layouts())
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=250, deadline=None)
 def test_extents_cover_what_the_job_maps_of_each_file_and_no_page_twice(layout: Layout) -> None:
     found = shared(layout)
     mapped = {
@@ -69,7 +69,7 @@ def test_extents_cover_what_the_job_maps_of_each_file_and_no_page_twice(layout: 
 
 
 @given(layouts(most=3))
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=250, deadline=None)
 def test_no_fewer_requests_cover_a_file(layout: Layout) -> None:
     found = shared(layout)
     for number, backing in enumerate(found.backings):
@@ -86,7 +86,7 @@ def test_no_fewer_requests_cover_a_file(layout: Layout) -> None:
 
 
 @given(layouts())
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=250, deadline=None)
 def test_a_carrier_maps_its_extent_at_the_address_that_is_asked(layout: Layout) -> None:
     found = shared(layout)
     for row in range(len(found.extents)):
@@ -100,7 +100,7 @@ def test_a_carrier_maps_its_extent_at_the_address_that_is_asked(layout: Layout) 
 
 
 @given(layouts())
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=250, deadline=None)
 def test_private_memory_is_read_whole_in_its_own_process(layout: Layout) -> None:
     found = shared(layout)
     expected = {
@@ -116,7 +116,7 @@ def test_private_memory_is_read_whole_in_its_own_process(layout: Layout) -> None
 
 
 @given(layouts())
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=250, deadline=None)
 def test_nothing_else_is_read_than_extents_and_private_memory_and_nothing_twice(layout: Layout) -> None:
     found = shared(layout)
     read = addresses(found.ranges)
@@ -125,7 +125,7 @@ def test_nothing_else_is_read_than_extents_and_private_memory_and_nothing_twice(
 
 
 @given(layouts())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_carriers_are_read_before_others_that_show_the_same_file(layout: Layout) -> None:
     found = shared(layout)
     carrying = set(addresses(found.extents))
@@ -134,7 +134,7 @@ def test_carriers_are_read_before_others_that_show_the_same_file(layout: Layout)
 
 
 @given(layouts())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_a_file_whose_pages_two_ranges_may_show_is_contested(layout: Layout) -> None:
     found = shared(layout)
     shown = of_files(found.ranges, found)

@@ -98,6 +98,28 @@ def test_local_a_process_that_maps_a_range_twice_is_one_user() -> None:
     assert set(plan.target.tolist()) == {1}
 
 
+def test_local_a_process_is_no_user_of_what_lies_before_or_behind_its_mappings() -> None:
+    snapshot = snapshot_of(
+        [(0, 40, 20, 2, 0, 40)],
+        homes=[frozenset({0}), frozenset({1}), frozenset({1})],
+        verdicts=[MOVES],
+        vmas=[(0, 0, 100, 0, 0), (1, 0, 40, 0, 0), (2, 0, 40, 0, 0), (1, 500, 40, 0, 60), (2, 500, 40, 0, 60)],
+    )
+    plan = place(snapshot, Target((0, 1), Strategy.LOCAL), line_host([AMPLE] * 4))
+    assert targets_of(plan) == {(0, page): 0 for page in range(40, 60)}
+
+
+def test_local_a_run_that_ends_where_a_mapping_does_is_not_cut_there() -> None:
+    snapshot = snapshot_of(
+        [(0, 0, 100, 2, 0, 0)],
+        homes=[frozenset({0}), frozenset({1})],
+        verdicts=[MOVES],
+        vmas=[(0, 0, 100, 0, 0), (1, 0, 100, 0, 100)],
+    )
+    plan = place(snapshot, Target((0, 1), Strategy.LOCAL), line_host([AMPLE] * 4))
+    assert plan.moves.count.tolist() == [100]
+
+
 def test_local_each_rank_s_slice_of_a_shared_file_goes_to_that_rank() -> None:
     snapshot = snapshot_of(
         [(0, 0, 100, 3, 0, 0)],
@@ -113,7 +135,7 @@ def test_local_each_rank_s_slice_of_a_shared_file_goes_to_that_rank() -> None:
 
 
 @given(snapshots(), targets([Strategy.PACK], [WhenFull.PARTIAL, WhenFull.REFUSE]), hosts())
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_pack_never_brings_a_page_to_a_later_node_than_it_is_on(snapshot: Snapshot, target: Target, host: Host) -> None:
     pages = movable(snapshot)
     for address, node in targets_of(place(snapshot, target, host)).items():
@@ -122,7 +144,7 @@ def test_pack_never_brings_a_page_to_a_later_node_than_it_is_on(snapshot: Snapsh
 
 
 @given(snapshots(), targets([Strategy.PACK], [WhenFull.PARTIAL]), hosts())
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_pack_fills_a_node_before_it_uses_the_next(snapshot: Snapshot, target: Target, host: Host) -> None:
     plan = place(snapshot, target, host)
     final = brought_to(snapshot, plan)

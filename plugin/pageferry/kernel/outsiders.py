@@ -38,7 +38,7 @@ def mapped_outside(
 def _mapped_by(pid: int, wanted: Mapping[tuple[bytes, bytes], list[Backing]], root: Path) -> set[Backing]:
     mapped: set[Backing] = set()
     namespace = ""
-    for line in read_maps(pid, root).splitlines():
+    for line in read_maps(pid, root).split(b"\n")[:-1]:  # a name may hold any other line end
         fields = line.split(None, 5)
         for backing in wanted.get((fields[3], fields[4]), ()):
             path = fields[5] if len(fields) > 5 else b""

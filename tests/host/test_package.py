@@ -1,0 +1,26 @@
+"""What must hold of what is shipped: the wheel made from the source archive has both packages, and it runs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def test_the_wheel_has_both_packages_and_the_command(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(tmp_path), str(REPOSITORY)]
+    made = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert made.returncode == 0, made.stdout + made.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    for wanted in ("pageferry/cli.py", "pageferry/py.typed", "pageferry_planner/maps.py", "pageferry_planner/py.typed"):
+        assert wanted in names
+    assert not [name for name in names if name.startswith(("tests/", "bench/", ".venv/", ".cache/"))]
+    (tmp_path / "there").mkdir()
+    zipfile.ZipFile(wheel).extractall(tmp_path / "there")
+    ran = [sys.executable, "-m", "pageferry", "--version"]
+    answer = subprocess.run(ran, capture_output=True, text=True, check=True, cwd=tmp_path / "there")
+    assert answer.stdout.split()[-1].count(".") == 2
