@@ -1,4 +1,5 @@
 #!/busybox sh
+# shellcheck shell=dash
 # The guest's start: reach the host's files, make a usual machine of them, and go over to pid1.sh in them. It
 # uses only busybox: each program that a script starts over 9p costs an emulated CPU a tenth of a second. The
 # words of this run are the files in /words.
@@ -29,7 +30,7 @@ mount -t tmpfs -o size=1536m,mode=755 memory /memory
 mkdir /memory/upper /memory/work
 mount -t overlay -o lowerdir=/host,upperdir=/memory/upper,workdir=/memory/work root /root || die "no overlay"
 
-cd /root
+cd /root || die "no root"
 for place in proc sys dev; do mount --move /$place $place; done
 mkdir -p dev/shm dev/pts dev/mqueue
 mount -t tmpfs -o mode=1777 shm dev/shm
