@@ -29,14 +29,15 @@ lint: $(VENV)/ready
 unit: $(VENV)/ready
 	$(BIN)/pytest -q
 
+# A boot takes seconds: one for each machine, all tests of it in one session.
 guest-tests: $(VENV)/ready
-	$(GUEST) run --layout four --slurm --timeout 1200 --results .cache/four -- pytest -q tests/guest -m 'not cpuless'
+	$(GUEST) run --layout four --timeout 1200 --results .cache/four -- pytest -q tests/guest -m 'not cpuless'
 	$(GUEST) run --layout cpuless --timeout 300 --results .cache/cpuless -- pytest -q tests/guest -m 'cpuless or every_machine'
 	$(GUEST) run --layout tight --timeout 300 --results .cache/tight -- pytest -q tests/guest -m every_machine
-	$(GUEST) run --layout four --cgroup v1 --slurm --timeout 600 --results .cache/v1 -- pytest -q tests/guest -m 'v1 or every_machine'
+	$(GUEST) run --layout four --cgroup v1 --timeout 600 --results .cache/v1 -- pytest -q tests/guest -m 'v1 or every_machine'
 
 demo: $(VENV)/ready
-	$(GUEST) run --layout four --slurm --smp-threads multi --timeout 300 --results .cache/demo -- env PYTHONPATH=tests python -m guest.demo
+	$(GUEST) run --layout four --slurm --timeout 300 --results .cache/demo -- env PYTHONPATH=tests python -m guest.demo
 
 bench: $(VENV)/ready
 	$(BIN)/python bench/run.py

@@ -44,7 +44,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     told = {"kernel": platform.release(), "cpus": os.cpu_count(), "rounds": arguments.rounds, "scenarios": results}
     for shape, scenarios in groupby(chosen, key=lambda scenario: scenario.shape):
         with standing(shape, HOME) as job:
-            job.allow(f"{HOME},{AWAY}")
             for scenario in scenarios:
                 results.append(measured(scenario, job, arguments.rounds))
                 Path(os.environ["PAGEFERRY_RESULTS"], "bench.json").write_text(json.dumps(told, indent=1) + "\n")

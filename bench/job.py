@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +13,8 @@ import numpy as np
 
 from bench.programs import program
 from pageferry.kernel import libnuma
+from pageferry.kernel.lists import format_list
+from pageferry.kernel.topology import read_topology
 
 CGROUPS = Path("/sys/fs/cgroup")
 PAGE_BYTES = 4096
@@ -30,15 +32,16 @@ class Shape:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A job that stands still. `group`: its cgroup; `pids`: its processes, ascending."""
+    """A job that stands still. `group`: its cgroup; `pids`: its processes, ascending; `nodes`: all with memory."""
 
     shape: Shape
     group: Path
     pids: tuple[int, ...]
+    nodes: frozenset[int]
 
-    def allow(self, mems: str) -> None:
+    def allow(self, nodes: Iterable[int]) -> None:
         """Write cpuset.mems of the job's cgroup."""
-        (self.group / "cpuset.mems").write_text(mems)
+        (self.group / "cpuset.mems").write_text(format_list(nodes))
 
     def entries(self) -> int:
         """Return the present page-table entries of all processes, summed."""
@@ -64,7 +67,7 @@ class Job:
 
 @contextmanager
 def standing(shape: Shape, node: int) -> Iterator[Job]:
-    """Start a job with all its memory on `node`, freeze it, and end it when the context is left."""
+    """Start a job with all its memory on `node`, freeze it, allow it all nodes, and end it when the context is left."""
     group = CGROUPS / "bench"
     (CGROUPS / "cgroup.subtree_control").write_text("+cpuset")
     group.mkdir()
@@ -80,7 +83,9 @@ def standing(shape: Shape, node: int) -> Iterator[Job]:
                 (group / "cgroup.freeze").write_text("1")
                 _wait(group, "frozen 1")
                 pids = sorted(int(pid) for pid in (group / "cgroup.procs").read_text().split())
-                yield Job(shape, group, tuple(pids))
+                job = Job(shape, group, tuple(pids), read_topology().nodes_with_memory())
+                job.allow(job.nodes)
+                yield job
             finally:
                 (group / "cgroup.kill").write_text("1")
                 first.wait()

@@ -35,7 +35,8 @@ _ASKED = """
 ## What was asked of the kernel
 
 Base pages, medians. Requests are the addresses given to move_pages(2), retries counted; of what walks page tables in
-the kernel, the present entries that it walked: once per process, and by cpuset.mems once per thread.
+the kernel, the present entries that it walked: once per process, and by cpuset.mems once per thread for each node that
+is no longer allowed.
 """
 
 _GROWTH = """

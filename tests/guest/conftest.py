@@ -45,9 +45,12 @@ def results(several_nodes: None) -> Path:
     return Path(os.environ["PAGEFERRY_RESULTS"])
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def slurm(layout: Layout) -> Iterator[Slurm]:
-    """Slurm, started when the first test asks for it; one that runs already is used and left."""
+    """Slurm, for the tests of one file: its daemons map what jobs map, which others must not find in use.
+
+    One that runs already is used and left.
+    """
     if layout.name == "observed":
         pytest.fail("Slurm is configured in a guest only; run without --here", pytrace=False)
     ran = daemons.running()

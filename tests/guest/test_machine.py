@@ -9,6 +9,8 @@ import pytest
 from guest.vm.jobs import Slurm
 from guest.vm.layouts import Layout, cpu_list, observed
 
+pytestmark = pytest.mark.every_machine
+
 # What the kernel keeps of a node for itself before MemTotal counts: page structs, its image, the DMA bounce
 # buffer of node 0.
 KERNEL_MIB = 176

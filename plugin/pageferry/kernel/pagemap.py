@@ -19,7 +19,7 @@ from pageferry_planner.model import Bools, Ints, Ranges
 EXCLUSIVE, FILE, SWAPPED, PRESENT = (np.uint64(1 << bit) for bit in (56, 61, 62, 63))
 PFN = np.uint64((1 << 55) - 1)
 
-_BUFFER_ENTRIES = 1 << 18
+_BUFFER_ENTRIES = 1 << 15
 _JOIN_GAP = 256
 """Ranges of one process that lie so few pages apart are read in one go: an entry more costs less than a call more."""
 

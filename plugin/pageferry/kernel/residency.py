@@ -40,9 +40,9 @@ class PageTables:
 
     def entries(self, ranges: Ranges) -> Iterator[Entries]:
         """Read the present entries of ranges (those of one process must not overlap), a buffer at a time."""
-        for present in pagemap.read(ranges, self.descriptor):
-            # Neighbours that map the zero page, or whose frames are hidden, have equal entries: take them apart.
-            yield self._single(ranges, present.single(np.ones(len(present.row), bool)))
+        for present in pagemap.read(ranges, self.descriptor, self._alike):
+            node = self._node_of(_frame(present))
+            yield self._single(ranges, present, node, np.ones(len(node), bool))
 
     def stretches(
         self, ranges: Ranges, singled_out: Callable[[Entries | Stretches], Bools]
@@ -52,25 +52,28 @@ class PageTables:
             pfn = _frame(present)
             node = self._node_of(pfn)
             if node.min(initial=0) < 0:  # nodes are to be asked for page by page
-                entries = self._single(ranges, present.single(np.ones(len(node), bool)))
+                entries = self._single(ranges, present, node, np.ones(len(node), bool))
                 named = singled_out(entries)
                 yield entries.take(~named), entries.take(named)
                 continue
             file, exclusive = (present.entry & pagemap.FILE) != 0, (present.entry & pagemap.EXCLUSIVE) != 0
             found = Stretches(present.row, present.page, present.count, node, pfn, file, exclusive)
             named = singled_out(found)
-            yield found.take(~named), self._single(ranges, present.single(named))
+            yield found.take(~named), self._single(ranges, present, node, named)
 
-    def _single(self, ranges: Ranges, present: pagemap.Present) -> Entries:
-        pfn = _frame(present)
-        node = self._nodes(ranges.process[present.row], present.page, pfn)
+    def _single(self, ranges: Ranges, present: pagemap.Present, node: Ints, rows: Bools) -> Entries:
+        """Return the pages of some rows one by one; `node`: of each row, below 0 where it is to be asked for."""
+        single = present.single(rows)
+        node = np.repeat(node[rows], present.count[rows])
+        if node.min(initial=0) < 0:
+            self._ask_nodes(ranges.process[single.row], single.page, node)
         entries = Entries(
-            row=present.row,
-            page=present.page,
+            row=single.row,
+            page=single.page,
             node=node,
-            pfn=pfn,
-            file=(present.entry & pagemap.FILE) != 0,
-            exclusive=(present.entry & pagemap.EXCLUSIVE) != 0,
+            pfn=_frame(single),
+            file=(single.entry & pagemap.FILE) != 0,
+            exclusive=(single.entry & pagemap.EXCLUSIVE) != 0,
         )
         return entries if node.min(initial=0) >= 0 else entries.take(node >= 0)
 
@@ -93,15 +96,13 @@ class PageTables:
                 raise translated(error, path) from error
         return self._open[process]
 
-    def _nodes(self, process: Ints, page: Ints, pfn: Ints) -> Ints:
-        node = self._node_of(pfn)
+    def _ask_nodes(self, process: Ints, page: Ints, node: Ints) -> None:
         unknown = np.flatnonzero(node < 0)
         for number in np.unique(process[unknown]).tolist():
             rows = unknown[process[unknown] == number]
             addresses = page[rows].astype(np.uint64) * np.uint64(mmap.PAGESIZE)
             with suppress(ProcessLookupError):
                 node[rows] = libnuma.query_pages(self._pids[number], addresses)
-        return node
 
     def _node_of(self, pfn: Ints) -> Ints:
         if self._frames is None:

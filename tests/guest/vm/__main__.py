@@ -75,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     common.add_argument("--cgroup", choices=("v2", "v1"), default="v2")
     common.add_argument("--slurm", action="store_true", help="start Slurm before the command")
     common.add_argument(
-        "--smp-threads", choices=("single", "multi"), default="single",
+        "--smp-threads", choices=("single", "multi"), default="multi",
         help="emulated CPUs in one thread (boots faster) or one each (real parallel speed)",
     )  # fmt: skip
     common.add_argument(
