@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pageferry_planner.model import Host, Ints, Runs, Target, WhenFull
+from pageferry_planner.columns import Ints
+from pageferry_planner.model import Host, Runs, Target, WhenFull
 
 _NODE_BITS = 16
 

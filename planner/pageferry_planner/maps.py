@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pageferry_planner.model import Ints
+from pageferry_planner.columns import Ints
 
 _KERNEL_OWN = frozenset({"[vdso]", "[vvar]", "[vvar_vclock]", "[vsyscall]", "[uprobes]", "[sigpage]", "[vectors]"})
 """VMAs that the kernel puts into every process; their pages are the kernel's and never move."""

@@ -6,16 +6,13 @@ Columns are numpy arrays of one length, one row per thing; `page` is a virtual p
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Self
 
 import numpy as np
-import numpy.typing as npt
 
-Ints = npt.NDArray[np.int64]
-Bools = npt.NDArray[np.bool_]
+from pageferry_planner.columns import Bools, Columns, Ints
 
 ANONYMOUS = -1
 """In a `backing` column: memory of one process (and, after fork, its children), backed by no object."""
@@ -60,7 +57,7 @@ class Verdict:
 
 
 @dataclass(frozen=True, slots=True)
-class Ranges:
+class Ranges(Columns):
     """Pages [page, page + count) of a process, one row per range: what is mapped, or what is to be read.
 
     `backing` and `index` (of the first page; ANONYMOUS: the page number itself) say what lies there. `private`: pages
@@ -74,38 +71,9 @@ class Ranges:
     index: Ints
     private: Bools
 
-    def __len__(self) -> int:
-        return len(self.page)
-
-    def take(self, rows: Ints | Bools) -> Ranges:
-        """Return the given rows (numbers or mask), in that order."""
-        return Ranges(
-            self.process[rows],
-            self.page[rows],
-            self.count[rows],
-            self.backing[rows],
-            self.index[rows],
-            self.private[rows],
-        )
-
-    @classmethod
-    def concatenate(cls, parts: Sequence[Ranges]) -> Ranges:
-        """Return the ranges of all parts, one after another."""
-        if not parts:
-            nothing = np.zeros(0, np.int64)
-            return cls(nothing, nothing, nothing, nothing, nothing, np.zeros(0, bool))
-        return cls(
-            np.concatenate([part.process for part in parts]),
-            np.concatenate([part.page for part in parts]),
-            np.concatenate([part.count for part in parts]),
-            np.concatenate([part.backing for part in parts]),
-            np.concatenate([part.index for part in parts]),
-            np.concatenate([part.private for part in parts]),
-        )
-
 
 @dataclass(frozen=True, slots=True)
-class Runs:
+class Runs(Columns):
     """Unique resident pages of a job, as runs of consecutive pages of one process on one node (int64 columns)."""
 
     process: Ints
@@ -115,34 +83,9 @@ class Runs:
     backing: Ints
     index: Ints
 
-    def __len__(self) -> int:
-        return len(self.page)
-
     def pages(self) -> int:
         """Return the number of base pages in all runs."""
         return int(self.count.sum())
-
-    def take(self, rows: Ints | Bools) -> Runs:
-        """Return the given rows (numbers or mask), in that order."""
-        return Runs(*(column[rows] for column in self.columns()))
-
-    def columns(self) -> tuple[Ints, Ints, Ints, Ints, Ints, Ints]:
-        """Return the six columns in the order of the fields."""
-        return (self.process, self.page, self.count, self.node, self.backing, self.index)
-
-    @classmethod
-    def empty(cls) -> Self:
-        """Return no runs."""
-        return cls(*(np.zeros(0, np.int64) for _ in range(6)))
-
-    @classmethod
-    def concatenate(cls, parts: list[Runs]) -> Runs:
-        """Return the runs of all parts, one after another."""
-        if len(parts) == 1:
-            return parts[0]
-        if not parts:
-            return cls.empty()
-        return cls(*(np.concatenate(column) for column in zip(*(p.columns() for p in parts), strict=True)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,12 +11,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pageferry_planner.model import ANONYMOUS, Bools, Ints, Ranges, Runs
+from pageferry_planner.columns import Bools, Columns, Ints
+from pageferry_planner.model import ANONYMOUS, Ranges, Runs
 from pageferry_planner.sharing import Sharing
 
 
 @dataclass(frozen=True, slots=True)
-class Entries:
+class Entries(Columns):
     """Present page-table entries, one row each, as read of ranges.
 
     `row`: which range; `page`: virtual page number; `node`: where the page is; `pfn`: its frame, 0 where not known;
@@ -30,43 +31,14 @@ class Entries:
     file: Bools
     exclusive: Bools
 
-    def __len__(self) -> int:
-        return len(self.page)
-
     @property
     def count(self) -> Ints:
         """One page each, as Stretches has it."""
         return np.ones(len(self.page), np.int64)
 
-    def take(self, rows: Ints | Bools) -> Entries:
-        """Return the given rows (numbers or mask), in that order."""
-        return Entries(
-            self.row[rows],
-            self.page[rows],
-            self.node[rows],
-            self.pfn[rows],
-            self.file[rows],
-            self.exclusive[rows],
-        )
-
-    @classmethod
-    def concatenate(cls, parts: list[Entries]) -> Entries:
-        """Return the entries of all parts, one after another."""
-        if not parts:
-            nothing, never = np.zeros(0, np.int64), np.zeros(0, bool)
-            return cls(nothing, nothing, nothing, nothing, never, never)
-        return cls(
-            np.concatenate([part.row for part in parts]),
-            np.concatenate([part.page for part in parts]),
-            np.concatenate([part.node for part in parts]),
-            np.concatenate([part.pfn for part in parts]),
-            np.concatenate([part.file for part in parts]),
-            np.concatenate([part.exclusive for part in parts]),
-        )
-
 
 @dataclass(frozen=True, slots=True)
-class Stretches:
+class Stretches(Columns):
     """Present page-table entries as Entries has them, joined where they follow one another in one range and are alike.
 
     `count`: how many pages, on one node and with the same bits; `pfn`: the frame of the first, 0 where not known.
@@ -79,21 +51,6 @@ class Stretches:
     pfn: Ints
     file: Bools
     exclusive: Bools
-
-    def __len__(self) -> int:
-        return len(self.page)
-
-    def take(self, rows: Ints | Bools) -> Stretches:
-        """Return the given rows (numbers or mask), in that order."""
-        return Stretches(
-            self.row[rows],
-            self.page[rows],
-            self.count[rows],
-            self.node[rows],
-            self.pfn[rows],
-            self.file[rows],
-            self.exclusive[rows],
-        )
 
 
 def doubtful(sharing: Sharing, ranges: Ranges, entries: Entries | Stretches) -> Bools:

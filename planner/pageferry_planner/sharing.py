@@ -14,8 +14,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from pageferry_planner.columns import Bools, Ints
 from pageferry_planner.maps import Maps, Region
-from pageferry_planner.model import ANONYMOUS, Backing, Bools, Ints, Ranges
+from pageferry_planner.model import ANONYMOUS, Backing, Ranges
 
 READ_ONLY_PRIVATE_PAGES = 1 << 14
 """A read-only private file mapping above this size is taken to hold page cache only, as input files mapped by every

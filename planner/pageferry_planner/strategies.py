@@ -11,7 +11,8 @@ from collections.abc import Callable
 import numpy as np
 
 from pageferry_planner.capacity import HUGE_PAGES, first_pages, pages_per_node
-from pageferry_planner.model import ANONYMOUS, Host, Ints, Runs, Snapshot, Strategy, Target
+from pageferry_planner.columns import Ints
+from pageferry_planner.model import ANONYMOUS, Host, Runs, Snapshot, Strategy, Target
 
 STRAY_SHARE = 16
 """A node that holds less than 1/16 of an even share is no source of the relative map: what is there strayed."""

@@ -84,7 +84,11 @@ def _request(command: Command) -> Command:
         click.option("--no-xattrs", is_flag=True, help="Do not ask files for user.pageferry, trusted.pageferry."),
         click.option("--no-reference-count", is_flag=True, help="Move files that other processes map, too."),
         click.option("--stay", multiple=True, metavar="GLOB", help="Files that never move (may be repeated)."),
-        click.option("--reserve", metavar="SIZE", help="Left free on each target node, as 512M; never less than the kernel keeps [default: 1/64]."),
+        click.option(
+            "--reserve",
+            metavar="SIZE",
+            help="Left free on each target node, as 512M [default: 1/64 of it].",
+        ),
         click.option("--spill-to", metavar="NODES", help="Nodes that --when-full spill may use [default: all]."),
         click.option("--when-full", type=click.Choice(WHEN_FULL), default="refuse", show_default=True),
         click.option("--strategy", type=click.Choice(STRATEGIES), default="relative", show_default=True),

@@ -25,7 +25,8 @@ from pageferry.kernel import libnuma
 from pageferry.kernel.pageflags import flags_of, joined_to_previous
 from pageferry.kernel.processes import ProcessHandle
 from pageferry.kernel.residency import PageTables
-from pageferry_planner.model import SELF, Bools, Bucket, Plan, Ranges, Runs, Tally
+from pageferry_planner.columns import Bools
+from pageferry_planner.model import SELF, Bucket, Plan, Ranges, Runs, Tally
 from pageferry_planner.pages import Entries
 
 BATCH_PAGES = 1 << 15

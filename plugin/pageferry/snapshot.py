@@ -23,8 +23,9 @@ from pageferry.kernel.processes import ProcessHandle, open_process
 from pageferry.kernel.procfs import Status, ipc_namespace, mounts, read_maps, read_status
 from pageferry.kernel.residency import PageTables
 from pageferry.kernel.topology import Topology
+from pageferry_planner.columns import Bools
 from pageferry_planner.maps import parse
-from pageferry_planner.model import SELF, Bools, Process, Ranges, Runs, Snapshot, Verdict
+from pageferry_planner.model import SELF, Process, Ranges, Runs, Snapshot, Verdict
 from pageferry_planner.pages import (
     Entries,
     Hole,

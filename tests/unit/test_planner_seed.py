@@ -13,8 +13,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pageferry_planner.columns import Ints
 from pageferry_planner.maps import parse
-from pageferry_planner.model import Host, Ints, Plan, Process, Runs, Snapshot, Strategy, Target, Verdict
+from pageferry_planner.model import Host, Plan, Process, Runs, Snapshot, Strategy, Target, Verdict
 from pageferry_planner.pages import asked_per_process, holes, others
 from pageferry_planner.placement import place
 from pageferry_planner.policy import Facts, Rules, decide

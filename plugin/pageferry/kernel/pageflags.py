@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from pageferry_planner.model import Bools, Ints
+from pageferry_planner.columns import Bools, Ints
 
 COMPOUND_HEAD, COMPOUND_TAIL, HUGE, THP, ZERO_PAGE = (np.uint64(1 << bit) for bit in (15, 16, 17, 22, 24))
 

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from pageferry_planner.model import Bools, Ints, Ranges
+from pageferry_planner.columns import Bools, Ints
+from pageferry_planner.model import Ranges
 
 EXCLUSIVE, FILE, SWAPPED, PRESENT = (np.uint64(1 << bit) for bit in (56, 61, 62, 63))
 PFN = np.uint64((1 << 55) - 1)

@@ -21,7 +21,8 @@ from pageferry.kernel import libnuma, pagemap
 from pageferry.kernel.files import translated
 from pageferry.kernel.pageflags import zero_pages
 from pageferry.kernel.pfn_ranges import PfnRanges, read_pfn_ranges
-from pageferry_planner.model import SELF, Bools, Ints, Ranges
+from pageferry_planner.columns import Bools, Ints
+from pageferry_planner.model import SELF, Ranges
 from pageferry_planner.pages import Entries, Stretches
 
 
