@@ -27,7 +27,7 @@ The host had {host_cpus} CPUs, and a load of {load} when this was made.
 A ratio is a contender's time divided by pageferry's in the same round, so 2.0 is twice as fast as the contender; given
 are the median of the rounds and, in brackets, the least and the most. Contenders take turns within a round and the
 order shifts from round to round. pageferry's time is all of it: snapshot, plan, move and tally, in a process that is
-warm, as the agent's is. No time is given by itself: those of an emulated machine say nothing about a real one, and
+warm, as a daemon's is. No time is given by itself: those of an emulated machine say nothing about a real one, and
 what an emulated CPU finds dear (starting programs, Python) is not what a real one does.
 """
 

@@ -7,6 +7,7 @@ one carrier, and an entry with the exclusive bit is nobody else's. The rest is t
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -134,6 +135,14 @@ def holes(sharing: Sharing, seen: Runs) -> list[Hole]:
         for gap in np.flatnonzero(gap_hi > gap_lo):
             missing.append(Hole(extent, backing, max(lo, int(gap_lo[gap])), min(hi, int(gap_hi[gap]))))
     return missing
+
+
+def askable(sharing: Sharing, missing: list[Hole], elsewhere: Callable[[int], bool]) -> list[Hole]:
+    """Return the holes that anybody could fill: another VMA of the job, or, of some backings, somebody `elsewhere`."""
+    vmas = sharing.vmas
+    users = np.bincount(vmas.backing[(vmas.backing != ANONYMOUS) & ~sharing.own], minlength=len(sharing.backings))
+    carrier_is_one = ~sharing.own[sharing.carriers]
+    return [hole for hole in missing if users[hole.backing] > carrier_is_one[hole.extent] or elsewhere(hole.backing)]
 
 
 def others(sharing: Sharing, missing: list[Hole]) -> Ranges:

@@ -1,6 +1,6 @@
 """The way of the data, in one function: job → snapshot → plan → move → tally.
 
-Everything that acts on a job comes through here: the command line today, the agent and the hooks by the same door.
+Everything that acts on a job comes through here.
 """
 
 from __future__ import annotations

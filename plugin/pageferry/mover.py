@@ -246,7 +246,8 @@ class _Worker:
         """After a call that left something out: read where each page is now. `status` and `reason` say why."""
         now = self._look(_as_runs(left, batch.process))
         account.pages[Bucket.VANISHED] += len(left) - len(now)
-        told = status[np.isin(left.page, now.page, assume_unique=True)]
+        order = np.argsort(left.page)  # as `now` is
+        told = status[order][np.isin(left.page[order], now.page, assume_unique=True)]
         arrived = now.node == batch.target
         account.pages[Bucket.MOVED] += int(arrived.sum())
         again = ~arrived

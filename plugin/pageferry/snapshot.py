@@ -30,6 +30,7 @@ from pageferry_planner.pages import (
     Entries,
     Hole,
     Stretches,
+    askable,
     asked_per_process,
     doubtful,
     first_of_each,
@@ -151,7 +152,7 @@ def _read_unseen(  # noqa: PLR0917 - one caller, a step of its own
     mine: list[Ranges] = []
     ask: list[Hole] = []
     by_extent: dict[int, list[Hole]] = {}
-    for hole in unseen:
+    for hole in askable(sharing, unseen, lambda backing: sharing.backings[backing].device in devices.shared_memory):
         by_extent.setdefault(hole.extent, []).append(hole)
     for extent, part in by_extent.items():
         device = sharing.backings[part[0].backing].device
@@ -162,15 +163,21 @@ def _read_unseen(  # noqa: PLR0917 - one caller, a step of its own
             mapped = stack.enter_context(
                 objects.mapped(_path(sharing, extent, handles), part[0].lo, part[-1].hi - part[0].lo)
             )
-            for hole in part:
-                for lo, hi in objects.resident(mapped, hole.lo, hole.hi):
-                    if device in devices.shared_memory:
-                        objects.populate(mapped, lo, hi)
-                        mine.append(_range(mapped.page + lo - mapped.index, lo, hi, hole.backing))
-                    else:
-                        ask.append(Hole(extent, hole.backing, lo, hi))
+            present = [
+                Hole(extent, hole.backing, lo, hi)
+                for hole in part
+                for lo, hi in objects.resident(mapped, hole.lo, hole.hi)
+            ]
+            if device in devices.shared_memory:
+                for hole in present:
+                    objects.populate(mapped, hole.lo, hole.hi)
         except OSError:
             ask += part
+        else:
+            if device in devices.shared_memory:
+                mine += [_range(mapped, hole) for hole in present]
+            else:
+                ask += present
     parts = []
     if mine:
         parts.append(_read(sharing, Ranges.concatenate(mine), tables))
@@ -180,8 +187,9 @@ def _read_unseen(  # noqa: PLR0917 - one caller, a step of its own
     return Runs.concatenate(parts)
 
 
-def _range(page: int, lo: int, hi: int, backing: int) -> Ranges:
-    process, first, count, of, index = np.array([[SELF], [page], [hi - lo], [backing], [lo]], np.int64)
+def _range(mapped: objects.Mapped, hole: Hole) -> Ranges:
+    page = mapped.page + hole.lo - mapped.index
+    process, first, count, of, index = np.array([[SELF], [page], [hole.hi - hole.lo], [hole.backing], [hole.lo]])
     return Ranges(process, first, count, of, index, np.zeros(1, bool))
 
 

@@ -4,6 +4,7 @@ import os
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from guest.vm.jobs import Slurm
@@ -97,3 +98,13 @@ def test_a_job_has_the_cpus_of_one_node_to_itself(slurm: Slurm, layout: Layout) 
     slurm.wait_output(job, "Cpus_allowed_list")
     assert cpu_list(slurm.output(job).split(":")[1]) in {layout.cpus_of(node) for node in layout.cpu_nodes}
     slurm.cancel(job)
+
+
+def test_its_cpus_sort_as_they_should() -> None:
+    """An emulator that gets a vector instruction wrong would make every other result here worthless."""
+    random = np.random.default_rng(1)
+    for length in range(1, 2000, 3):
+        values = random.integers(0, 40, length)
+        order = np.argsort(values)
+        assert sorted(order.tolist()) == list(range(length))
+        assert values[order].tolist() == sorted(values.tolist())
