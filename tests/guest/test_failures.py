@@ -109,7 +109,8 @@ def test_shared_pages_of_a_carrier_that_is_killed_arrive_through_another(before_
         objects = [(f"/proc/{made.first.pid}/fd/{name.rsplit('/')[-1]}", 0, 400)]
         before_call(call, carrier.kill)
         tally, gone = killed_midway(made, [carrier], objects)
-        assert tally[Bucket.VANISHED] == gone > 200 or call > 1
+        assert call > 1 or gone >= tally[Bucket.VANISHED] > 200
+        assert call > 1 or gone - tally[Bucket.VANISHED] <= tally[Bucket.IN_PLACE] + tally[Bucket.EXCLUDED]
         assert node_vector(others[0].pid, *shared[1].span)[:300] == [2] * 300
 
 
@@ -119,7 +120,9 @@ def test_pages_that_were_a_killed_processs_own_have_vanished(before_call: AtCall
         victim.map(3000).write()
         before_call(1, victim.kill)
         tally, gone = killed_midway(made, [victim], [])
-        assert tally[Bucket.VANISHED] == gone >= 3000
+        assert gone >= tally[Bucket.VANISHED] >= 3000
+        # A page of a file that it alone had touched may have been in place, or excluded, before it went.
+        assert gone - tally[Bucket.VANISHED] <= tally[Bucket.IN_PLACE] + tally[Bucket.EXCLUDED]
 
 
 def test_when_all_processes_are_killed_midway_what_was_left_has_vanished(before_call: AtCall) -> None:
