@@ -25,6 +25,7 @@ from pageferry.kernel import libnuma
 from pageferry.kernel.pageflags import flags_of, joined_to_previous
 from pageferry.kernel.processes import ProcessHandle
 from pageferry.kernel.residency import PageTables
+from pageferry_planner.capacity import first_pages
 from pageferry_planner.columns import Bools
 from pageferry_planner.model import SELF, Bucket, Plan, Ranges, Runs, Tally
 from pageferry_planner.pages import Entries
@@ -291,23 +292,8 @@ def _as_runs(entries: Entries, process: int) -> Runs:
 def _pieces(runs: Runs, most: int) -> Iterator[Runs]:
     """Cut runs into parts of at most so many pages, none of them inside a huge page."""
     while len(runs):
-        total = np.cumsum(runs.count)
-        if total[-1] <= most:
-            yield runs
-            return
-        whole = int(np.searchsorted(total, most, "right"))
-        over = most - (int(total[whole - 1]) if whole else 0)
-        page = int(runs.page[whole])
-        over = max(0, (page + over) // 512 * 512 - page)
-        head = runs.take(np.arange(whole + bool(over)))
-        tail = runs.take(np.arange(whole, len(runs)))
-        if over:
-            head.count[-1] = over
-            tail.page[0] += over
-            tail.index[0] += over
-            tail.count[0] -= over
-        yield head
-        runs = tail
+        piece, runs = first_pages(runs, most)
+        yield piece
 
 
 def _tally(plan: Plan, accounts: Sequence[_Account]) -> Tally:
