@@ -1,0 +1,138 @@
+"""Work in a forked child of the agent: whatever becomes of it, the agent and its holds are untouched.
+
+A planner that raises, a call that hangs in the kernel, memory that grows: it all ends with the child. The child says
+what it has to say as lines of JSON over a pipe; what that means is left to whoever sent it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
+
+from pageferry.errors import PageferryError
+from pageferry.kernel.prctl import end_with_parent
+
+Say = Callable[[Mapping[str, Any]], None]
+"""What an errand reports with: an object of JSON."""
+
+_CHUNK_BYTES = 65536
+_MOST_BYTES = 4 << 20
+"""An errand that says more than this has gone wrong."""
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """How an errand ended: what it returned, or in one line why it did not."""
+
+    value: Mapping[str, Any] | None
+    error: str | None
+    exit_code: int = 0
+
+
+@dataclass(slots=True)
+class Errand:
+    """A child at work. `fd` is readable when `read()` has something; `result` is there once it has ended."""
+
+    pid: int
+    fd: int
+    result: Result | None = None
+    _rest: bytes = b""
+    _ends: list[Mapping[str, Any]] = field(default_factory=list)
+
+    def read(self) -> Iterator[Mapping[str, Any]]:
+        """Yield what the child has said since; at its end, collect it and set `result`. Never blocks."""
+        while self.result is None:
+            try:
+                chunk = os.read(self.fd, _CHUNK_BYTES)
+            except BlockingIOError:
+                return
+            self._rest += chunk
+            if not chunk or len(self._rest) > _MOST_BYTES:
+                self._collect()
+                return
+            *lines, self._rest = self._rest.split(b"\n")
+            for line in lines:
+                message = json.loads(line)
+                if "ended" in message:
+                    self._ends.append(message["ended"])
+                else:
+                    yield message
+
+    def kill(self) -> None:
+        """End the child; what it had begun in the kernel is finished there."""
+        if self.result is None:
+            os.kill(self.pid, signal.SIGKILL)
+            self._collect()
+
+    def _collect(self) -> None:
+        os.close(self.fd)
+        _, status = os.waitpid(self.pid, 0)
+        code = os.waitstatus_to_exitcode(status)
+        if self._ends:
+            end = self._ends[-1]
+            self.result = Result(end["value"], end["error"], end["code"])
+        elif code < 0:
+            self.result = Result(None, f"the errand was ended by {signal.Signals(-code).name}", 1)
+        else:
+            self.result = Result(None, f"the errand ended early, with exit code {code}", 1)
+
+
+def begin(work: Callable[[Say], Mapping[str, Any]]) -> Errand:
+    """Fork a child that does `work`; it may report on the way, and what it returns becomes the result.
+
+    Call it from a process with one thread. Raises OSError if there can be no further process.
+    """
+    read_end, write_end = os.pipe2(os.O_CLOEXEC)
+    parent = os.getpid()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    pid = os.fork()
+    if pid == 0:
+        _work(work, write_end, parent)
+    os.close(write_end)
+    os.set_blocking(read_end, False)
+    return Errand(pid, read_end)
+
+
+def _work(work: Callable[[Say], Mapping[str, Any]], pipe: int, parent: int) -> NoReturn:
+    code = 1
+    try:
+        end_with_parent(parent)
+        signal.set_wakeup_fd(-1)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD):
+            signal.signal(number, signal.SIG_DFL)
+        # The agent's socket, its inotify and its line to the guardian are not the child's.
+        for descriptor in map(int, os.listdir("/proc/self/fd")):  # noqa: PTH208
+            if descriptor > 2 and descriptor != pipe:
+                _close(descriptor)
+
+        def say(message: Mapping[str, Any]) -> None:
+            line = json.dumps(message).encode() + b"\n"
+            while line:
+                line = line[os.write(pipe, line) :]
+
+        end: dict[str, Any]
+        try:
+            end = {"value": work(say), "error": None, "code": 0}
+        except PageferryError as error:
+            end = {"value": None, "error": str(error), "code": error.exit_code}
+        except Exception as error:  # noqa: BLE001 - this is the end of the process
+            os.write(2, traceback.format_exc().encode())
+            end = {"value": None, "error": f"{type(error).__name__}: {error}"[:500], "code": 1}
+        say({"ended": end})
+        code = 0
+    finally:
+        os._exit(code)
+
+
+def _close(descriptor: int) -> None:
+    try:
+        os.close(descriptor)
+    except OSError:
+        return  # the one that listed the others
