@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 GUEST  := PYTHONPATH=tests $(BIN)/python -m guest.vm
 
 # For pageferry itself: libnuma1. For the tests: a guest with four NUMA nodes and Debian's Slurm, its peers, linters.
-PACKAGES := libnuma1 numactl python3-venv gcc libc6-dev shellcheck cpio kmod e2fsprogs util-linux \
+PACKAGES := libnuma1 numactl python3-venv gcc libc6-dev shellcheck strace cpio kmod e2fsprogs util-linux \
             qemu-system-x86 linux-image-amd64 busybox-static \
             slurmctld slurmd slurm-client slurm-wlm-basic-plugins munge
 
@@ -24,7 +24,7 @@ lint: $(VENV)/ready
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	shellcheck .ci/run $$(git ls-files '*.sh')
+	shellcheck .ci/run $$(git ls-files '*.sh' 'hooks/slurm/prolog.d/*')
 
 unit: $(VENV)/ready
 	$(BIN)/pytest -q

@@ -1,0 +1,210 @@
+"""The history of a host: each migration and each event, in SQLite, for people to look back at.
+
+It is a witness, never a condition. Whatever is wrong with the file or its disk, nothing is raised: the record is
+dropped and counted, the fault is said once in the log, and as soon as it can be, writing goes on. What must be known to
+set a job free is not kept here (docs/adr/0004-state.md). The file is `database`'s; who may read what is left to the
+callers.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sqlite3
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pageferry.database import Database
+from pageferry.kernel.files import printable
+
+PATH = Path("/var/lib/pageferry/history.sqlite3")
+VERSION = 1
+"""Of the tables, kept as the file's user_version."""
+
+_log = logging.getLogger(__name__)
+
+_PRUNE_EVERY = 256
+_TEXT_CHARACTERS = 1024
+_DETAILS_CHARACTERS = 16384
+_JSON = frozenset({"pages", "details"})
+
+_SCHEMA = (
+    """CREATE TABLE migrations (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        job INTEGER NOT NULL, uid INTEGER NOT NULL, host TEXT NOT NULL, event TEXT NOT NULL,
+        rule TEXT NOT NULL, began REAL NOT NULL, seconds REAL NOT NULL, seconds_stopped REAL NOT NULL,
+        nodes_from TEXT NOT NULL, nodes_to TEXT NOT NULL, outcome TEXT NOT NULL, pages TEXT NOT NULL,
+        requested INTEGER NOT NULL, calls INTEGER NOT NULL, bytes INTEGER NOT NULL, error TEXT NOT NULL,
+        details TEXT NOT NULL)""",
+    """CREATE TABLE events (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        began REAL NOT NULL, job INTEGER NOT NULL, uid INTEGER NOT NULL, kind TEXT NOT NULL,
+        text TEXT NOT NULL)""",
+    "CREATE INDEX migrations_job ON migrations (job)",
+    "CREATE INDEX migrations_uid ON migrations (uid)",
+    "CREATE INDEX events_job ON events (job)",
+    "CREATE INDEX events_uid ON events (uid)",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Migration:
+    """What became of one job's memory, once.
+
+    `began`: seconds since 1970; `nodes_*`: as the kernel lists them; `pages`: base pages by bucket, with `requested`
+    and `calls` as in a tally; `event`, `rule`: why it was done. `id` is given by the store.
+    """
+
+    job: int
+    uid: int
+    host: str
+    event: str
+    rule: str
+    began: float
+    seconds: float
+    seconds_stopped: float
+    nodes_from: str
+    nodes_to: str
+    outcome: str
+    pages: dict[str, int] = field(default_factory=dict)
+    requested: int = 0
+    calls: int = 0
+    bytes: int = 0
+    error: str = ""
+    details: dict[str, Any] = field(default_factory=dict)
+    id: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that happened to a job, or (`job` 0) to the agent: a hold, a release, a start, a recovery."""
+
+    job: int
+    uid: int
+    kind: str
+    text: str
+    began: float
+    id: int = 0
+
+
+Row = TypeVar("Row", Migration, Event)
+
+
+class Store:
+    """The history; for one thread, and not for a forked child.
+
+    `lost`: records dropped since the start; `fault`: why the last one was, None while all is well.
+    """
+
+    def __init__(
+        self,
+        path: Path = PATH,
+        *,
+        max_rows: int = 50_000,
+        max_days: float = 90,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.lost = 0
+        self.fault: str | None = None
+        self._database = Database(path, _SCHEMA, VERSION)
+        self._max_rows = max_rows
+        self._max_seconds = max_days * 86400
+        self._clock = clock
+        self._until_prune = 0
+
+    def record_migration(self, migration: Migration) -> None:
+        """Write a migration down, or count it as lost."""
+        self._record("migrations", migration)
+
+    def record_event(self, job: int, uid: int, kind: str, text: str) -> None:
+        """Write down what happens now, or count it as lost."""
+        self._record("events", Event(job, uid, kind, text, self._clock()))
+
+    def migrations(self, job: int | None = None, user: int | None = None, limit: int = 100) -> list[Migration]:
+        """Return the newest migrations, newest first: of a job, of a user's jobs, or all.
+
+        None at all when the file cannot be read: `fault` says why.
+        """
+        return self._select("migrations", Migration, job, user, limit)
+
+    def events(self, job: int | None = None, user: int | None = None, limit: int = 100) -> list[Event]:
+        """Return the newest events, as `migrations` does."""
+        return self._select("events", Event, job, user, limit)
+
+    def close(self) -> None:
+        """Close the file; the next record opens it again."""
+        self._database.close()
+
+    def _record(self, table: str, record: Migration | Event) -> None:
+        def insert(connection: sqlite3.Connection) -> None:
+            row = {name: _stored(getattr(record, name)) for name in _columns(type(record)) if name != "id"}
+            connection.execute(
+                f"INSERT INTO {table} ({', '.join(row)}) VALUES ({', '.join('?' * len(row))})",  # noqa: S608
+                tuple(row.values()),
+            )
+
+        fault = self._database.do(insert)
+        if fault is not None:
+            self.lost += 1
+            if self.fault is None:
+                _log.error("%s: %s; the history goes without records until this is mended", self._database.path, fault)
+        elif self.fault is not None:
+            _log.warning("%s: written again; %d records lost since the start", self._database.path, self.lost)
+        self.fault = fault
+        if fault is None and self._until_prune == 0:
+            self._database.do(self._prune)  # apart: a disk may have room for a record, and none to delete others
+            self._until_prune = _PRUNE_EVERY
+        self._until_prune = max(0, self._until_prune - 1)
+
+    def _select(self, table: str, kind: type[Row], job: int | None, user: int | None, limit: int) -> list[Row]:
+        found: list[Row] = []
+
+        def select(connection: sqlite3.Connection) -> None:
+            wanted: dict[str, int] = {}
+            if job is not None:
+                wanted["job"] = job
+            if user is not None:
+                wanted["uid"] = user
+            columns = _columns(kind)
+            rows = connection.execute(
+                f"SELECT {', '.join(columns)} FROM {table} WHERE "  # noqa: S608
+                + " AND ".join(["1", *(f"{name} = :{name}" for name in wanted)])
+                + " ORDER BY id DESC LIMIT :limit",
+                {**wanted, "limit": max(0, limit)},
+            )
+            found[:] = (kind(*map(_loaded, columns, row)) for row in rows)
+
+        fault = self._database.do(select)
+        if fault is None:
+            return found
+        self.fault = self.fault or fault
+        return []
+
+    def _prune(self, connection: sqlite3.Connection) -> None:
+        for table in ("migrations", "events"):
+            connection.execute(f"DELETE FROM {table} WHERE began < ?", (self._clock() - self._max_seconds,))  # noqa: S608
+            connection.execute(
+                f"DELETE FROM {table} WHERE id <= (SELECT max(id) FROM {table}) - ?",  # noqa: S608
+                (self._max_rows,),
+            )
+
+
+def _columns(kind: type[Migration | Event]) -> list[str]:
+    return [column.name for column in fields(kind)]
+
+
+def _stored(value: object) -> object:
+    """Return a field as SQLite takes it: text bounded and printable, tables as JSON. Raises TypeError, ValueError."""
+    if isinstance(value, str):
+        return printable(value[:_TEXT_CHARACTERS].encode("utf-8", "surrogatepass"))
+    if isinstance(value, dict):
+        text = json.dumps(value, allow_nan=False)
+        return text if len(text) <= _DETAILS_CHARACTERS else json.dumps({"dropped_characters": len(text)})
+    return value
+
+
+def _loaded(column: str, value: Any) -> Any:
+    return json.loads(value) if column in _JSON else value

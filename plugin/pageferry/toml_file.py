@@ -1,0 +1,174 @@
+"""Reads a site's TOML file into structs, and says of every fault where it is: file, line, key and value.
+
+tomllib reads the text to plain data, msgspec turns the data into frozen structs and refuses what does not fit. Which
+keys there are is the structs' business.
+"""
+
+from __future__ import annotations
+
+import bisect
+import re
+import tomllib
+from types import NoneType
+from typing import Any, TypeVar, get_args
+
+import msgspec
+
+from pageferry.kernel.files import printable
+
+_UNITS = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
+_SHOWN_CHARACTERS = 60
+
+Key = tuple[str | int, ...]
+"""The way to a value: names of tables and keys, and the numbers of list members."""
+
+Kind = TypeVar("Kind", bound=msgspec.Struct)
+
+
+class Bytes(int):
+    """A number of bytes: a number, or text such as "512M" (K, M, G, T: powers of 1024)."""
+
+    least = 0
+
+    @classmethod
+    def parse(cls, value: object) -> Bytes:
+        """Return the bytes that a file's value means. Raises ValueError, which says what would be right."""
+        match = re.fullmatch(r"([0-9]{1,15})([KMGT]?)", str(value)) if isinstance(value, int | str) else None
+        if match is None:
+            raise ValueError('expected bytes, such as "512M"')
+        count = int(match[1]) << _UNITS[match[2]]
+        if not cls.least <= count < 1 << 63:
+            raise ValueError(f"expected at least {cls.least} bytes and less than 2^63")
+        return cls(count)
+
+
+def parse(raw: bytes, name: str, kind: type[Kind]) -> tuple[Kind | None, list[str]]:
+    """Return what a file's bytes mean as `kind`, and every fault, one line each, in the file's order.
+
+    A key with a fault has its default in the result. None: the text is not TOML, or lacks a key that has no default.
+    """
+    name = printable(name.encode("utf-8", "surrogateescape"))
+    try:
+        text = raw.decode().replace("\r\n", "\n")
+        data = tomllib.loads(text)
+    except UnicodeDecodeError as error:
+        return None, [f"{name}:{_lines(raw[: error.start])}: not UTF-8"]
+    except (ValueError, RecursionError) as error:
+        return None, [_syntax_fault(error, raw, name)]
+    faults: list[tuple[int, str]] = []
+    read: Kind | None = None
+    while read is None:
+        try:
+            read = msgspec.convert(data, kind, dec_hook=_decoded)
+        except msgspec.ValidationError as error:
+            key, what = _explained(str(error), kind)
+            if not _has(data, key):  # an unknown key that looks like msgspec's own text
+                faults.append((1, f"{name}: {printable(str(error).encode())}"))
+                break
+            line = line_of(text, key)
+            faults.append((line, f"{name}:{line}: {_dotted(key)} = {_shown(_value(data, key))}: {what}"))
+            _drop(data, key)
+    return read, [fault for _, fault in sorted(faults)]
+
+
+def line_of(text: str, key: Key) -> int:
+    """Return the line (from 1) on which the statement begins that first gives `key` in a valid TOML text.
+
+    tomllib tells no lines. But the text up to the end of any statement is itself valid, and no other beginning is; so
+    the beginnings are searched for the first that has the key.
+    """
+    lines = text.split("\n")
+
+    def there(count: int) -> bool:
+        while True:
+            try:
+                return _has(tomllib.loads("\n".join(lines[:count])), key)
+            except tomllib.TOMLDecodeError:
+                count += 1  # within a statement of several lines: its end decides
+
+    return bisect.bisect_left(range(len(lines)), True, key=there)
+
+
+def _decoded(kind: type, value: object) -> object:
+    if issubclass(kind, Bytes):
+        return kind.parse(value)
+    raise NotImplementedError(kind)  # a field of a type that nobody reads: a fault of this file, not of the site's
+
+
+def _syntax_fault(error: Exception, raw: bytes, name: str) -> str:
+    if not isinstance(error, tomllib.TOMLDecodeError):  # int() refuses thousands of digits; brackets go too deep
+        return f"{name}: a number is too long, or a list nested too deeply"
+    text = str(error)
+    place = re.search(r" \(at (?:line ([0-9]+), column ([0-9]+)|end of document)\)$", text)
+    if place is None:
+        return f"{name}: {printable(text.encode())}"
+    what = printable(text[: place.start()].encode())
+    if place[1] is None:
+        return f"{name}:{_lines(raw)}: {what} at the end of the file"
+    return f"{name}:{place[1]}: {what} (column {place[2]})"
+
+
+def _lines(raw: bytes) -> int:
+    return raw.count(b"\n") + 1
+
+
+def _explained(message: str, kind: type) -> tuple[Key, str]:
+    """Return the key and the fault of msgspec's message, in a TOML writer's words."""
+    place = re.search(r" - at `\$([^`]*)`$", message)
+    what, path = (message[: place.start()], place[1]) if place else (message, "")
+    key: Key = tuple(int(number) if number else word for word, number in re.findall(r"\.(\w+)|\[([0-9]+)\]", path))
+    unknown = re.fullmatch(r"Object contains unknown field `(.*)`", what, re.DOTALL)
+    if unknown is not None:
+        known = ", ".join(field.name for field in msgspec.structs.fields(_type(kind, key)))
+        return (*key, unknown[1]), f"unknown key; there are {known}"
+    if what.startswith("Invalid enum value"):
+        return key, "expected one of " + ", ".join(get_args(_type(kind, key)))
+    what = what.replace("`object`", "`table`").replace(" | null", "").replace("`", "")
+    return key, what[:1].lower() + what[1:]
+
+
+def _type(kind: Any, key: Key) -> Any:
+    """Return the type of a known key below `kind`: limits and None taken off."""
+    for step in key:
+        if isinstance(step, int):
+            kind = get_args(kind)[0]
+        else:
+            kind = next(field.type for field in msgspec.structs.fields(kind) if field.name == step)
+        if NoneType in get_args(kind):
+            kind = next(part for part in get_args(kind) if part is not NoneType)
+        if hasattr(kind, "__metadata__"):  # Annotated
+            kind = kind.__origin__
+    return kind
+
+
+def _value(data: Any, key: Key) -> Any:
+    for step in key:
+        data = data[step]
+    return data
+
+
+def _has(data: Any, key: Key) -> bool:
+    try:
+        _value(data, key)
+    except (KeyError, IndexError, TypeError):
+        return False
+    return bool(key)
+
+
+def _drop(data: dict[str, Any], key: Key) -> None:
+    """Take a faulty key out, so that the next fault shows; a member of a list goes with its list."""
+    while isinstance(key[-1], int):
+        key = key[:-1]
+    del _value(data, key[:-1])[key[-1]]
+
+
+def _dotted(key: Key) -> str:
+    text = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in key).removeprefix(".")
+    return printable(text[:_SHOWN_CHARACTERS].encode())
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    text = f'"{value}"' if isinstance(value, str) else "{...}" if isinstance(value, dict) else str(value)
+    return printable((text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + "...").encode())

@@ -1,0 +1,300 @@
+"""The agent's end of the socket: lines in, answers out, and no client that can hold up the loop or use it up.
+
+Everything here is non-blocking and bounded; the loop watches one descriptor, which is readable when there is something
+to do, and one deadline. What a request means, and whether its peer may ask, is left to the handler (`wire.allowed`).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import select
+import socket
+import stat
+import struct
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from pageferry.errors import KernelError, PageferryError, UsageError
+from pageferry.wire import LINE_BYTES, Peer, decoded, encoded
+
+Reply = Callable[[Mapping[str, Any]], None]
+"""Answers a request: once, at any time. Without effect when the peer is gone or has its answer."""
+
+Handle = Callable[[Peer, dict[str, Any], Reply], Mapping[str, Any] | None]
+"""Does what a request asks. It returns the answer, or None if it will `reply` later, or raises a PageferryError."""
+
+CONNECTIONS = 64
+CONNECTIONS_OF_USERS = 48
+CONNECTIONS_OF_A_USER = 8
+TURN_SECONDS = 5.0
+"""A client has this long to send a whole line, and as long again to take the answer."""
+
+_ACCEPTED_AT_ONCE = 16
+_PAUSE_SECONDS = 1.0
+
+_log = logging.getLogger(__name__)
+
+
+class _Connection:
+    """A client; `turn` counts its requests, so that a late reply to one is never taken for that to another."""
+
+    __slots__ = ("answer", "closing", "deadline", "ended", "mask", "peer", "received", "socket", "turn", "waiting")
+
+    def __init__(self, client: socket.socket, peer: Peer) -> None:
+        self.socket = client
+        self.peer = peer
+        self.received = bytearray()
+        self.answer = bytearray()
+        self.turn = 0
+        self.mask = select.EPOLLIN
+        self.waiting = False  # for the handler
+        self.ended = False  # the client sends no more
+        self.closing = False  # once the answer is sent
+        self.deadline: float | None = None
+
+    def wanted(self) -> int:
+        """Return the events to wait for. A lost client is always told of; to be called again at once, ask to write."""
+        if self.waiting:
+            return 0
+        again = self.answer or self.closing or self.ended or b"\n" in self.received
+        return select.EPOLLOUT if again else select.EPOLLIN
+
+
+class Server:
+    """The listening socket and its connections; raises as `open_socket` does.
+
+    `trusted`: users whose connections the limits for users do not count, such as root and SlurmUser.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        handle: Handle,
+        *,
+        trusted: frozenset[int] = frozenset({0}),
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._path = path
+        self._handle = handle
+        self._trusted = trusted
+        self._clock = clock
+        self._connections: dict[int, _Connection] = {}
+        self._resume: float | None = None
+        self._lock, self._socket = open_socket(path)
+        self._epoll = select.epoll()
+        self._epoll.register(self._socket, select.EPOLLIN)
+
+    def fileno(self) -> int:
+        """Return the descriptor for the loop to watch (EPOLLIN, level-triggered)."""
+        return self._epoll.fileno()
+
+    def serve(self) -> None:
+        """Do what can be done now: at most one request of each connection, so that nobody waits for one of them."""
+        for fd, events in self._epoll.poll(0):
+            if fd == self._socket.fileno():
+                self._accept()
+            elif (connection := self._connections.get(fd)) is not None:
+                try:
+                    self._advance(connection, events)
+                except OSError:
+                    self._drop(connection)
+                else:
+                    self._arm(connection)
+
+    def deadline(self) -> float | None:
+        """Return when (on the clock) `expire` is next to be called; None: not before something else happens."""
+        due = [connection.deadline for connection in self._connections.values()]
+        return min((moment for moment in (*due, self._resume) if moment is not None), default=None)
+
+    def expire(self) -> None:
+        """Close the connections whose time is up."""
+        now = self._clock()
+        for connection in list(self._connections.values()):
+            if connection.deadline is not None and connection.deadline <= now:
+                self._drop(connection)
+        if self._resume is not None and self._resume <= now:
+            self._resume = None
+            self._epoll.modify(self._socket, select.EPOLLIN)
+
+    def close(self) -> None:
+        """Close everything and remove the socket."""
+        for connection in list(self._connections.values()):
+            self._drop(connection)
+        with suppress(OSError):
+            self._path.unlink()
+        self.abandon()
+
+    def abandon(self) -> None:
+        """Close our copies, in a forked child: nothing is taken from the agent, whose epoll set is the same as ours."""
+        for connection in self._connections.values():
+            connection.socket.close()
+        self._connections.clear()
+        self._epoll.close()
+        self._socket.close()
+        os.close(self._lock)
+
+    def _accept(self) -> None:
+        for _ in range(_ACCEPTED_AT_ONCE):
+            try:
+                client, _ = self._socket.accept()
+            except BlockingIOError:
+                return
+            except ConnectionAbortedError:
+                continue
+            except OSError as error:  # no descriptor or no memory: the others go on, and we try again soon
+                _log.error("%s: %s", self._path, error.strerror)
+                self._resume = self._clock() + _PAUSE_SECONDS
+                self._epoll.modify(self._socket, 0)
+                return
+            client.setblocking(False)
+            peer = Peer(*struct.unpack("iII", client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)))
+            if why := self._full(peer):
+                with client, suppress(OSError):
+                    client.send(encoded({"error": why, "code": KernelError.exit_code}))
+                continue
+            connection = _Connection(client, peer)
+            connection.deadline = self._clock() + TURN_SECONDS
+            self._connections[client.fileno()] = connection
+            self._epoll.register(client, connection.mask)
+
+    def _full(self, peer: Peer) -> str | None:
+        if len(self._connections) >= CONNECTIONS:
+            return f"the agent has {CONNECTIONS} connections already"
+        if peer.uid in self._trusted:
+            return None
+        users = [other.peer.uid for other in self._connections.values() if other.peer.uid not in self._trusted]
+        if users.count(peer.uid) >= CONNECTIONS_OF_A_USER:
+            return f"the agent has {CONNECTIONS_OF_A_USER} connections of this user already"
+        if len(users) >= CONNECTIONS_OF_USERS:
+            return f"the agent has {CONNECTIONS_OF_USERS} connections of users already"
+        return None
+
+    def _advance(self, connection: _Connection, events: int) -> None:
+        """Take a connection one step on. Raises OSError if it is to be dropped."""
+        if connection.waiting:
+            if events & (select.EPOLLHUP | select.EPOLLERR):
+                raise ConnectionResetError
+            return
+        if connection.answer:
+            self._send(connection)
+            return
+        if connection.closing:
+            raise ConnectionResetError
+        if b"\n" not in connection.received and not connection.ended:
+            chunk = connection.socket.recv(LINE_BYTES + 1 - len(connection.received))
+            connection.received += chunk
+            connection.ended = not chunk
+        line, end, rest = connection.received.partition(b"\n")
+        if end and len(line) < LINE_BYTES:
+            connection.received = rest
+            self._request(connection, bytes(line))
+        elif len(connection.received) > LINE_BYTES:
+            connection.closing = True
+            self._answer(connection, {"error": f"a request is longer than {LINE_BYTES} bytes", "code": 2})
+        elif connection.ended and not connection.received:
+            raise ConnectionResetError
+        elif connection.ended:
+            connection.closing = True
+            self._answer(connection, {"error": "a request without an end of line", "code": 2})
+
+    def _request(self, connection: _Connection, line: bytes) -> None:
+        connection.turn += 1
+        connection.waiting = True
+        connection.deadline = None
+        turn = connection.turn
+
+        def reply(answer: Mapping[str, Any]) -> None:
+            if connection.turn != turn or not connection.waiting:
+                return
+            try:
+                self._answer(connection, answer if "error" in answer else {"ok": True, **answer})
+            except OSError:
+                self._drop(connection)
+            else:
+                self._arm(connection)
+
+        try:
+            message = decoded(line)
+            if not isinstance(message.get("verb"), str):
+                raise UsageError("verb is missing, or no text")
+            answer = self._handle(connection.peer, message, reply)
+        except PageferryError as error:
+            answer = {"error": str(error), "code": error.exit_code}
+        except Exception:  # noqa: BLE001 - a request, however odd, must not end the agent
+            _log.exception("a request of pid %d, uid %d failed", connection.peer.pid, connection.peer.uid)
+            answer = {"error": "the agent failed at this request; its log says how", "code": PageferryError.exit_code}
+        if answer is not None:
+            reply(answer)
+
+    def _answer(self, connection: _Connection, answer: Mapping[str, Any]) -> None:
+        connection.waiting = False
+        connection.deadline = self._clock() + TURN_SECONDS
+        try:
+            connection.answer += encoded(answer)
+        except (TypeError, ValueError):
+            _log.exception("an answer cannot be sent")
+            connection.answer += encoded({"error": "the agent's answer cannot be sent; its log says why", "code": 1})
+        self._send(connection)
+
+    def _send(self, connection: _Connection) -> None:
+        with suppress(BlockingIOError):
+            del connection.answer[: connection.socket.send(connection.answer)]
+        if not connection.answer:
+            connection.deadline = self._clock() + TURN_SECONDS
+
+    def _arm(self, connection: _Connection) -> None:
+        fd = connection.socket.fileno()
+        if self._connections.get(fd) is connection and connection.mask != connection.wanted():
+            connection.mask = connection.wanted()
+            self._epoll.modify(fd, connection.mask)
+
+    def _drop(self, connection: _Connection) -> None:
+        """Close a connection: even if a forked child has it too, its client sees the end, and the loop nothing more."""
+        fd = connection.socket.fileno()
+        if self._connections.get(fd) is connection:
+            del self._connections[fd]
+            connection.waiting = False
+            self._epoll.unregister(fd)
+            with suppress(OSError):
+                connection.socket.shutdown(socket.SHUT_RDWR)
+            connection.socket.close()
+
+
+def open_socket(path: Path) -> tuple[int, socket.socket]:
+    """Return the lock's descriptor and the listening socket, in a directory that is made if it is not there.
+
+    The socket takes the place of one that a dead agent left. Everyone may connect: SO_PEERCRED decides, not the mode.
+    Raises UsageError if an agent runs already, KernelError if the place is not ours alone or cannot be used.
+    """
+    try:
+        with suppress(FileExistsError):
+            path.parent.mkdir()
+            path.parent.chmod(0o755)  # whatever the umask
+        status = path.parent.stat()
+        if status.st_uid != os.geteuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            raise KernelError(f"{path.parent}: others may write there")
+        lock = os.open(path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except OSError as error:
+        raise KernelError(f"{path}: {error.strerror}") from error
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+    new = path.with_suffix(".new")
+    try:
+        # Not flock(2): a forked child shares that, and would keep a dead agent's place taken.
+        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        new.unlink(missing_ok=True)
+        listener.bind(os.fspath(new))
+        new.chmod(0o666)
+        listener.listen(CONNECTIONS)
+        new.rename(path)  # so there is a socket that answers at every moment
+    except OSError as error:
+        listener.close()
+        os.close(lock)
+        if isinstance(error, BlockingIOError | PermissionError) and error.filename is None:
+            raise UsageError(f"an agent runs already: it has locked {path.with_suffix('.lock')}") from error
+        raise KernelError(f"{path}: {error.strerror or error}") from error
+    return lock, listener

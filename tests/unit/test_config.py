@@ -1,0 +1,233 @@
+"""What must hold of the settings: what a site writes is what holds, and each fault is named where it stands."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pageferry.config import Rate, Settings, faults, load
+from pageferry.errors import ConfigError
+from pageferry.toml_file import Bytes, line_of, parse
+from pageferry_planner.model import WhenFull
+
+ALL = """
+[agent]
+max_hold_seconds = 30       # a whole number is a number of seconds, too
+workers = 4
+when_full = "spill"
+write_outcome = "history"
+slurm_user = "slurm"
+retention_days = 7
+
+[spill]
+enabled = false
+least_bytes = "64K"
+rate = "1G"
+
+[cpus]
+enabled = false
+"""
+
+
+class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    name: str
+    rate: Rate | None = None
+
+
+class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    rules: tuple[Rule, ...] = ()
+
+
+def found(text: str | bytes) -> list[str]:
+    return parse(text.encode() if isinstance(text, str) else text, "f.toml", Settings)[1]
+
+
+def test_every_key_is_read(tmp_path: Path) -> None:
+    (tmp_path / "f.toml").write_text(ALL)
+    settings = load(tmp_path / "f.toml")
+    assert msgspec.to_builtins(settings, builtin_types=(Bytes, Rate)) == {
+        "agent": {
+            "max_hold_seconds": 30.0,
+            "workers": 4,
+            "when_full": "spill",
+            "write_outcome": "history",
+            "slurm_user": "slurm",
+            "retention_days": 7,
+        },
+        "spill": {"enabled": False, "least_bytes": 65536, "rate": 1 << 30},
+        "cpus": {"enabled": False},
+    }
+    assert faults(tmp_path / "f.toml") == []
+
+
+def test_a_key_that_is_not_given_has_its_default(tmp_path: Path) -> None:
+    defaults = Settings()
+    assert load(tmp_path / "none.toml") == defaults
+    (tmp_path / "f.toml").write_text("agent.workers = 2\n[spill]\n")
+    settings = load(tmp_path / "f.toml")
+    assert settings.agent.workers == 2
+    assert settings.spill == defaults.spill
+    assert (defaults.agent.max_hold_seconds, defaults.agent.retention_days) == (60, 90)
+    assert (defaults.spill.least_bytes, defaults.spill.rate) == (16 << 20, 256 << 20)
+
+
+def test_settings_do_not_change() -> None:
+    with pytest.raises(AttributeError):
+        Settings().agent.workers = 3  # type: ignore[misc]
+
+
+def test_the_words_for_a_full_node_are_the_planners() -> None:
+    (fault,) = found('agent.when_full = "x"')
+    assert {word.strip(",") for word in fault.partition("one of ")[2].split()} == {word.value for word in WhenFull}
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("[agent]\nmax_hold_seconds = 0", "f.toml:2: agent.max_hold_seconds = 0: expected float > 0.0"),
+        ("[agent]\n\n\nmax_hold_seconds = 3601", "f.toml:4: agent.max_hold_seconds = 3601: expected float <= 3600.0"),
+        ("[agent]\nmax_hold_seconds = nan", "f.toml:2: agent.max_hold_seconds = nan: expected float > 0.0"),
+        ("[agent]\nmax_hold_seconds = inf", "f.toml:2: agent.max_hold_seconds = inf: expected float <= 3600.0"),
+        ("[agent]\nmax_hold_seconds = true", "f.toml:2: agent.max_hold_seconds = true: expected float, got bool"),
+        ('[agent]\nmax_hold_seconds = "60"', 'f.toml:2: agent.max_hold_seconds = "60": expected float, got str'),
+        ("agent.workers = 1.5", "f.toml:1: agent.workers = 1.5: expected int, got float"),
+        ("agent.workers = 257", "f.toml:1: agent.workers = 257: expected int <= 256"),
+        ('agent.slurm_user = ""', 'f.toml:1: agent.slurm_user = "": expected str of length >= 1'),
+        ("cpus.enabled = 1", "f.toml:1: cpus.enabled = 1: expected bool, got int"),
+        ("cpus = 1", "f.toml:1: cpus = 1: expected table, got int"),
+        ("[[cpus]]", "f.toml:1: cpus = [{}]: expected table, got array"),
+        ('spill.rate = "256Q"', 'f.toml:1: spill.rate = "256Q": expected bytes, such as "512M"'),
+        ("spill.rate = 0", "f.toml:1: spill.rate = 0: expected at least 1048576 bytes and less than 2^63"),
+        ('agent.when_full = "Spill"', 'f.toml:1: agent.when_full = "Spill": expected one of partial, refuse, spill'),
+        ("[agnet]\nworkers = 1", "f.toml:1: agnet = {...}: unknown key; there are agent, spill, cpus"),
+        ("workers = 1", "f.toml:1: workers = 1: unknown key; there are agent, spill, cpus"),
+        (
+            "\n[spill]\ncolour = 'red'",
+            'f.toml:3: spill.colour = "red": unknown key; there are enabled, least_bytes, rate',
+        ),
+        ("a = [\n1", "f.toml:2: Unclosed array at the end of the file"),
+        ("[agent]\nworkers = 1\nworkers = 2\n", "f.toml:3: Cannot overwrite a value (column 12)"),
+        ("[agent]\n\nworkers 1\n", "f.toml:3: Expected '=' after a key in a key/value pair (column 9)"),
+        (b"[agent]\nslurm_user = '\xff'\n", "f.toml:2: not UTF-8"),
+        ("x = " + "[" * 9000, "f.toml: a number is too long, or a list nested too deeply"),
+        ("x = " + "1" * 5000, "f.toml: a number is too long, or a list nested too deeply"),
+    ],
+    ids=lambda value: ascii(value[:40]),
+)
+def test_a_fault_is_named_by_file_line_key_and_value(text: str | bytes, fault: str) -> None:
+    assert found(text) == [fault]
+
+
+def test_every_fault_is_found_in_the_order_of_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "f.toml"
+    path.write_bytes(
+        b'[spill]\r\nrate = "x"\r\n# rate = 3\r\nleast_bytes = [\r\n  1,\r\n]\r\nenabled = """\r\nrate = 1\r\n"""\r\n'
+        b"[agent]\r\ncolour = 1\r\nworkers = 0\r\nretention_days = 5\r\n"
+    )
+    lines = [fault.removeprefix(f"{path}:").partition(" = ")[0] for fault in faults(path)]
+    assert lines == [
+        "2: spill.rate",
+        "4: spill.least_bytes",
+        "7: spill.enabled",
+        "11: agent.colour",
+        "12: agent.workers",
+    ]
+    with pytest.raises(ConfigError, match=r"f\.toml:2: spill\.rate = .* \(and 4 more\)$"):
+        load(path)
+
+
+def test_a_faulty_key_leaves_the_others_as_they_are() -> None:
+    settings, _ = parse(b"[agent]\nworkers = 0\nretention_days = 5", "f.toml", Settings)
+    assert settings is not None
+    assert (settings.agent.workers, settings.agent.retention_days) == (None, 5)
+
+
+def test_lists_of_tables_are_named_by_number() -> None:
+    text = b'[[rules]]\nname = "a"\n[[rules]]\nname = "b"\nrate = "5"\n'
+    _, (fault,) = parse(text, "f", Policy)
+    assert fault.startswith('f:5: rules[1].rate = "5": expected at least')
+    _, (fault,) = parse(text.replace(b"rate", b"rat"), "f", Policy)
+    assert fault == 'f:5: rules[1].rat = "5": unknown key; there are name, rate'
+    policy, missing = parse(b'[[rules]]\nname = "a"\n\n[[rules]]\n', "f", Policy)
+    assert missing == ["f:4: rules[1] = {...}: object missing required field name"]
+    assert policy == Policy()
+
+
+@pytest.mark.parametrize("key", ["a` - at `$.spill", "a` - at `$.spill`", "\x1b[2J", "a\nb", "", "x" * 1000])
+def test_hostile_keys_and_values_stay_one_short_line(key: str) -> None:
+    quoted = '"' + key.replace("\n", "\\n").replace("\x1b", "\\u001b") + '"'
+    for text in (f"{quoted} = 1", f"[agent]\n{quoted} = 1", f"agent.when_full = {quoted}", f"spill.rate = {quoted}"):
+        (fault,) = found(text)
+        assert fault.isprintable()
+        assert len(fault) < 300
+
+
+def test_a_file_that_cannot_be_read_is_a_fault_and_not_all_defaults(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="Is a directory"):
+        load(tmp_path)
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop)
+    with pytest.raises(ConfigError, match="symbolic links"):
+        load(loop)
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [("0", 0), ("512", 512), ("512K", 512 << 10), ("3M", 3 << 20), ("16G", 16 << 30), ("2T", 2 << 40), (7, 7)],
+)
+def test_bytes_are_numbers_with_a_unit(text: object, count: int) -> None:
+    assert Bytes.parse(text) == count
+
+
+@pytest.mark.parametrize(
+    "text", ["", "M", "-1", "1.5G", "1 G", "1g", "1GB", "0x10", "١", "9" * 15 + "T", -1, 1.0, True, [], None]
+)
+def test_what_is_no_number_of_bytes_is_refused(text: object) -> None:
+    with pytest.raises(ValueError, match="expected"):
+        Bytes.parse(text)
+
+
+STATEMENTS = st.one_of(
+    st.sampled_from(["", "# a = 1", "  "]),
+    st.builds(
+        lambda name, value: f"{name} = {value}",
+        st.sampled_from(["{}", "t{}.x", '"q{}"']),
+        st.sampled_from(["1", '"""\nv1 = 2\n[z]\n"""', "[\n 1, # ]\n 2\n]", "{ i = 1 }", "'''\n\n'''"]),
+    ),
+)
+
+
+@given(st.lists(STATEMENTS, max_size=20))
+def test_the_line_of_a_key_is_where_its_statement_begins(statements: list[str]) -> None:
+    text, starts = "[top]\n", {}
+    for number, statement in enumerate(statements):
+        name = f"v{number}"
+        if "{}" in statement:
+            path = {"{}": (name,), "t{}.x": (f"t{name}", "x"), '"q{}"': (f"q{name}",)}[statement.partition(" = ")[0]]
+            starts["top", *path] = text.count("\n") + 1
+        text += statement.replace("{}", name) + "\n"
+    for key, line in starts.items():
+        assert line_of(text, key) == line
+    assert line_of(text, ("top",)) == 1
+
+
+def test_the_line_of_a_key_in_a_long_file_is_found_at_once() -> None:
+    text = "".join(f"[t{number}]\nx = {number}\n" for number in range(5000))
+    assert line_of(text, ("t4321", "x")) == 2 * 4321 + 2
+
+
+@given(st.binary(max_size=60))
+def test_any_bytes_are_settings_or_one_line_faults(raw: bytes) -> None:
+    settings, lines = parse(raw, "f", Settings)
+    assert settings is not None or lines
+    assert all(line.isprintable() for line in lines)
+
+
+def test_a_hostile_file_name_is_escaped() -> None:
+    _, (fault,) = parse(b"x = 1", "a\x1b[2J\n" + os.fsdecode(b"\xff"), Settings)
+    assert fault.startswith(r"a\x1b[2J\n\xff:1: x = 1")
