@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 GUEST  := PYTHONPATH=tests $(BIN)/python -m guest.vm
 
 # For pageferry itself: libnuma1. For the tests: a guest with four NUMA nodes and Debian's Slurm, its peers, linters.
-PACKAGES := libnuma1 numactl python3-venv gcc libc6-dev shellcheck strace cpio kmod e2fsprogs util-linux \
+PACKAGES := libnuma1 numactl python3-venv gcc libc6-dev shellcheck strace lua5.4 cpio kmod e2fsprogs util-linux \
             qemu-system-x86 linux-image-amd64 busybox-static \
             slurmctld slurmd slurm-client slurm-wlm-basic-plugins munge
 
@@ -37,7 +37,7 @@ guest-tests: $(VENV)/ready
 	$(GUEST) run --layout four --cgroup v1 --timeout 600 --results .cache/v1 -- pytest -q tests/guest -m 'v1 or every_machine'
 
 demo: $(VENV)/ready
-	$(GUEST) run --layout four --slurm --timeout 300 --results .cache/demo -- env PYTHONPATH=tests python -m guest.demo
+	$(GUEST) run --layout four --timeout 300 --results .cache/demo -- env PYTHONPATH=tests python -m guest.demo
 
 bench: $(VENV)/ready
 	$(BIN)/python bench/run.py

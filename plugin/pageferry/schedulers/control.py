@@ -1,0 +1,139 @@
+"""Asks Slurm's controller about a job and tells it what to do: one protocol, two ways.
+
+`slurm_commands` uses Slurm's commands, `slurm_api` pyslurm. Jobs may be named by their own ID or as "123_4"; what is
+told of one array task is told of that one alone, also where its ID is the array's. The jobs of this host, and their
+processes, are found without the controller: see `slurm`. What a comment means is left to `comment`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from pageferry.comment import merge_outcome
+from pageferry.errors import SchedulerError, UsageError
+from pageferry.schedulers.slurm_cgroups import slurm_job_cgroups
+
+READ_SECONDS = 5.0
+WRITE_SECONDS = 30.0
+
+_JOB_ID = re.compile(r"[1-9][0-9]{0,9}(?:_(?:0|[1-9][0-9]{0,9}))?")
+_ATTEMPTS = 3
+_SCOPE = re.compile(r"(.+)_slurmstepd\.scope")
+_LEGACY = re.compile(r"slurm_(.+)")
+
+
+@dataclass(frozen=True, slots=True)
+class JobRecord:
+    """A job as the controller knows it.
+
+    `id` is the job's own ID, the one in its cgroups' names; `address` names it alone to Slurm ("123_4" for a task).
+    `state` is Slurm's long word, such as RUNNING. `admin_comment` is as it stands, but for blanks at its end and what
+    is beyond 4096 bytes; `name` and `partition` are printable. `hosts` are Slurm's NodeNames, in Slurm's order; none
+    while the job is pending.
+    """
+
+    id: int
+    address: str
+    state: str
+    user_id: int | None
+    hosts: tuple[str, ...]
+    admin_comment: str
+    partition: str
+    name: str
+
+
+class Control(Protocol):
+    """A way to the controller.
+
+    All raise UsageError for what is no job or has ended, SchedulerError when the controller does not answer in time
+    (READ_SECONDS, WRITE_SECONDS), refuses, or says what cannot be read. Each has one line of text.
+    """
+
+    def describe(self) -> str:
+        """Return which way this is, for people."""
+        ...
+
+    def job(self, job_id: int | str) -> JobRecord:
+        """Return what the controller knows of a job."""
+        ...
+
+    def suspend(self, job_id: int | str) -> None:
+        """Have a job suspended; it returns before the job is frozen. One that is suspended already is success."""
+        ...
+
+    def resume(self, job_id: int | str) -> None:
+        """Have a job resumed. One that is not suspended is success."""
+        ...
+
+    def set_admin_comment(self, job_id: int | str, text: str) -> None:
+        """Write a job's AdminComment, over the one that is there."""
+        ...
+
+
+def checked_job_id(job_id: int | str) -> str:
+    """Return a job ID as text; raises UsageError for what is none."""
+    text = str(job_id)
+    if _JOB_ID.fullmatch(text) is None:
+        raise UsageError(f"not a Slurm job ID: {text[:80]!a}")
+    return text
+
+
+def write_outcome(control: Control, job_id: int, host: str, text: str) -> bool:
+    """Write a host's outcome into a job's AdminComment, and look whether it is there; say whether it is.
+
+    The agents of a job's other hosts may write at the same moment, and the last one wins: the one who finds its own
+    outcome gone writes again. Raises as Control does.
+    """
+    for _ in range(_ATTEMPTS):
+        record = control.job(job_id)
+        wanted = merge_outcome(record.admin_comment, host, text, record.hosts)
+        if wanted == record.admin_comment:
+            return f"{host}: " in wanted
+        control.set_admin_comment(job_id, wanted)
+        if control.job(job_id).admin_comment == wanted:
+            return True
+    return False
+
+
+def nodes_here(job_id: int, hosts: Collection[str], host_name: str, root: Path = Path("/")) -> tuple[str, ...]:
+    """Return which of a job's `hosts` this host is, in Slurm's own names; several where several slurmd run here.
+
+    Slurm's node name may be another than `host_name`. It is in the path of the job's cgroups where Slurm was built
+    for several slurmd on a host; a job with one host that has cgroups here is on this one.
+    """
+    groups = slurm_job_cgroups(job_id, root)
+    parts = {part for group in groups for part in group.parts}
+    matches = [pattern.fullmatch(part) for pattern in (_SCOPE, _LEGACY) for part in parts]
+    found = {match[1] for match in matches if match is not None} & set(hosts)
+    if not found and groups and len(hosts) == 1:
+        found = set(hosts)
+    if not found:
+        found = {host for host in hosts if host_name in {host, host.partition(".")[0]}}
+        found |= {host for host in hosts if host == host_name.partition(".")[0]}
+    return tuple(host for host in hosts if host in found)
+
+
+def refused(what: str, said: str) -> UsageError | SchedulerError:
+    """Return the error that Slurm's own words stand for; `what` was asked."""
+    if "Invalid job id" in said:
+        return UsageError(f"{what}: no such job")
+    if "already finished" in said or "already completing or completed" in said:
+        return UsageError(f"{what}: the job has ended")
+    if "permission denied" in said or "Invalid user id" in said:
+        return SchedulerError(f"{what}: Slurm wants the rights of an operator or administrator")
+    return SchedulerError(f"{what}: {said or 'Slurm does not say why'}")
+
+
+def is_not_suspended(said: str) -> bool:
+    """Say whether Slurm refused to resume a job because it runs."""
+    return "is not suspended" in said
+
+
+def silent(what: str, seconds: float, *, writing: bool) -> SchedulerError:
+    """Return the error for a controller that did not answer in time."""
+    late = "; it may still be done" if writing else ""
+    return SchedulerError(f"{what}: slurmctld did not answer within {seconds:.0f} s{late}")
