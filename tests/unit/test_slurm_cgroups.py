@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from pageferry.schedulers import slurm_cgroups
+from pageferry.schedulers.slurm_cgroups import Suspension, slurm_job_suspension
 from support.trees import plant, write
 
 SLICE = "sys/fs/cgroup/system.slice"
@@ -97,3 +98,97 @@ def test_hierarchies_that_share_a_mount_are_looked_at_once(tmp_path: Path) -> No
 def test_a_mount_that_cannot_be_seen_holds_no_job(tmp_path: Path) -> None:
     write(tmp_path, "proc/self/mountinfo", "1 2 0:9 / /hidden rw - cgroup2 none rw\n")
     assert slurm_cgroups.slurm_job_cgroups(3, tmp_path) == ()
+
+
+def user_group(root: Path, step: str, freeze: int, frozen: int, populated: int = 1) -> None:
+    user = f"{SLICE}/n2_slurmstepd.scope/job_5/{step}/user"
+    write(root, f"{user}/cgroup.freeze", f"{freeze}\n")
+    write(root, f"{user}/cgroup.events", f"populated {populated}\nfrozen {frozen}\n")
+
+
+def legacy_step(root: Path, step: str, state: str, own: int, parent: int = 0, pids: str = "51\n") -> None:
+    group = f"{V1}/freezer/slurm/uid_1000/job_5/{step}"
+    write(root, f"{group}/freezer.state", f"{state}\n")
+    write(root, f"{group}/freezer.self_freezing", f"{own}\n")
+    write(root, f"{group}/freezer.parent_freezing", f"{parent}\n")
+    write(root, f"{group}/cgroup.procs", pids)
+
+
+NOT = Suspension(asked=False, frozen=False)
+ON_THE_WAY = Suspension(asked=True, frozen=False)
+SUSPENDED = Suspension(asked=True, frozen=True)
+
+
+def test_a_job_that_is_not_here_is_not_suspended(root: Path, tmp_path: Path) -> None:
+    assert slurm_job_suspension(99, root) == NOT
+    assert slurm_job_suspension(99, plant("slurm_v1", tmp_path)) == NOT
+
+
+@pytest.mark.parametrize(
+    ("steps", "suspension"),
+    [
+        ([(0, 0)], NOT),
+        ([(1, 0)], ON_THE_WAY),
+        ([(1, 1)], SUSPENDED),
+        ([(1, 1), (1, 0)], ON_THE_WAY),
+        ([(1, 1), (0, 0)], ON_THE_WAY),
+        ([(1, 1), (1, 1)], SUSPENDED),
+        ([(0, 1), (0, 1)], NOT),  # thawed by Slurm, and held from above
+    ],
+)
+def test_a_job_is_suspended_when_each_of_its_steps_is(
+    root: Path, steps: list[tuple[int, int]], suspension: Suspension
+) -> None:
+    for number, (freeze, frozen) in enumerate(steps):
+        user_group(root, f"step_{number}", freeze, frozen)
+    assert slurm_job_suspension(5, root) == suspension
+
+
+def test_a_hold_of_the_tasks_below_is_not_slurms_wish(root: Path) -> None:
+    user_group(root, "step_0", freeze=0, frozen=0)
+    task = f"{SLICE}/n2_slurmstepd.scope/job_5/step_0/user/task_0"
+    write(root, f"{task}/cgroup.freeze", "1\n")
+    write(root, f"{task}/cgroup.events", "populated 1\nfrozen 1\n")
+    assert slurm_job_suspension(5, root) == NOT
+
+
+def test_a_step_without_processes_or_without_its_groups_does_not_keep_a_job_from_being_suspended(root: Path) -> None:
+    user_group(root, "step_0", freeze=1, frozen=1)
+    user_group(root, "step_1", freeze=0, frozen=0, populated=0)
+    (root / f"{SLICE}/n2_slurmstepd.scope/job_5/step_2").mkdir()
+    (root / f"{SLICE}/n2_slurmstepd.scope/job_5/step_3/user").mkdir(parents=True)
+    assert slurm_job_suspension(5, root) == SUSPENDED
+
+
+def test_a_job_of_empty_steps_that_nobody_suspended_is_not_suspended(root: Path) -> None:
+    user_group(root, "step_0", freeze=0, frozen=0, populated=0)
+    assert slurm_job_suspension(5, root) == NOT
+
+
+@pytest.mark.parametrize(
+    ("steps", "suspension"),
+    [
+        ([("THAWED", 0)], NOT),
+        ([("FREEZING", 1)], ON_THE_WAY),
+        ([("FROZEN", 1)], SUSPENDED),
+        ([("FROZEN", 1), ("THAWED", 0)], ON_THE_WAY),
+        ([("FROZEN", 1), ("FROZEN", 1)], SUSPENDED),
+    ],
+)
+def test_a_legacy_job_is_suspended_when_each_of_its_steps_is(
+    hybrid: Path, steps: list[tuple[str, int]], suspension: Suspension
+) -> None:
+    for number, (state, own) in enumerate(steps):
+        legacy_step(hybrid, f"step_{number}", state, own)
+    assert slurm_job_suspension(5, hybrid) == suspension
+
+
+def test_a_legacy_freeze_from_above_is_not_slurms_wish(hybrid: Path) -> None:
+    legacy_step(hybrid, "step_0", "FROZEN", own=0, parent=1)
+    assert slurm_job_suspension(5, hybrid) == NOT
+
+
+def test_a_legacy_step_without_processes_does_not_keep_a_job_from_being_suspended(hybrid: Path) -> None:
+    legacy_step(hybrid, "step_0", "FROZEN", own=1)
+    legacy_step(hybrid, "step_1", "THAWED", own=0, pids="")
+    assert slurm_job_suspension(5, hybrid) == SUSPENDED

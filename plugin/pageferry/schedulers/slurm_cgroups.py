@@ -11,9 +11,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
+from pageferry.errors import Vanished
 from pageferry.kernel.cgroup import children, pids, read_hierarchies
+from pageferry.kernel.files import read_bytes
+from pageferry.kernel.freezer import read_freezer_state
 
 _SCOPE_SUFFIX = "slurmstepd.scope"
 _SCOPE_DEPTH = 4
@@ -23,12 +27,23 @@ _LEGACY_CONTROLLERS = ("freezer", "cpuset", "memory")
 _LEGACY_USER = re.compile(r"/uid_([0-9]{1,10})/job_[0-9]+$")
 
 
+@dataclass(frozen=True, slots=True)
+class Suspension:
+    """Whether Slurm wants a job suspended here, and whether all of it stands still for that.
+
+    `asked`: Slurm has told at least one step to freeze. `frozen`: asked, and no step has a process that may run.
+    """
+
+    asked: bool
+    frozen: bool
+
+
 def slurm_job_cgroups(job_id: int, root: Path = Path("/")) -> tuple[Path, ...]:
     """Return every cgroup of a job on this host, by path: version 2 first, then version 1 by controller."""
     hierarchies = read_hierarchies(root)
     found: list[Path] = []
     if hierarchies.unified is not None:
-        found += [scope / f"job_{job_id}" for scope in _scopes(hierarchies.unified)]
+        found += [scope / f"job_{job_id}" for scope in slurm_scopes(hierarchies.unified)]
     for mount in _legacy_mounts(hierarchies.legacy):
         found += sorted(mount.glob(f"slurm*/uid_*/job_{job_id}"))
     return tuple(group for group in found if group.is_dir())
@@ -86,10 +101,23 @@ def slurm_job_cpusets(job_id: int, root: Path = Path("/")) -> tuple[tuple[Path, 
 def slurm_jobs(root: Path = Path("/")) -> tuple[int, ...]:
     """Return the IDs of all jobs that have cgroups on this host, ascending."""
     hierarchies = read_hierarchies(root)
-    places = [scope.glob("job_*") for scope in _scopes(hierarchies.unified)] if hierarchies.unified else []
+    places = [scope.glob("job_*") for scope in slurm_scopes(hierarchies.unified)] if hierarchies.unified else []
     places += [mount.glob("slurm*/uid_*/job_*") for mount in _legacy_mounts(hierarchies.legacy)]
     numbers = (group.name.removeprefix("job_") for place in places for group in place)
     return tuple(sorted({int(number) for number in numbers if number.isascii() and number.isdigit()}))
+
+
+def slurm_job_suspension(job_id: int, root: Path = Path("/")) -> Suspension:
+    """Return whether Slurm has a job suspended on this host; a job that is not here is not.
+
+    Slurm freezes every step, the extern step with them, and thaws each on its own: a job of which a part is asked is
+    on its way to either side. A hold on the tasks below, or on a group above, is not Slurm's wish. A step without
+    processes stands still. Source: src/slurmd/slurmd/req.c, _rpc_suspend_job(). Raises Denied and KernelError.
+    """
+    groups = slurm_job_user_groups(job_id, root)
+    steps = [step for group in groups if (step := _step_suspension(group, root)) is not None]
+    asked = any(step.asked for step in steps)
+    return Suspension(asked, asked and all(step.frozen for step in steps))
 
 
 def legacy_user_id(cgroups: tuple[Path, ...]) -> int | None:
@@ -100,12 +128,7 @@ def legacy_user_id(cgroups: tuple[Path, ...]) -> int | None:
     return None
 
 
-def _legacy_mounts(legacy: Mapping[str, Path]) -> list[Path]:
-    """Return the mounts that Slurm uses, once each: two controllers may share one."""
-    return list(dict.fromkeys(legacy[name] for name in _LEGACY_CONTROLLERS if name in legacy))
-
-
-def _scopes(mount: Path) -> Iterator[Path]:
+def slurm_scopes(mount: Path) -> Iterator[Path]:
     """Yield Slurm's scopes below a version 2 mount.
 
     Only groups of the mount's own owner are looked at: a user to whom systemd delegated a group could make a
@@ -127,3 +150,22 @@ def _scopes(mount: Path) -> Iterator[Path]:
                 yield child
             elif trusted and depth < _SCOPE_DEPTH:
                 waiting.append((child, depth + 1))
+
+
+def _step_suspension(group: Path, root: Path) -> Suspension | None:
+    """Return what holds for one of `slurm_job_user_groups`, or None if it is gone."""
+    try:
+        if group.name == "user":
+            asked = read_bytes(group / "cgroup.freeze").strip() == b"1"
+            events = read_bytes(group / "cgroup.events").splitlines()
+            return Suspension(asked, b"frozen 1" in events or b"populated 0" in events)
+        # Reading the state is what makes the kernel look whether FREEZING has become FROZEN.
+        freezer = read_freezer_state(group)
+        return Suspension(freezer.own, freezer.state == "FROZEN" or not pids(group, root))
+    except Vanished:
+        return None
+
+
+def _legacy_mounts(legacy: Mapping[str, Path]) -> list[Path]:
+    """Return the mounts that Slurm uses, once each: two controllers may share one."""
+    return list(dict.fromkeys(legacy[name] for name in _LEGACY_CONTROLLERS if name in legacy))
