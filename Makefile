@@ -9,12 +9,13 @@ PACKAGES := libnuma1 numactl python3-venv gcc libc6-dev shellcheck strace lua5.4
             qemu-system-x86 linux-image-amd64 busybox-static \
             slurmctld slurmd slurm-client slurm-wlm-basic-plugins munge
 
-.PHONY: help test lint unit guest-tests demo bench guest packages clean
+.PHONY: help test lint unit guest-tests demo bench soak guest packages clean
 
 help:
 	@echo "make demo    a Slurm job moves while it is suspended, in a throw-away guest with four NUMA nodes"
 	@echo "make test    linters, types, import rules, and all tests: here and in the guest"
 	@echo "make bench   the benchmark against the kernel's own ways; writes docs/benchmarks.md"
+	@echo "make soak    ten minutes of jobs that come, go and are suspended, while the agent is killed 200 times, in the guest"
 	@echo "make guest   a shell in the guest, with Slurm running"
 
 test: lint unit guest-tests
@@ -41,6 +42,9 @@ demo: $(VENV)/ready
 
 bench: $(VENV)/ready
 	$(BIN)/python bench/run.py
+
+soak: $(VENV)/ready
+	$(GUEST) run --layout four --slurm --timeout 2400 --results .cache/soak -- env PYTHONPATH=tests python -m guest.soak
 
 guest: $(VENV)/ready
 	$(GUEST) shell --layout four --slurm

@@ -7,15 +7,16 @@ the affinity of threads when a cpuset changes, so it is read before and set agai
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from pageferry.errors import Denied, KernelError, UsageError, Vanished
+from pageferry.cpu_groups import Writer
+from pageferry.cpu_pins import mapped, read_pins, set_pins
+from pageferry.errors import KernelError, UsageError, Vanished
 from pageferry.kernel.cgroup import read_cpuset
-from pageferry.kernel.files import read_bytes, write_text
+from pageferry.kernel.files import read_bytes
 from pageferry.kernel.lists import format_list, parse_list
 
 
@@ -37,27 +38,25 @@ def assign(cpus: Collection[int], pids: Iterable[int], cpusets: Cpusets) -> Mapp
     online = parse_list(read_bytes("/sys/devices/system/cpu/online"))
     if not new or not new <= online:
         raise UsageError(f"no such CPU on this host: {format_list(new - online) or '(none named)'}")
-    pins = {thread: pin for pid in pids for thread, pin in _pins(pid)}
-    old = frozenset().union(*map(_constrained, cpusets.narrow), *pins.values())
-    before: list[tuple[Path, frozenset[int]]] = []
+    pins = read_pins(pids)
+    old = frozenset().union(*map(_constrained, cpusets.narrow), *(cpu for one in pins.values() for cpu in one.values()))
+    writer = Writer()
     try:
         for group in cpusets.widen:
-            _write(group, lambda own: own | new, before)
+            if own := _constrained(group):
+                writer.write(group, own | new)
         for group in cpusets.narrow:
-            _write(group, lambda _own: new, before)
-        place = mapping(old, new)
-        mapped = {thread: frozenset(place[cpu] for cpu in pin) for thread, pin in pins.items()}
-        _pin(mapped)
-    except (KernelError, OSError) as error:
-        for group, own in reversed(before):
-            with suppress(KernelError, Vanished):
-                write_text(group / "cpuset.cpus", format_list(own) or "\n")
-        with suppress(OSError):
-            _pin(pins)
-        if isinstance(error, OSError):
-            raise KernelError(f"the CPUs {format_list(new)} cannot be set: {error.strerror}") from error
+            if _constrained(group):
+                writer.write(group, new)
+        wanted = mapped(pins, mapping(old, new))
+        if set_pins(wanted):
+            raise KernelError(f"the CPUs {format_list(new)} cannot be set: Invalid argument")
+    except KernelError:
+        writer.undo()
+        with suppress(KernelError):
+            set_pins(pins)
         raise
-    return mapped
+    return {thread: cpus for threads in wanted.values() for thread, cpus in threads.items()}
 
 
 def mapping(old: Iterable[int], new: Iterable[int]) -> dict[int, int]:
@@ -66,42 +65,8 @@ def mapping(old: Iterable[int], new: Iterable[int]) -> dict[int, int]:
     return {cpu: after[place % len(after)] for place, cpu in enumerate(sorted(set(old)))}
 
 
-def _write(
-    group: Path, change: Callable[[frozenset[int]], frozenset[int]], before: list[tuple[Path, frozenset[int]]]
-) -> None:
-    try:
-        cpuset = read_cpuset(group)
-        if cpuset is None or not cpuset.cpus:  # not constrained: the pins alone decide
-            return
-        wanted = change(cpuset.cpus)
-        if wanted != cpuset.cpus:
-            before.append((group, cpuset.cpus))
-            write_text(group / "cpuset.cpus", format_list(wanted))
-    except Vanished:
-        return
-
-
 def _constrained(group: Path) -> frozenset[int]:
     with suppress(Vanished):
         cpuset = read_cpuset(group)
         return cpuset.cpus if cpuset else frozenset()
     return frozenset()
-
-
-def _pins(pid: int) -> list[tuple[int, frozenset[int]]]:
-    pins = []
-    with suppress(FileNotFoundError, ProcessLookupError):
-        for thread in map(int, os.listdir(f"/proc/{pid}/task")):  # noqa: PTH208
-            with suppress(ProcessLookupError):
-                pins.append((thread, frozenset(os.sched_getaffinity(thread))))
-    return pins
-
-
-def _pin(pins: Mapping[int, frozenset[int]]) -> None:
-    for thread, cpus in pins.items():
-        try:
-            os.sched_setaffinity(thread, cpus)
-        except ProcessLookupError:
-            continue
-        except PermissionError as error:
-            raise Denied(f"thread {thread} may not be given other CPUs: {error.strerror}") from error

@@ -9,22 +9,12 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any
 
 import click
 
-from pageferry import __version__
-from pageferry.errors import PageferryError, UsageError
-
-if TYPE_CHECKING:
-    from pageferry.ferry import Request
-
-STRATEGIES = ("relative", "local", "interleave", "pack")
-WHEN_FULL = ("refuse", "partial", "spill")
-
-Command = Callable[..., Any]
+from pageferry import __version__, cli_job, cli_site
+from pageferry.cli_job import complain
+from pageferry.errors import PageferryError
 
 
 def main() -> None:
@@ -33,7 +23,7 @@ def main() -> None:
     try:
         sys.exit(commands(standalone_mode=False) or 0)
     except click.exceptions.Abort:
-        _complain("interrupted")
+        complain("interrupted")
         sys.exit(130)
     except click.ClickException as error:
         error.show()
@@ -41,24 +31,11 @@ def main() -> None:
     except PageferryError as error:
         if debug:
             raise
-        _complain(str(error))
+        complain(str(error))
         sys.exit(error.exit_code)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         sys.exit(1)
-
-
-def _warn_of_gaps() -> None:
-    """Say once, on standard error, what does not work without the capabilities that we lack."""
-    from pageferry.kernel import capabilities
-
-    for gap in capabilities.missing(capabilities.effective()):
-        _complain(f"without {gap.capability}: {gap.lost}")
-
-
-def _complain(text: str) -> None:
-    line = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
-    click.echo(f"pageferry: {line}", err=True)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -66,131 +43,6 @@ def _complain(text: str) -> None:
 @click.option("--debug", is_flag=True, help="Show the whole traceback of an error.")
 def commands(debug: bool) -> None:
     """Move a batch job's memory to its NUMA nodes, each page once."""
-
-
-def _target(command: Command) -> Command:
-    for option in (
-        click.option("--json", "as_json", is_flag=True, help="Print one JSON object."),
-        click.option("--cgroup", type=click.Path(), help="All processes of a cgroup (absolute, or below the mount)."),
-        click.option("--pid", type=click.IntRange(min=1), multiple=True, help="A process and all its children."),
-        click.argument("job", required=False),
-    ):
-        command = option(command)
-    return command
-
-
-def _request(command: Command) -> Command:
-    for option in (
-        click.option("--no-xattrs", is_flag=True, help="Do not ask files for user.pageferry, trusted.pageferry."),
-        click.option("--no-reference-count", is_flag=True, help="Move files that other processes map, too."),
-        click.option("--stay", multiple=True, metavar="GLOB", help="Files that never move (may be repeated)."),
-        click.option(
-            "--reserve",
-            metavar="SIZE",
-            help="Left free on each target node, as 512M [default: 1/64 of it].",
-        ),
-        click.option("--spill-to", metavar="NODES", help="Nodes that --when-full spill may use [default: all]."),
-        click.option("--when-full", type=click.Choice(WHEN_FULL), default="refuse", show_default=True),
-        click.option("--strategy", type=click.Choice(STRATEGIES), default="relative", show_default=True),
-        click.option("--from", "sources", metavar="NODES", help="Old nodes of the relative map [default: by memory]."),
-        click.option("--to", "nodes", metavar="NODES", required=True, help="Target nodes, as 2-3 (pack: in order)."),
-    ):
-        command = option(command)
-    return command
-
-
-@commands.command()
-@_target
-def status(job: str | None, pid: tuple[int, ...], cgroup: str | None, as_json: bool) -> int:
-    """Show where a job's memory is, per node, against where its CPUs are.
-
-    JOB is a Slurm job id; without any target, all of Slurm's jobs on this host.
-    """
-    from pageferry import ferry, report, targets
-    from pageferry_planner.policy import Rules
-
-    found = targets.find_all() if not (job or pid or cgroup) else [targets.find(job, pid, cgroup)]
-    answers = []
-    for target in found:
-        snapshot, topology = ferry.survey(target.pids, Rules())
-        answers.append(report.status_json(target.name, snapshot, topology))
-    if as_json:
-        click.echo(json.dumps(answers))
-    elif not answers:
-        click.echo("no Slurm job on this host")
-    else:
-        from pageferry import tables
-
-        for answer in answers:
-            tables.show(tables.status_table(answer))
-    return 0
-
-
-@commands.command()
-@_target
-@_request
-def plan(job: str | None, pid: tuple[int, ...], cgroup: str | None, as_json: bool, **options: Any) -> int:
-    """Show what a move would do, and move nothing.
-
-    What would move, from where to where and by which carrier; what stays and why; whether it fits. Exit code 1 if
-    the target has no room.
-    """
-    from pageferry import ferry, report, targets
-
-    target, request = targets.find(job, pid, cgroup), _read_request(**options)
-    _warn_of_gaps()
-    snapshot, made = ferry.plan(target.pids, request)
-    answer = report.plan_json(snapshot, made)
-    if as_json:
-        click.echo(json.dumps(answer))
-    else:
-        from pageferry import tables
-
-        tables.show(tables.plan_table(answer))
-    return 1 if made.lacking else 0
-
-
-@commands.command()
-@_target
-@_request
-@click.option("--cpus", metavar="LIST", help="CPUs to give the job first: its cpusets and, thread by thread, its pins.")
-@click.option("--budget", type=click.FloatRange(min=0), metavar="SECONDS", help="Stop after so long, between calls.")
-@click.option("--workers", type=click.IntRange(1, 256), help="Threads that move [default: by CPUs and pages].")
-@click.option("--freeze", is_flag=True, help="Hold the job while its memory moves.")
-def move(
-    *,
-    job: str | None,
-    pid: tuple[int, ...],
-    cgroup: str | None,
-    as_json: bool,
-    cpus: str | None,
-    budget: float | None,
-    workers: int | None,
-    freeze: bool,
-    **options: Any,
-) -> int:
-    """Move a job's memory, each page once.
-
-    Exit code 1 if not all of it moved; the tally says what became of every page.
-    """
-    from pageferry import assign, ferry, gate, report, targets
-    from pageferry.kernel.topology import read_topology
-
-    target = targets.find(job, pid, cgroup)
-    request = _read_request(workers=workers, budget=budget, **options)
-    _warn_of_gaps()
-    ferry.check(request.target, read_topology())
-    wanted = _list(cpus, "--cpus") if cpus is not None else None
-    with gate.held(target.holds, target.pids if not target.holds else ()) if freeze else nullcontext():
-        if wanted is not None:
-            assign.assign(wanted, target.pids, target.cpusets)
-        with _progress(as_json) as progress:
-            outcome = ferry.move(target.pids, request, progress)
-    if as_json:
-        click.echo(json.dumps(report.outcome_json(outcome)))
-    else:
-        click.echo("\n".join(report.outcome_lines(outcome)))
-    return 0 if outcome.complete else 1
 
 
 @commands.command()
@@ -211,89 +63,14 @@ def doctor(as_json: bool) -> int:
     return 4 if any(finding.grade is examination.Grade.FAIL for finding in findings) else 0
 
 
-def _read_request(
-    *,
-    nodes: str,
-    sources: str | None,
-    strategy: str,
-    when_full: str,
-    spill_to: str | None,
-    reserve: str | None,
-    stay: tuple[str, ...],
-    no_reference_count: bool,
-    no_xattrs: bool,
-    workers: int | None = None,
-    budget: float | None = None,
-) -> Request:
-    from pageferry.ferry import Request
-    from pageferry.kernel.topology import read_topology
-    from pageferry.mover import Limits
-    from pageferry_planner.model import Strategy, Target, WhenFull
-    from pageferry_planner.policy import Rules
-
-    spill = _list(spill_to, "--spill-to") if spill_to is not None else read_topology().nodes_with_memory()
-    ordered = dict.fromkeys(node for part in nodes.split(",") for node in sorted(_list(part, "--to", whole=nodes)))
-    return Request(
-        target=Target(
-            nodes=tuple(ordered),
-            strategy=Strategy(strategy),
-            sources=_list(sources, "--from") if sources is not None else None,
-            when_full=WhenFull(when_full),
-            spill=spill,
-        ),
-        rules=Rules(stay=stay, reference_count=not no_reference_count, xattrs=not no_xattrs),
-        limits=Limits(workers=workers, seconds=budget),
-        reserve_bytes=_size(reserve, "--reserve") if reserve is not None else None,
-    )
-
-
-def _list(text: str, option: str, whole: str | None = None) -> frozenset[int]:
-    from pageferry.kernel.lists import parse_list
-
-    try:
-        members = parse_list(text)
-    except ValueError as error:
-        raise UsageError(f"{option}: {error}") from error
-    if not members:
-        raise UsageError(f"{option}: names nothing: {(whole or text)[:80]!a}")
-    return members
-
-
-def _size(text: str, option: str) -> int:
-    units = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
-    number = text[:-1] if text[-1:].upper() in units else text
-    if not (number.isascii() and number.isdigit() and len(number) < 16):
-        raise UsageError(f"{option}: not a size such as 512M: {text[:80]!a}")
-    return int(number) * units.get(text[-1:].upper(), 1)
-
-
-@contextmanager
-def _progress(as_json: bool) -> Iterator[Callable[[int, int], None]]:
-    """Yield what is told of the progress: a bar on a terminal, plain lines in a log, nothing for a program."""
-    if as_json:
-        yield lambda _done, _of: None
-    elif not sys.stderr.isatty():
-        yield _plain_progress()
-    else:
-        import mmap
-
-        from rich.console import Console
-        from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
-
-        columns = (BarColumn(), DownloadColumn(binary_units=True), TransferSpeedColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=Console(stderr=True)) as bar:
-            task = bar.add_task("move", total=None)
-            yield lambda done, of: bar.update(task, completed=done * mmap.PAGESIZE, total=of * mmap.PAGESIZE)
-
-
-def _plain_progress() -> Callable[[int, int], None]:
-    said = 0
-
-    def say(done: int, of: int) -> None:
-        nonlocal said
-        tenth = done * 10 // max(of, 1)
-        if tenth > said:
-            said = tenth
-            click.echo(f"pageferry: {done} of {of} pages", err=True)
-
-    return say
+for command in (
+    cli_job.status,
+    cli_job.plan,
+    cli_job.move,
+    cli_site.agent,
+    cli_site.cpus,
+    cli_site.history,
+    cli_site.release,
+    cli_site.render,
+):
+    commands.add_command(command)

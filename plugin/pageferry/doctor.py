@@ -1,23 +1,22 @@
 """What of kernel, privileges, cgroups and Slurm is there, found out by trying, and what to change.
 
-Features are probed, never versions compared. A finding is FAIL only if pageferry cannot do its work without it.
+Features are probed, never versions compared. A finding is FAIL only if pageferry cannot do its work without it. What
+concerns a site's Slurm and the agent is left to `doctor_slurm` and `doctor_agent`.
 """
 
 from __future__ import annotations
 
 import mmap
 import os
-import re
-import shutil
-import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
-from enum import Enum
 
 import numpy as np
 
+from pageferry.doctor_agent import examine_agent, examine_watching
+from pageferry.doctor_slurm import examine_slurm
 from pageferry.errors import PageferryError, Vanished
+from pageferry.findings import Finding, Grade
 from pageferry.kernel import capabilities, libnuma, objects, pagemap
 from pageferry.kernel.cgroup import read_hierarchies
 from pageferry.kernel.files import printable, read_bytes
@@ -26,41 +25,22 @@ from pageferry.kernel.pageflags import flags_of
 from pageferry.kernel.pfn_ranges import read_pfn_ranges
 from pageferry.kernel.topology import read_topology
 
-
-class Grade(Enum):
-    """How bad a finding is."""
-
-    OK = "ok"
-    WARN = "warn"
-    FAIL = "FAIL"
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing that was looked at."""
-
-    grade: Grade
-    subject: str
-    text: str
-
-    def as_dict(self) -> dict[str, str]:
-        """Return the finding for a program."""
-        return {"grade": self.grade.value.lower(), "subject": self.subject, "text": self.text}
+__all__ = ["Finding", "Grade", "examine"]
 
 
 def examine() -> list[Finding]:
     """Look at everything; what a check cannot find out is a finding, too."""
     findings: list[Finding] = []
-    for check in (_nodes, _libnuma, _privileges, _page_tables, _shared_objects, _balancing, _cgroups, _slurm):
-        findings += _guarded(check)
+    for subject, check in _CHECKS.items():
+        findings += _guarded(subject, check)
     return findings
 
 
-def _guarded(check: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
+def _guarded(subject: str, check: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
     try:
         yield from check()
     except (PageferryError, OSError) as error:
-        yield Finding(Grade.WARN, check.__name__.strip("_").replace("_", " "), printable(str(error).encode()))
+        yield Finding(Grade.WARN, subject, printable(str(error).encode()))
 
 
 def _nodes() -> Iterator[Finding]:
@@ -152,28 +132,15 @@ def _cgroups() -> Iterator[Finding]:
         yield Finding(Grade.WARN, "cgroups", "none mounted: only --pid can be a target")
 
 
-_WANTED = {
-    "ProctrackType": ("proctrack/cgroup", "pageferry finds a job by its cgroups"),
-    "TaskPlugin": ("task/cgroup", "without it a job has no cpuset"),
-    "ConstrainCores": ("yes", "without it a new step of a moved job fails to start"),
+_CHECKS: dict[str, Callable[[], Iterator[Finding]]] = {
+    "NUMA nodes": _nodes,
+    "move_pages": _libnuma,
+    "capabilities": _privileges,
+    "page tables": _page_tables,
+    "shared objects": _shared_objects,
+    "AutoNUMA": _balancing,
+    "cgroups": _cgroups,
+    "watching": examine_watching,
+    "agent": examine_agent,
+    "Slurm": examine_slurm,
 }
-
-
-def _slurm() -> Iterator[Finding]:
-    if shutil.which("scontrol") is None:
-        yield Finding(Grade.WARN, "Slurm", "no scontrol on this host: jobs are found by their cgroups only")
-        return
-    try:
-        answer = subprocess.run(["scontrol", "show", "config"], capture_output=True, timeout=5, check=False)
-    except subprocess.TimeoutExpired:
-        yield Finding(Grade.WARN, "Slurm", "scontrol show config did not answer within 5 s")
-        return
-    if answer.returncode:
-        yield Finding(Grade.WARN, "Slurm", f"slurmctld does not answer: {printable(answer.stderr.strip()[:160])}")
-        return
-    config = dict(re.findall(r"^(\w+)\s*= (.*?)\s*$", answer.stdout.decode("utf-8", "replace"), re.MULTILINE))
-    yield Finding(Grade.OK, "Slurm", printable(config.get("SLURM_VERSION", "version not told").encode()))
-    for key, (value, why) in _WANTED.items():
-        found = printable(config.get(key, "not told").encode())
-        good = value in found.split(",")
-        yield Finding(Grade.OK if good else Grade.WARN, key, found if good else f"{found}, should have {value}: {why}")

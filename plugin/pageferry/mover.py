@@ -25,7 +25,8 @@ from pageferry.kernel import libnuma
 from pageferry.kernel.pageflags import flags_of, joined_to_previous
 from pageferry.kernel.processes import ProcessHandle
 from pageferry.kernel.residency import PageTables
-from pageferry_planner.capacity import first_pages
+from pageferry.pace import Pace
+from pageferry_planner.capacity import HUGE_PAGES, first_pages
 from pageferry_planner.columns import Bools
 from pageferry_planner.model import SELF, Bucket, Plan, Ranges, Runs, Tally
 from pageferry_planner.pages import Entries
@@ -44,11 +45,15 @@ _FINAL = {-errno.EACCES: Bucket.DENIED, -errno.EPERM: Bucket.DENIED, -errno.ENOM
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How much a move may take: worker threads (None: by CPUs and pages) and seconds (None: as long as it takes)."""
+    """How much a move may take: worker threads (None: by CPUs and pages) and seconds (None: as long as it takes).
+
+    `bytes_per_second`: what all workers together stay below (None: as fast as it goes).
+    """
 
     workers: int | None = None
     seconds: float | None = None
     move_all: bool = True
+    bytes_per_second: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,13 +85,16 @@ class Carried:
     carrier_lost: bool
 
 
-def batches(plan: Plan, workers: int = 1) -> Iterator[list[Batch]]:
+def batches(plan: Plan, workers: int = 1, most: int | None = None) -> Iterator[list[Batch]]:
     """Return the plan's stages, each a list of batches that may be worked on side by side, the largest first.
+
+    A batch has at most `most` pages (None: BATCH_PAGES), but always room for a huge page.
 
     What one process carries is shared out among the workers, if it is much: a page that all ranks map takes many times
     as long as one of a single rank, so the carrier of shared memory would else keep one worker busy to the end.
     """
     moves = plan.moves
+    top = BATCH_PAGES if most is None else max(HUGE_PAGES, most)
     for stage in np.unique(plan.stage).tolist():
         rows = np.flatnonzero(plan.stage == stage)
         rows = rows[np.lexsort((moves.page[rows], plan.target[rows], moves.process[rows]))]
@@ -96,8 +104,8 @@ def batches(plan: Plan, workers: int = 1) -> Iterator[list[Batch]]:
         found = []
         for first, last in zip(np.flatnonzero(new).tolist(), ends.tolist(), strict=True):
             part = moves.take(rows[first:last])
-            most = min(BATCH_PAGES, max(WORKER_PAGES, -(-part.pages() // workers)))
-            found += [Batch(int(process[first]), int(target[first]), piece) for piece in _pieces(part, most)]
+            share = min(top, max(WORKER_PAGES, -(-part.pages() // workers)))
+            found += [Batch(int(process[first]), int(target[first]), piece) for piece in _pieces(part, share)]
         yield sorted(found, key=lambda batch: -batch.runs.pages())
 
 
@@ -110,7 +118,8 @@ def carry(
 ) -> Carried:
     """Carry the plan out and account for all of it; `progress` is told how many pages the batches just done had.
 
-    Ctrl-C stops between calls: what was not reached is counted so. Raises nothing that a page can cause.
+    Ctrl-C stops between calls: what was not reached is counted so. Raises nothing that a page can cause; UsageError
+    for a rate of nothing.
     """
     deadline = time.monotonic() + limits.seconds if limits.seconds is not None else None
     stop = threading.Event()
@@ -120,11 +129,13 @@ def carry(
 
     pages = plan.moves.pages()
     workers = limits.workers or max(1, min(len(os.sched_getaffinity(0)), pages // WORKER_PAGES))
-    worker = _Worker(handles, tables, limits.move_all, stopped)
+    pace = Pace(limits.bytes_per_second) if limits.bytes_per_second is not None else None
+    most = pace.call_bytes(BATCH_PAGES * mmap.PAGESIZE) // mmap.PAGESIZE if pace is not None else None
+    worker = _Worker(handles, tables, limits.move_all, stopped, pace)
     accounts: list[_Account] = []
     with _interrupt_sets(stop), ThreadPoolExecutor(workers, "pageferry-mover") as pool:
         try:
-            for stage in batches(plan, workers):
+            for stage in batches(plan, workers, most):
                 waiting: dict[Future[list[_Account]], int] = {
                     pool.submit(worker.carry_all, load): sum(batch.runs.pages() for batch in load)
                     for load in _loads(stage)
@@ -175,12 +186,18 @@ class _Worker:
     """Works on one batch at a time per thread; holds nothing that changes."""
 
     def __init__(
-        self, handles: Sequence[ProcessHandle], tables: PageTables, move_all: bool, stopped: Callable[[], bool]
+        self,
+        handles: Sequence[ProcessHandle],
+        tables: PageTables,
+        move_all: bool,
+        stopped: Callable[[], bool],
+        pace: Pace | None,
     ) -> None:
         self._handles = handles
         self._tables = tables
         self._flags = libnuma.MPOL_MF_MOVE_ALL if move_all else libnuma.MPOL_MF_MOVE
         self._stopped = stopped
+        self._pace = pace
 
     def carry_all(self, load: Sequence[Batch]) -> list[_Account]:
         return [self.carry(batch) for batch in load]
@@ -188,10 +205,11 @@ class _Worker:
     def carry(self, batch: Batch) -> _Account:
         account = _Account()
         pages = batch.runs.pages()
+        self._pay(batch.process, pages)
         if self._stopped():
             account.pages[Bucket.NOT_REACHED] = pages
             return account
-        if not self._alive(batch.process):
+        if not self._wanted(batch.process):
             account.pages[Bucket.VANISHED] = pages
             account.lost = True
             return account
@@ -213,7 +231,14 @@ class _Worker:
                 break
             if stalled:
                 time.sleep(0.001 * 2**stalled)
+            self._pay(batch.process, len(left))
         return account
+
+    def _pay(self, process: int, pages: int) -> None:
+        """Wait as the rate says, if there is one: before the pages are looked at, so that the look is fresh."""
+        if self._pace is not None and pages and not self._stopped() and self._wanted(process):
+            pidfd = None if process == SELF else self._handles[process].pidfd
+            self._pace.pay(pages * mmap.PAGESIZE, self._stopped, pidfd)
 
     def _ask(self, batch: Batch, left: Entries, account: _Account) -> Entries:
         """Make one moving call; account for the pages that it settled and return the others, in the order to ask."""
@@ -264,6 +289,10 @@ class _Worker:
         again &= ~unmovable
         busy = told[again] == -errno.EBUSY  # such a page ends the kernel's batch: ask for it after the others
         return now.take(np.concatenate([np.flatnonzero(again)[~busy], np.flatnonzero(again)[busy]]))
+
+    def _wanted(self, process: int) -> bool:
+        """Return whether the carrier is there; what we map ourselves outlives the job, and is then nobody's."""
+        return self._alive(process) and (process != SELF or any(handle.alive() for handle in self._handles))
 
     def _alive(self, process: int) -> bool:
         return process == SELF or self._handles[process].alive()

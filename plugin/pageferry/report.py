@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 from pageferry.ferry import Outcome
 from pageferry.kernel.files import printable
 from pageferry.kernel.topology import Topology
-from pageferry_planner.model import ANONYMOUS, SELF, Bucket, Plan, Runs, Snapshot, Tally
+from pageferry_planner.model import ANONYMOUS, SELF, Bucket, Plan, Runs, Snapshot
 
 _UNITS = ("KiB", "MiB", "GiB", "TiB")
 
@@ -117,31 +118,26 @@ def outcome_json(outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def outcome_lines(outcome: Outcome) -> list[str]:
-    """Return what became of every page as plain lines."""
-    tally, page = outcome.tally, outcome.plan.page_bytes
+def outcome_lines(outcome: Mapping[str, Any]) -> list[str]:
+    """Return what `outcome_json` says as plain lines."""
+    page, moved = outcome["page_bytes"], outcome["moved_bytes"]
     lines = []
-    for node, pages in outcome.plan.lacking.items():
-        lines.append(f"refused: node {node} lacks {size(pages * page)}; nothing was moved (see --when-full)")
-    for bucket in Bucket:
-        if tally[bucket]:
-            lines.append(
-                f"{bucket.value:<12} {size(tally[bucket] * page):>10}  {tally[bucket]:>10} pages{_why(bucket, tally)}"
-            )
-    lines.append(f"{'total':<12} {size(tally.total() * page):>10}  {tally.total():>10} pages")
+    for node, lacks in outcome["lacking_bytes"].items():
+        lines.append(f"refused: node {node} lacks {size(lacks)}; nothing was moved (see --when-full)")
+    for bucket, pages in outcome["pages"].items():
+        if pages:
+            why = ", ".join(f"{rule} {count}" for rule, count in sorted(outcome["excluded"].items()))
+            because = f"  ({why})" if bucket == Bucket.EXCLUDED.value else ""
+            lines.append(f"{bucket:<12} {size(pages * page):>10}  {pages:>10} pages{because}")
+    total, seconds = outcome["total_pages"], outcome["seconds"]
+    lines.append(f"{'total':<12} {size(total * page):>10}  {total:>10} pages")
     lines.append(
-        f"requested {tally.requested} pages ({tally.retried} again) by {tally.addresses} addresses in {tally.calls} "
-        f"calls; asking every process would be {outcome.plan.asked_per_process}"
+        f"requested {outcome['requested_pages']} pages ({outcome['retried_pages']} again) by {outcome['addresses']} "
+        f"addresses in {outcome['calls']} calls; asking every process would be {outcome['asked_per_process_pages']}"
     )
-    rate = f", {size(tally[Bucket.MOVED] * page / outcome.seconds)}/s" if tally[Bucket.MOVED] else ""
-    lines.append(f"{outcome.seconds:.2f} s, {outcome.seconds_planning:.2f} s of it to plan{rate}")
+    rate = f", {size(moved / seconds)}/s" if moved and seconds else ""
+    lines.append(f"{seconds:.2f} s, {outcome['seconds_planning']:.2f} s of it to plan{rate}")
     return lines
-
-
-def _why(bucket: Bucket, tally: Tally) -> str:
-    if bucket is Bucket.EXCLUDED:
-        return "  (" + ", ".join(f"{rule} {pages}" for rule, pages in sorted(tally.excluded.items())) + ")"
-    return ""
 
 
 def _moves(snapshot: Snapshot, plan: Plan) -> list[tuple[tuple[str, int, int, int], int]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -54,6 +55,37 @@ def plan_table(plan: Mapping[str, Any]) -> RenderableType:
     words += [f"REFUSED: node {node} lacks {size(lack)}" for node, lack in plan["lacking_bytes"].items()]
     parts: list[RenderableType] = [table for table in (moves, stays, rooms) if table.row_count]
     return Group(*parts, *map(Text, words))
+
+
+def cpus_table(view: Mapping[str, Any]) -> RenderableType:
+    """Return which CPUs Slurm gave each job, and which it runs on."""
+    table = _table("job", "Slurm's CPUs", "runs on", "")
+    for job, cpus in view["jobs"].items():
+        moved = cpus["slurm"] != cpus["real"]
+        words = "launching" if cpus["launching"] else "moved" if moved else ""
+        table.add_row(job, cpus["slurm"], cpus["real"], words, style="yellow" if moved else "")
+    return table
+
+
+def history_table(migrations: Sequence[Mapping[str, Any]]) -> RenderableType:
+    """Return a row for each migration, the newest first."""
+    table = _table("when", "job", "why", "from", "to", "outcome", "size", "seconds", "stopped", "")
+    for row in migrations:
+        when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(row["began"]))
+        moved, seconds, stopped = size(row["bytes"]), f"{row['seconds']:.2f}", f"{row['seconds_stopped']:.2f}"
+        nodes = (row["nodes_from"], row["nodes_to"])
+        table.add_row(
+            when,
+            str(row["job"]),
+            row["event"],
+            *nodes,
+            row["outcome"],
+            moved,
+            seconds,
+            stopped,
+            Text(safe(row["error"])),
+        )
+    return table
 
 
 def _pid(pid: int) -> str:

@@ -5,10 +5,13 @@ The differences between them end here.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Collection
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 
+from pageferry import wire
 from pageferry.assign import Cpusets
 from pageferry.errors import UsageError, Vanished
 from pageferry.kernel.cgroup import pids as pids_of
@@ -27,6 +30,31 @@ class Found:
     pids: frozenset[int]
     holds: tuple[Path, ...]
     cpusets: Cpusets
+
+
+class Route(Enum):
+    """Who moves a target: this command, the agent of this host, or those of the job's hosts."""
+
+    DIRECT = "this command"
+    AGENT = "the agent"
+    REMOTE = "Slurm"
+
+
+def route(job: str | None, pids: Collection[int], cgroup: str | None, *, with_cpus: bool) -> Route:
+    """Return who is to move a target; `with_cpus`: it is to get other CPUs, which the agent shares out.
+
+    A Slurm job without cgroups here, on a host that has Slurm's commands, is elsewhere. Raises UsageError.
+    """
+    if not job or pids or cgroup:
+        return Route.DIRECT
+    try:
+        Slurm().find(job)
+    except UsageError:
+        Slurm().parse_job_id(job)
+        if shutil.which("scontrol") is None:
+            raise
+        return Route.REMOTE
+    return Route.AGENT if with_cpus and wire.present() else Route.DIRECT
 
 
 def find(job: str | None, pids: Collection[int], cgroup: str | None) -> Found:

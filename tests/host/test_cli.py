@@ -24,7 +24,7 @@ def pageferry(*words: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize(
     ("words", "code", "says"),
     [
-        (["move", "4294967", "--to", "0"], 2, "no such job on this host: 4294967"),
+        (["plan", "4294967", "--to", "0"], 2, "no such job on this host: 4294967"),
         (["move", "12;id", "--to", "0"], 2, "not a Slurm job ID"),
         (["move", "--pid", "4194304", "--to", "0"], 2, "no such process: 4194304"),
         (["move", "--to", "0"], 2, "name one target"),

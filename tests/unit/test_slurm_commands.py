@@ -261,7 +261,7 @@ def test_no_comment_holds_what_no_command_can_say(commands: SlurmCommands) -> No
 
 def test_an_outcome_is_written_beside_other_peoples_words(commands: SlurmCommands, tmp_path: Path) -> None:
     known(tmp_path, {"7": [row(7, admin_comment="ticket 1", NodeList="n[1-2]")]})
-    assert write_outcome(commands, 7, "n1", "moved")
+    assert write_outcome(commands, 7, "n1", "moved", sleep=lambda _seconds: None)
     assert commands.job(7).admin_comment == "ticket 1 [pageferry] n1: moved"
 
 
@@ -275,7 +275,7 @@ def test_an_outcome_that_another_host_wrote_over_is_written_again(
         really(control, job, others.pop() if others else text)
 
     monkeypatch.setattr(SlurmCommands, "set_admin_comment", beaten)
-    assert write_outcome(commands, 7, "n1", "moved")
+    assert write_outcome(commands, 7, "n1", "moved", sleep=lambda _seconds: None)
     assert commands.job(7).admin_comment == "[pageferry] n2: moved; n1: moved"
 
 

@@ -7,8 +7,10 @@ processes, are found without the controller: see `slurm`. What a comment means i
 
 from __future__ import annotations
 
+import random
 import re
-from collections.abc import Collection
+import time
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -21,7 +23,8 @@ READ_SECONDS = 5.0
 WRITE_SECONDS = 30.0
 
 _JOB_ID = re.compile(r"[1-9][0-9]{0,9}(?:_(?:0|[1-9][0-9]{0,9}))?")
-_ATTEMPTS = 3
+_ATTEMPTS = 6
+_LOOK_AGAIN_SECONDS = 1.0
 _SCOPE = re.compile(r"(.+)_slurmstepd\.scope")
 _LEGACY = re.compile(r"slurm_(.+)")
 
@@ -82,11 +85,14 @@ def checked_job_id(job_id: int | str) -> str:
     return text
 
 
-def write_outcome(control: Control, job_id: int, host: str, text: str) -> bool:
+def write_outcome(
+    control: Control, job_id: int, host: str, text: str, sleep: Callable[[float], None] = time.sleep
+) -> bool:
     """Write a host's outcome into a job's AdminComment, and look whether it is there; say whether it is.
 
     The agents of a job's other hosts may write at the same moment, and the last one wins: the one who finds its own
-    outcome gone writes again. Raises as Control does.
+    outcome gone writes again. So that it finds it, it looks only after all who had read the comment before have
+    written; by chance not all at once again. Raises as Control does.
     """
     for _ in range(_ATTEMPTS):
         record = control.job(job_id)
@@ -94,6 +100,8 @@ def write_outcome(control: Control, job_id: int, host: str, text: str) -> bool:
         if wanted == record.admin_comment:
             return f"{host}: " in wanted
         control.set_admin_comment(job_id, wanted)
+        if len(record.hosts) > 1:
+            sleep(_LOOK_AGAIN_SECONDS * random.uniform(1, 2))  # noqa: S311
         if control.job(job_id).admin_comment == wanted:
             return True
     return False

@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from guest.vm import slurmconf
@@ -26,11 +26,18 @@ MUNGE = Path("/run/munge")
 START_TIMEOUT_S = 90.0
 
 
-def start(cgroup: str | None = None, nodes: int = 1, extra: str = "") -> Slurm:
+def start(
+    cgroup: str | None = None,
+    nodes: int = 1,
+    extra: str = "",
+    cgroup_extra: str = "",
+    without: Collection[str] = (),
+) -> Slurm:
     """Start munged, slurmctld and a slurmd for each node, wait until all nodes are idle, and return Slurm.
 
-    `extra` lines are appended to slurm.conf. A Slurm that runs already is returned as it is. Raises
-    GuestError, with the daemons' last words, if the nodes do not become idle.
+    `extra` lines are appended to slurm.conf, `cgroup_extra` lines to cgroup.conf, and keys in `without` are in neither,
+    unless they are in those lines. A Slurm that runs already is returned as it is. Raises GuestError, with the daemons'
+    last words, if the nodes do not become idle.
     """
     version = cgroup or os.environ["PAGEFERRY_GUEST_CGROUP"]
     names = slurmconf.node_names(nodes)
@@ -41,8 +48,10 @@ def start(cgroup: str | None = None, nodes: int = 1, extra: str = "") -> Slurm:
     for folder in (slurmconf.RUN / "state", logs, CONF):
         folder.mkdir(parents=True, exist_ok=True)
     layout = LAYOUTS[os.environ["PAGEFERRY_GUEST_LAYOUT"]]
-    (CONF / "slurm.conf").write_text(slurmconf.slurm_conf(layout, names, logs, extra))
-    (CONF / "cgroup.conf").write_text(slurmconf.cgroup_conf(version))
+    slurm_conf = slurmconf.leave_out(slurmconf.slurm_conf(layout, names, logs), without)
+    cgroup_conf = slurmconf.leave_out(slurmconf.cgroup_conf(version), without)
+    (CONF / "slurm.conf").write_text(f"{slurm_conf}{extra}\n")
+    (CONF / "cgroup.conf").write_text(f"{cgroup_conf}{cgroup_extra}\n")
     if version == "v2":
         delegate_controllers()
     _start_munge()

@@ -4,7 +4,7 @@ Names of the parameters are slurm.conf(5)'s and cgroup.conf(5)'s. Jobs are bound
 memory, as on a site where moving memory matters.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from guest.vm.layouts import Layout
@@ -17,6 +17,11 @@ RUN = Path("/run/slurm")
 def node_names(nodes: int) -> tuple[str, ...]:
     """One node has the machine's name; several share the machine, each with a slurmd of its own."""
     return ("guest",) if nodes == 1 else tuple(f"guest{number}" for number in range(nodes))
+
+
+def leave_out(text: str, keys: Collection[str]) -> str:
+    """Return a configuration file without the lines that set one of `keys`."""
+    return "".join(line for line in text.splitlines(keepends=True) if line.partition("=")[0] not in keys)
 
 
 def slurm_conf(layout: Layout, nodes: Sequence[str], logs: Path, extra: str = "") -> str:

@@ -1,0 +1,217 @@
+"""The agent: one process per host that waits for Slurm's cgroups, its socket, its errands and its guardian.
+
+This is the loop and nothing else: what an event means for a job is `tending`'s, what a request means is `service`'s.
+An idle agent makes no system call but those of its watchdog.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import signal
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from pageferry.assignments import Assignments
+from pageferry.chronicle import Chronicle
+from pageferry.config import Settings
+from pageferry.errors import KernelError, PageferryError, Vanished
+from pageferry.gate import PULSE_SECONDS, Gate
+from pageferry.homes import Homes
+from pageferry.kernel.sd_notify import notify, watchdog_seconds
+from pageferry.service import Service
+from pageferry.store import Store
+from pageferry.tending import Tending
+from pageferry.watch import Event, Kind, Watch
+from pageferry.wire_server import Server
+
+AGAIN_SECONDS = 1.0
+"""After this long a job is looked at again that could not be, and inotify where it had no room."""
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Where the agent keeps what it keeps: for as long as the host runs, and for good."""
+
+    run: Path = Path("/run/pageferry")
+    history: Path = Path("/var/lib/pageferry/history.sqlite3")
+
+
+def run(settings: Settings, places: Places) -> None:
+    """Serve until SIGTERM or SIGINT; nothing is held when this returns. Raises KernelError, UsageError at the start."""
+    agent = _Agent(settings, places)
+    try:
+        agent.serve()
+    finally:
+        agent.close()
+
+
+class _Agent:
+    def __init__(self, settings: Settings, places: Places) -> None:
+        self._chronicle = Chronicle(Store(places.history, max_days=settings.agent.retention_days))
+        self._assignments = Assignments(places.run)
+        self._service = Service(settings, self._assignments, self._chronicle, self._rescan)
+        # The socket first: whoever has it is the only agent.
+        self._server = Server(places.run / "agent.sock", self._service.handle, trusted=self._service.trusted)
+        self._gate = Gate(places.run / "holds")
+        self._watch = Watch()
+        self._tending = Tending(self._gate, self._assignments, Homes(places.run), self._chronicle, settings)
+        self._service.tending = self._tending
+        self._again: set[int] = set()
+        self._again_at: float | None = None
+        self._watchdog = watchdog_seconds()
+        self._pulse_at = self._watchdog_at = 0.0
+        self._wakeup = _signals()
+
+    def serve(self) -> None:
+        """Take over what is there, and then do what comes."""
+        self._tell_news()
+        for text in self._assignments.restore():
+            self._chronicle.tell(None, "CPU map", text, logging.WARNING)
+        recovered = self._gate.recover()
+        self._chronicle.tell(
+            None, "started", f"{len(self._watch.jobs())} jobs, {len(recovered)} held by an agent before"
+        )
+        for hold in recovered:
+            self._guarded(hold.job, partial(self._tending.recovered, hold.job))
+        self._look_at(self._watch.jobs())
+        notify(READY="1")
+        while self._wait():
+            pass
+        self._chronicle.tell(None, "stopped")
+        notify(STOPPING="1")
+
+    def close(self) -> None:
+        """Let go of everything."""
+        self._tending.close()
+        self._gate.close()
+        self._server.close()
+        self._watch.close()
+
+    def _wait(self) -> bool:
+        """Wait for what comes next and do it; say whether to go on."""
+        poll = select.poll()
+        fixed = {
+            self._wakeup: self._nothing,
+            self._watch.fileno(): self._happened,
+            self._server.fileno(): self._server.serve,
+            self._gate.guardian_fd(): self._guardian_ended,
+        }
+        for descriptor in (*fixed, *self._tending.descriptors()):
+            poll.register(descriptor, select.POLLIN)
+        deadline = self._due()
+        timeout = None if deadline is None else max(0, (deadline - time.monotonic()) * 1000)
+        for descriptor, _ in poll.poll(timeout):
+            if descriptor == self._wakeup:
+                os.read(self._wakeup, 64)
+                return False
+            if descriptor in fixed:
+                fixed[descriptor]()
+            elif descriptor in self._tending.descriptors():
+                self._guarded(0, partial(self._tending.collect, descriptor))
+        return True
+
+    def _due(self) -> float | None:
+        """Do what its time has come for; return when to come again."""
+        now = time.monotonic()
+        self._server.expire()
+        if self._again_at is not None and now >= self._again_at:
+            jobs, self._again, self._again_at = self._again, set(), None
+            self._look_at(jobs)
+        times = [self._server.deadline(), self._again_at]
+        try:
+            times.append(self._tending.due())
+        except (Vanished, KernelError) as error:
+            self._chronicle.tell(None, "not seen", str(error), logging.ERROR)
+            times.append(now + AGAIN_SECONDS)
+        if self._gate.held():
+            if now >= self._pulse_at:
+                self._gate.pulse()
+                self._pulse_at = now + PULSE_SECONDS / 4
+            times.append(self._pulse_at)
+        if self._watchdog is not None:
+            if now >= self._watchdog_at:
+                notify(WATCHDOG="1")
+                self._watchdog_at = now + self._watchdog
+            times.append(self._watchdog_at)
+        return min((at for at in times if at is not None), default=None)
+
+    def _happened(self) -> None:
+        try:
+            events = self._watch.events()
+        except KernelError as error:  # inotify has no room
+            self._chronicle.tell(None, "not watched", str(error), logging.ERROR)
+            events = [Event(Kind.LOST, 0, Path())]
+        self._take(events)
+
+    def _take(self, events: Iterable[Event]) -> None:
+        by_job: dict[int, list[Event]] = {}
+        for event in events:
+            by_job.setdefault(event.job, []).append(event)
+        if 0 in by_job:
+            self._look_at({*self._watch.jobs(), *self._tending.known()})
+        for job, ours in by_job.items():
+            if job == 0:
+                continue
+            kinds = {event.kind for event in ours}
+            if Kind.GONE in kinds:
+                self._guarded(job, partial(self._tending.gone, job))
+                kinds.discard(Kind.GONE)
+            if kinds:
+                writes = {event.group: event.writes for event in ours if event.writes}
+                self._look(job, writes, Kind.CPUSET in kinds, bool(kinds & {Kind.JOB, Kind.STEP, Kind.TASK}))
+
+    def _look_at(self, jobs: Iterable[int]) -> None:
+        there = self._watch.jobs()
+        for job in jobs:
+            if job in there:
+                self._look(job, {}, True, True)
+            else:
+                self._guarded(job, partial(self._tending.gone, job))
+
+    def _look(self, job: int, writes: Mapping[Path, int], cpus: bool, tasks: bool) -> None:
+        self._guarded(job, partial(self._tending.look, job, writes=writes, cpus=cpus, tasks=tasks))
+
+    def _guarded(self, job: int, act: Callable[[], None]) -> None:
+        """Do something for a job; if that fails, say so and look again in a while."""
+        try:
+            act()
+        except Vanished:
+            pass
+        except PageferryError as error:
+            self._chronicle.tell(None, "not done", f"job {job}: {error}", logging.ERROR)
+            if job:
+                self._again.add(job)
+                self._again_at = time.monotonic() + AGAIN_SECONDS
+
+    def _guardian_ended(self) -> None:
+        self._chronicle.tell(None, "guardian ended", "another is started", logging.ERROR)
+        try:
+            self._gate.reguard()
+        except KernelError as error:
+            self._chronicle.tell(None, "no guardian", str(error), logging.CRITICAL)
+        self._tell_news()
+
+    def _tell_news(self) -> None:
+        for text in self._gate.news():
+            self._chronicle.tell(None, "released by the guardian", text, logging.WARNING)
+
+    def _rescan(self) -> None:
+        self._take(self._watch.rescan())
+
+    def _nothing(self) -> None:
+        return
+
+
+def _signals() -> int:
+    """Have SIGTERM and SIGINT be read from a descriptor, and return it."""
+    read_end, write_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    signal.set_wakeup_fd(write_end)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda _number, _frame: None)
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+    return read_end

@@ -1,0 +1,117 @@
+"""What the agent's errands do, each in a child of its own: ask Slurm, move memory, bring it home, write back.
+
+Nothing here knows of holds or of other jobs; a chore's answer is plain data, for the agent to act on.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pageferry import ferry, report, spill
+from pageferry.config import Settings
+from pageferry.errand import Say
+from pageferry.errors import UsageError, Vanished
+from pageferry.kernel.topology import Topology, read_topology
+from pageferry.mover import Limits
+from pageferry.schedulers.control import nodes_here, write_outcome
+from pageferry.schedulers.slurm_cgroups import slurm_job_user_pids
+from pageferry.schedulers.slurm_commands import SlurmCommands
+from pageferry_planner.model import Strategy, Target, WhenFull
+
+Chore = Callable[[Say], Mapping[str, Any]]
+"""A function for `errand.begin`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Destination:
+    """Where a job's memory goes; `sources` are the nodes whose memory goes to the i-th target, None: by memory."""
+
+    nodes: tuple[int, ...]
+    strategy: Strategy = Strategy.RELATIVE
+    sources: tuple[int, ...] | None = None
+
+
+def ask(jobs: Sequence[int]) -> Chore:
+    """Return for each of these jobs its state, its AdminComment, its user, and Slurm's name for this host."""
+
+    def work(_say: Say) -> Mapping[str, Any]:
+        control = SlurmCommands()
+        answers: dict[str, Any] = {}
+        for job in jobs:
+            try:
+                record = control.job(job)
+            except UsageError:  # it has ended
+                continue
+            names = nodes_here(job, record.hosts, socket.gethostname())
+            host = names[0] if names else socket.gethostname().partition(".")[0]
+            answers[str(job)] = {
+                "state": record.state,
+                "comment": record.admin_comment,
+                "host": host,
+                "uid": record.user_id,
+            }
+        return {"jobs": answers}
+
+    return work
+
+
+def move(job: int, destination: Destination, settings: Settings) -> Chore:
+    """Move a job's memory; the answer is the outcome."""
+
+    def work(_say: Say) -> Mapping[str, Any]:
+        topology = read_topology()
+        sources = destination.sources
+        request = ferry.Request(
+            target=Target(
+                nodes=destination.nodes,
+                strategy=destination.strategy,
+                sources=frozenset(sources) if sources is not None else None,
+                when_full=WhenFull(settings.agent.when_full),
+                spill=topology.nodes_with_memory(),
+            ),
+            limits=Limits(workers=settings.agent.workers),
+        )
+        return report.outcome_json(ferry.move(slurm_job_user_pids(job), request))
+
+    return work
+
+
+def bring_home(jobs: Sequence[int], settings: Settings) -> Chore:
+    """Bring the spilled memory of jobs home, live and one after another; say of each what became of it."""
+
+    def work(say: Say) -> Mapping[str, Any]:
+        moved = 0
+        for homecoming in spill.candidates(
+            jobs, least_bytes=settings.spill.least_bytes, bytes_per_second=settings.spill.rate
+        ):
+            try:
+                outcome = ferry.move(slurm_job_user_pids(homecoming.job), homecoming.request)
+            except Vanished:
+                continue
+            moved += 1
+            nodes = homecoming.request.target.nodes
+            say({"job": homecoming.job, "nodes": nodes, "outcome": report.outcome_json(outcome)})
+        return {"jobs": moved}
+
+    return work
+
+
+def write_back(job: int, host: str, text: str) -> Chore:
+    """Put an outcome where the operator looks: this host's part of the job's AdminComment."""
+
+    def work(_say: Say) -> Mapping[str, Any]:
+        return {"written": write_outcome(SlurmCommands(), job, host, text)}
+
+    return work
+
+
+def nodes_of(cpus: frozenset[int], topology: Topology) -> tuple[int, ...]:
+    """Return the nodes with memory that serve CPUs: their own, or where those have none the nearest."""
+    with_memory = topology.nodes_with_memory()
+    nodes = set()
+    for node in topology.nodes_of_cpus(cpus):
+        nodes.add(next((near for near in topology.nearest(node) if near in with_memory), node))
+    return tuple(sorted(nodes))

@@ -1,0 +1,150 @@
+"""The commands for a host and a site: the agent and what it knows, and the files that Slurm includes.
+
+Those about a job's memory are in `cli`.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pageferry.cli_job import complain
+from pageferry.errors import KernelError
+
+
+@click.command()
+@click.option(
+    "--config", type=click.Path(path_type=Path), help="The settings [default: /etc/pageferry/pageferry.toml]."
+)
+@click.option("--run-folder", type=click.Path(path_type=Path), default=Path("/run/pageferry"), show_default=True)
+@click.option(
+    "--history-file",
+    type=click.Path(path_type=Path),
+    default=Path("/var/lib/pageferry/history.sqlite3"),
+    show_default=True,
+)
+@click.option("--verbose", is_flag=True, help="Say more in the log.")
+def agent(config: Path | None, run_folder: Path, history_file: Path, verbose: bool) -> int:
+    """Run the host's agent: it holds jobs that Slurm resumes until their memory has arrived.
+
+    One for each host, as root, under systemd (hooks/systemd/pageferry.service). Ends on SIGTERM, holding nothing.
+    """
+    # Read once, when numpy is loaded: one thread can be forked, and the agent needs no more.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    from pageferry import agent as daemon
+    from pageferry import config as settings
+
+    start_log(verbose)
+    chosen = settings.load(config or settings.PATH)
+    gc.collect()
+    gc.freeze()  # what is there now is never looked at again, and stays shared with the errands
+    daemon.run(chosen, daemon.Places(run_folder, history_file))
+    return 0
+
+
+@click.command()
+@click.option("--run-folder", type=click.Path(path_type=Path), default=Path("/run/pageferry"), show_default=True)
+def release(run_folder: Path) -> int:
+    """Release every job that an agent left held; for systemd's ExecStopPost=, and for emergencies."""
+    from pageferry import gate
+
+    released = gate.release_all(run_folder / "holds")
+    for job in released:
+        click.echo(f"job {job}: released")
+    return 0
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def cpus(as_json: bool) -> int:
+    """Show which CPUs each job has: those that Slurm gave it, and those that it runs on."""
+    answer = _ask({"verb": "cpus"})
+    if as_json:
+        click.echo(json.dumps({"map": answer["map"], "jobs": answer["jobs"]}))
+    elif not answer["jobs"]:
+        click.echo("no Slurm job on this host; every CPU is Slurm's own")
+    else:
+        from pageferry import tables
+
+        tables.show(tables.cpus_table(answer))
+    return 0
+
+
+@click.command()
+@click.argument("job", type=click.IntRange(min=1), required=False)
+@click.option("--limit", type=click.IntRange(1, 1000), default=20, show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def history(job: int | None, limit: int, as_json: bool) -> int:
+    """Show what was moved, when and why: the newest migrations of a job, or of all."""
+    answer = _ask({"verb": "history", "limit": limit} | ({"job": job} if job else {}))
+    if as_json:
+        click.echo(json.dumps({"migrations": answer["migrations"], "events": answer["events"]}))
+    else:
+        from pageferry import tables
+
+        tables.show(tables.history_table(answer["migrations"]))
+    if answer["fault"]:
+        complain(f"the history is not whole: {answer['fault']}")
+    return 0
+
+
+@click.group()
+def render() -> None:
+    """Write configuration files for a batch scheduler."""
+
+
+@render.command("slurm")
+@click.option("--out", type=click.Path(path_type=Path), default=Path(), show_default=True, help="Where to write them.")
+@click.option("--hooks", type=click.Path(path_type=Path), help="Where hosts have the hooks [default: this package's].")
+@click.option("--beside", type=click.Path(path_type=Path), metavar="DIR", help="Leave out what DIR/slurm.conf sets.")
+@click.option("--without", multiple=True, metavar="KEY", help="Leave out this key (may be repeated).")
+@click.option("--health-check", type=int, metavar="SECONDS", help="Also run the hook that often, for `now` requests.")
+@click.option("--force", is_flag=True, help="Write over files that were edited.")
+def render_slurm(  # noqa: PLR0917 - an argument for each option
+    out: Path, hooks: Path | None, beside: Path | None, without: tuple[str, ...], health_check: int | None, force: bool
+) -> int:
+    """Write what slurm.conf and cgroup.conf are to Include; see contrib/slurm.conf.d/README.md."""
+    from pageferry import render as rendering
+
+    options = rendering.SlurmOptions(
+        hooks=hooks or rendering.shipped("hooks") / "slurm",
+        health_check_seconds=health_check,
+        without=frozenset(without),
+        beside=beside,
+        force=force,
+    )
+    click.echo("\n".join(rendering.lines(rendering.render_slurm(out, options), options)))
+    return 0
+
+
+def start_log(verbose: bool) -> None:
+    """Log to standard error: under systemd with the level that journald reads, and without a time of its own."""
+    journal = "JOURNAL_STREAM" in os.environ
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_ForJournal() if journal else logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logging.basicConfig(level=logging.DEBUG if verbose else logging.INFO, handlers=[handler], force=True)
+
+
+class _ForJournal(logging.Formatter):
+    """One line for each event, with the level as sd-daemon(3) wants it."""
+
+    _LEVELS = ((logging.CRITICAL, 2), (logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6), (0, 7))
+
+    def format(self, record: logging.LogRecord) -> str:
+        level = next(level for least, level in self._LEVELS if record.levelno >= least)
+        return "\n".join(f"<{level}>{line}" for line in super().format(record).splitlines())
+
+
+def _ask(message: dict[str, Any]) -> dict[str, Any]:
+    from pageferry import wire
+
+    if not wire.present():
+        raise KernelError("the agent does not run on this host (systemctl status pageferry)")
+    return wire.ask(wire.PATH, message, timeout=10)

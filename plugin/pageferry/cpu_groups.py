@@ -1,0 +1,111 @@
+"""The groups of a Slurm job whose cpusets decide where it runs, and writing them so that it can be undone.
+
+What is to be written there is left to the assignments. Version 2: job_N is what Slurm writes for each new step,
+step_X/user is what holds. Version 1: uid_U above job_N must allow as much, step_X holds, slurmstepd is in it too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pageferry.errors import KernelError, PageferryError, Vanished
+from pageferry.kernel.cgroup import children, own_pids, pids, read_cpuset, read_hierarchies
+from pageferry.kernel.files import read_bytes, write_text
+from pageferry.kernel.lists import format_list, parse_list
+from pageferry.schedulers.slurm_cgroups import slurm_job_cgroups
+
+
+@dataclass(frozen=True, slots=True)
+class StepGroup:
+    """A step: the group with its user's processes, and the one where its slurmstepd is."""
+
+    path: Path
+    daemon: Path
+    root: Path
+
+    def pids(self) -> frozenset[int]:
+        """Return the user's processes, launchers that have yet to become them included."""
+        return pids(self.path, self.root) - self.daemons()
+
+    def daemons(self) -> frozenset[int]:
+        """Return the slurmstepds of the step; on version 1, of the job."""
+        return own_pids(self.daemon, self.root)
+
+
+@dataclass(frozen=True, slots=True)
+class JobGroup:
+    """A job, as one slurmd made it: its own group, those above that must allow as much, and its steps."""
+
+    path: Path
+    above: tuple[Path, ...]
+    steps: tuple[StepGroup, ...]
+
+    def allowed(self) -> frozenset[int]:
+        """Return the CPUs that the group around Slurm's jobs has; none if it is gone."""
+        with suppress(Vanished):
+            around = read_cpuset((*self.above, self.path)[0].parent)
+            return around.effective_cpus if around is not None else frozenset()
+        return frozenset()
+
+
+def job_groups(job: int, root: Path = Path("/")) -> tuple[JobGroup, ...]:
+    """Return a job's groups with cpusets: one for each slurmd that made one, none if the job is not here."""
+    hierarchies = read_hierarchies(root)
+    cpuset, freezer = hierarchies.legacy.get("cpuset"), hierarchies.legacy.get("freezer")
+    found = []
+    for group in slurm_job_cgroups(job, root):
+        steps = [step for step in children(group) if step.name.startswith("step_")]
+        if hierarchies.unified is not None and group.is_relative_to(hierarchies.unified):
+            inner = tuple(StepGroup(step / "user", step / "slurm", root) for step in steps if (step / "user").is_dir())
+            found.append(JobGroup(group, (), inner))
+        elif cpuset is not None and group.is_relative_to(cpuset):
+            daemons = (freezer or cpuset) / group.relative_to(cpuset)
+            found.append(JobGroup(group, (group.parent,), tuple(StepGroup(step, daemons, root) for step in steps)))
+    return tuple(found)
+
+
+def written(group: Path) -> frozenset[int]:
+    """Return what was written to a group's cpuset.cpus: none if nothing was, or the group is gone.
+
+    Raises Denied and KernelError.
+    """
+    try:
+        return parse_list(read_bytes(group / "cpuset.cpus"))
+    except Vanished:
+        return frozenset()
+    except ValueError as error:
+        raise KernelError(f"{group}/cpuset.cpus: {error}") from error
+
+
+@dataclass(slots=True)
+class Writer:
+    """Writes cpusets, only where something changes, and can take all of it back."""
+
+    _before: list[tuple[Path, frozenset[int]]] = field(default_factory=list)
+
+    def write(self, group: Path, cpus: Iterable[int]) -> frozenset[int]:
+        """Make `cpus` the CPUs of a group, and return those before; one that is gone is no hindrance.
+
+        Raises Denied and KernelError.
+        """
+        before, wanted = written(group), frozenset(cpus)
+        if before == wanted:
+            return before
+        with suppress(Vanished):
+            write_text(group / "cpuset.cpus", format_list(wanted))
+            self._before.append((group, before))
+        return before
+
+    def widen(self, group: Path, cpus: Iterable[int]) -> frozenset[int]:
+        """Add CPUs to a group's own, and return those before."""
+        return self.write(group, written(group) | frozenset(cpus))
+
+    def undo(self) -> None:
+        """Write back what was there, last things first; what the kernel refuses then is left."""
+        for group, cpus in reversed(self._before):
+            with suppress(PageferryError):
+                write_text(group / "cpuset.cpus", format_list(cpus) or "\n")
+        self._before.clear()

@@ -1,0 +1,126 @@
+"""Whether the agent runs on this host, answers, stands apart from slurmd, and has what it watches jobs with.
+
+The agent's side of the socket is left to `wire`; here it only has to answer anything in time.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import struct
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from pageferry.errors import KernelError, PageferryError, Vanished
+from pageferry.findings import Finding, ok, warn
+from pageferry.kernel.cgroup import children, read_hierarchies
+from pageferry.kernel.files import numbered, printable, read_bytes
+from pageferry.wire import PATH
+
+ANSWER_SECONDS = 2.0
+
+_START = "systemctl enable --now pageferry"
+_SLURMS = re.compile(r"(^|/)(slurmd\.service|[^/]*slurmstepd\.scope|slurm(_[^/]*)?/uid_[0-9]+)(/|$)")
+_WATCHES = 8192
+_LIMITS = {
+    "max_user_watches": (_WATCHES, "a job has some ten groups to watch"),
+    "max_user_instances": (16, "the agent needs one"),
+}
+
+
+def examine_agent(path: Path = PATH, seconds: float = ANSWER_SECONDS) -> Iterator[Finding]:
+    """Look for the agent at its socket; where it is, look at its control group."""
+    with socket.socket(socket.AF_UNIX) as asking:
+        asking.settimeout(seconds)
+        try:
+            asking.connect(str(path))
+            pid, _, _ = struct.unpack("3i", asking.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+            with suppress(ConnectionResetError, BrokenPipeError):
+                answer = b""
+                asking.sendall(b'{"verb": "status"}\n')
+                answer = asking.recv(1)
+        except (FileNotFoundError, ConnectionRefusedError):
+            yield warn("agent", f"not running (nobody listens at {path}): {_START}")
+            return
+        except (TimeoutError, BlockingIOError):
+            yield warn("agent", f"does not answer within {seconds:g} s at {path}: systemctl restart pageferry")
+            return
+        except PermissionError:
+            yield warn("agent", f"{path} cannot be opened by this user: run as root")
+            return
+        except OSError as error:
+            yield warn("agent", f"{path}: {error.strerror}: {_START}")
+            return
+    if not answer:
+        yield warn("agent", f"hung up without an answer at {path}: journalctl -u pageferry")
+        return
+    yield ok("agent", f"running, process {pid}")
+    yield from examine_place(pid)
+
+
+def examine_place(pid: int, root: Path = Path("/")) -> Iterator[Finding]:
+    """Look whether a process stands in a control group of slurmd's or of a job's, with whose end it would end."""
+    try:
+        mine = _groups(pid, root)
+    except PageferryError as error:
+        yield warn("agent's cgroup", str(error))
+        return
+    shared = {group for group in mine if _SLURMS.search(group)} | (mine & _groups_of_slurmd(root)) - {"/"}
+    if shared:
+        named = printable(os.fsencode(min(shared)))
+        text = f"{named} is Slurm's: start the agent by its own unit ({_START}), not from slurmd, a hook or a job"
+        yield warn("agent's cgroup", text)
+    else:
+        yield ok("agent's cgroup", "apart from slurmd's")
+
+
+def examine_watching(root: Path = Path("/")) -> Iterator[Finding]:
+    """Look at what the agent watches and holds jobs with: inotify, and the freezer of either version."""
+    for name, (least, why) in _LIMITS.items():
+        key = f"fs.inotify.{name}"
+        try:
+            limit = int(read_bytes(root / f"proc/sys/fs/inotify/{name}"))
+        except (Vanished, ValueError):
+            yield warn(key, "cannot be read: the kernel was built without inotify, and jobs cannot be watched")
+            continue
+        if limit < least:
+            yield warn(key, f"{limit}; set sysctl {key}={least} or more: {why}")
+        else:
+            yield ok(key, str(limit))
+    yield from _freezer(root)
+
+
+def _freezer(root: Path) -> Iterator[Finding]:
+    hierarchies = read_hierarchies(root)
+    unified = hierarchies.unified
+    has_v2 = unified is not None and any((group / "cgroup.freeze").exists() for group in children(unified))
+    offered = b"cgroup2" in read_bytes(root / "proc/filesystems").split()
+    if "freezer" in hierarchies.legacy:
+        point = hierarchies.legacy["freezer"]
+        if has_v2 or offered:
+            yield ok("freezer", f"version 1 at {point}; jobs are held in a version 2 hierarchy of our own")
+        else:
+            yield warn("freezer", f"version 1 at {point}, and no cgroup2 in this kernel: jobs are stopped by signals")
+    elif has_v2:
+        yield ok("freezer", f"version 2 at {unified}")
+    elif unified is not None:
+        yield warn("freezer", "no cgroup.freeze (Linux 5.2 has it): Slurm suspends by signals, and jobs are not held")
+    else:
+        yield warn("freezer", "none mounted: mount cgroup2 at /sys/fs/cgroup, as systemd does")
+
+
+def _groups(pid: int, root: Path) -> set[str]:
+    """Return the groups of a process, of all hierarchies, as the kernel names them below their mounts."""
+    lines = read_bytes(root / f"proc/{pid}/cgroup").decode("utf-8", "backslashreplace").splitlines()
+    return {line.split(":", 2)[2] for line in lines if line.count(":") >= 2}
+
+
+def _groups_of_slurmd(root: Path) -> set[str]:
+    groups: set[str] = set()
+    for pid in numbered(root / "proc"):
+        with suppress(Vanished, KernelError):
+            if read_bytes(root / f"proc/{pid}/comm") == b"slurmd\n":
+                groups |= _groups(pid, root)
+    return groups

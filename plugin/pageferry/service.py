@@ -1,0 +1,161 @@
+"""What the agent does for those who ask over its socket: each verb is a function, and who may use it is checked first.
+
+How requests arrive and answers go is `wire_server`'s; what becomes of a job is `tending`'s.
+"""
+
+from __future__ import annotations
+
+import pwd
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from pageferry import wire
+from pageferry.assignments import Assignments
+from pageferry.chronicle import Chronicle
+from pageferry.comment import Wish
+from pageferry.config import Settings
+from pageferry.errors import ConfigError, Denied, PageferryError, UsageError, Vanished
+from pageferry.kernel.lists import parse_list
+from pageferry.kernel.procfs import read_status
+from pageferry.schedulers.slurm_cgroups import legacy_user_id, slurm_job_cgroups, slurm_job_user_pids
+from pageferry.schedulers.slurm_config import read_settings
+from pageferry.tending import Tending
+from pageferry.wire import Peer, number, text
+from pageferry.wire_server import Reply
+from pageferry_planner.model import Strategy
+
+SLURM_CONF = Path("/etc/slurm/slurm.conf")
+
+
+class Service:
+    """The verbs. `tending` is set before the first request is served."""
+
+    tending: Tending
+
+    def __init__(
+        self, settings: Settings, assignments: Assignments, chronicle: Chronicle, rescan: Callable[[], None]
+    ) -> None:
+        self._assignments = assignments
+        self._chronicle = chronicle
+        self._rescan = rescan
+        self._slurm_user = slurm_user(settings)
+        self._verbs: Mapping[str, Callable[[Peer, dict[str, Any], Reply], Mapping[str, Any] | None]] = {
+            "starting": self._starting,
+            "ended": self._ended,
+            "poke": self._poke,
+            "status": self._status,
+            "cpus": self._cpus,
+            "history": self._history,
+            "move": self._move,
+        }
+
+    @property
+    def trusted(self) -> frozenset[int]:
+        """The users who may do everything."""
+        return frozenset({0} if self._slurm_user is None else {0, self._slurm_user})
+
+    def handle(self, peer: Peer, message: dict[str, Any], reply: Reply) -> Mapping[str, Any] | None:
+        """Answer a request, or reply later. Raises UsageError for one that makes no sense, Denied for others' jobs."""
+        verb = text(message, "verb")
+        if verb not in self._verbs:
+            raise UsageError(f"no such verb: {verb[:80]!a}")
+        if not wire.allowed(peer.uid, self._slurm_user, verb, self._owner(peer, verb, message)):
+            raise Denied(f"{verb}: for root and SlurmUser, and some of it for a job's owner")
+        return self._verbs[verb](peer, message, reply)
+
+    def _owner(self, peer: Peer, verb: str, message: dict[str, Any]) -> int | None:
+        """Return whose job a request is about. The history is asked for by user, so it shows each only their own."""
+        if peer.uid in self.trusted:
+            return None
+        if verb == "history":
+            return peer.uid
+        return owner_of(number(message, "job")) if "job" in message else None
+
+    def _starting(self, _peer: Peer, _message: dict[str, Any], _reply: Reply) -> Mapping[str, Any]:
+        self._rescan()
+        return {}
+
+    def _ended(self, _peer: Peer, _message: dict[str, Any], _reply: Reply) -> Mapping[str, Any]:
+        self.tending.ended()
+        return {}
+
+    def _poke(self, _peer: Peer, message: dict[str, Any], _reply: Reply) -> Mapping[str, Any]:
+        self.tending.poke([number(message, "job")] if "job" in message else self.tending.known())
+        return {}
+
+    def _status(self, _peer: Peer, message: dict[str, Any], _reply: Reply) -> Mapping[str, Any]:
+        jobs = self.tending.status()
+        if "job" in message:
+            return {"jobs": {job: state for job, state in jobs.items() if job == str(number(message, "job"))}}
+        return {"jobs": jobs, "counts": dict(self._chronicle.counts), "history_lost": self._chronicle.lost()}
+
+    def _cpus(self, _peer: Peer, _message: dict[str, Any], _reply: Reply) -> Mapping[str, Any]:
+        return self._assignments.view()
+
+    def _history(self, peer: Peer, message: dict[str, Any], _reply: Reply) -> Mapping[str, Any]:
+        job = number(message, "job") if "job" in message else None
+        limit = min(number(message, "limit", 100), 1000)
+        user = None if peer.uid in self.trusted else peer.uid
+        migrations, events = self._chronicle.read(job, user, limit)
+        rows = {"migrations": [asdict(row) for row in migrations], "events": [asdict(row) for row in events]}
+        return rows | {"fault": self._chronicle.fault()}
+
+    def _move(self, _peer: Peer, message: dict[str, Any], reply: Reply) -> None:
+        wish = Wish(
+            nodes=_ordered(message, "nodes"),
+            cpus=_list(message, "cpus") if message.get("cpus") is not None else None,
+            strategy=_strategy(text(message, "strategy", Strategy.RELATIVE.value)),
+        )
+        self.tending.request(number(message, "job"), wish, message.get("hold") is True, reply)
+
+
+def slurm_user(settings: Settings) -> int | None:
+    """Return the user ID of SlurmUser: the one of the settings, else of slurm.conf, else none. Raises ConfigError."""
+    name = settings.agent.slurm_user
+    if name is not None:
+        try:
+            return pwd.getpwnam(name).pw_uid
+        except KeyError as error:
+            raise ConfigError(f"agent.slurm_user: no such user: {name!a}") from error
+    with suppress(PageferryError, KeyError):
+        names = [setting.value for setting in read_settings(SLURM_CONF) if setting.key.lower() == "slurmuser"]
+        return pwd.getpwnam(names[-1].partition("(")[0]).pw_uid if names else None
+    return None
+
+
+def owner_of(job: int) -> int | None:
+    """Return whose job this is, by its cgroups or else its processes; None if nobody can say."""
+    owner = legacy_user_id(slurm_job_cgroups(job))
+    if owner is not None:
+        return owner
+    owners = set()
+    for pid in slurm_job_user_pids(job):
+        with suppress(Vanished):
+            owners.add(read_status(pid).uids[0])
+    return owners.pop() if len(owners) == 1 else None
+
+
+def _list(message: Mapping[str, Any], key: str) -> frozenset[int]:
+    try:
+        members = parse_list(text(message, key))
+    except ValueError as error:
+        raise UsageError(f"{key}: {error}") from error
+    if not members:
+        raise UsageError(f"{key}: names nothing")
+    return members
+
+
+def _ordered(message: Mapping[str, Any], key: str) -> tuple[int, ...]:
+    """Return a list's members in the order asked, each once."""
+    parts = [_list({key: part}, key) for part in text(message, key).split(",")]
+    return tuple(dict.fromkeys(member for part in parts for member in sorted(part)))
+
+
+def _strategy(name: str) -> Strategy:
+    try:
+        return Strategy(name)
+    except ValueError as error:
+        raise UsageError(f"strategy: not one of {', '.join(strategy.value for strategy in Strategy)}") from error

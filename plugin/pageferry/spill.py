@@ -1,0 +1,199 @@
+"""Which jobs' memory has spilled to nodes far from their CPUs, and what would be gained by bringing it home.
+
+First a cheap look at counters, which needs no page table and no numpy; only who has something to gain there gets a
+request. Whether a job may be touched at all (suspended, held) is the caller's to say, and so is carrying requests out:
+one after another, in the order given, because each plan looks again at how much room is left.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pageferry.errors import Vanished
+from pageferry.kernel.cgroup import read_cpuset
+from pageferry.kernel.numa_stat import mapped_bytes, read_numa_stat
+from pageferry.kernel.topology import Topology, read_topology
+from pageferry.schedulers.slurm_cgroups import slurm_job_cgroups, slurm_job_cpusets
+
+if TYPE_CHECKING:  # numpy comes with these
+    from pageferry import ferry
+    from pageferry_planner.policy import Rules
+
+Distances = Mapping[int, Mapping[int, int]]
+"""From node → to node → distance."""
+
+LEAST_BYTES = 64 << 20
+BYTES_PER_SECOND = 256 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Spilled:
+    """A job with memory away from its CPUs.
+
+    `homes`: the nodes that serve its CPUs and that its memory may be on; none if its cpuset.mems leaves none of them,
+    which somebody meant. `far`: bytes on each node that serves none of its CPUs.
+    """
+
+    job: int
+    homes: frozenset[int]
+    far: Mapping[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What of a job's far memory can come home now: bytes in all, the gain (bytes times distance), bytes per node."""
+
+    job: int
+    bytes: int
+    gain: int
+    takes: Mapping[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Homecoming:
+    """A job whose far memory is to come home, and the request that does it; `bytes` and `gain` are estimates."""
+
+    job: int
+    request: ferry.Request
+    bytes: int
+    gain: int
+
+
+def candidates(
+    jobs: Iterable[int],
+    *,
+    least_bytes: int = LEAST_BYTES,
+    bytes_per_second: float | None = BYTES_PER_SECOND,
+    seconds: float | None = None,
+    reserve_bytes: int | None = None,
+    rules: Rules | None = None,
+    root: Path = Path("/"),
+) -> list[Homecoming]:
+    """Return which of these jobs have at least so much to bring home, and room for it there; the biggest gain first.
+
+    Leave out of `jobs` those that are suspended or held. The other arguments are the request's. A job that has ended,
+    or that has no memory controller, is no candidate. Raises KernelError and Denied for what cannot be read.
+    """
+    topology = read_topology(root)
+    looks = (look(job, topology, root) for job in sorted(set(jobs)))
+    spilled = [found for found in looks if found and found.homes and sum(found.far.values()) >= least_bytes]
+    if not spilled:
+        return []
+    from pageferry import ferry  # noqa: PLC0415 - mostly, nobody gets this far
+
+    room = {node: pages * mmap.PAGESIZE for node, pages in ferry.host(topology, reserve_bytes).room.items()}
+    homes = {found.job: found.homes for found in spilled}
+    found = []
+    for share in choose(spilled, room, {node.number: node.distances for node in topology.nodes}, least_bytes):
+        request = _request(homes[share.job], bytes_per_second, seconds, reserve_bytes, rules)
+        found.append(Homecoming(share.job, request, share.bytes, share.gain))
+    return found
+
+
+def far_bytes(job: int, topology: Topology, root: Path = Path("/")) -> int | None:
+    """Return how much of a job's memory is on nodes that serve none of its CPUs; None if that cannot be seen."""
+    found = look(job, topology, root)
+    return None if found is None else sum(found.far.values())
+
+
+def look(job: int, topology: Topology, root: Path = Path("/")) -> Spilled | None:
+    """Return what of a job's memory is away, by the kernel's counters; None without cpusets or memory controller."""
+    cpus: set[int] = set()
+    allowed = topology.nodes_with_memory()
+    for group in slurm_job_cpusets(job, root)[1]:
+        with suppress(Vanished):  # a step has ended
+            cpuset = read_cpuset(group)
+            if cpuset is not None and cpuset.effective_cpus:
+                cpus |= cpuset.effective_cpus
+                allowed &= cpuset.effective_mems
+    counted: dict[int, int] = {}
+    for group in slurm_job_cgroups(job, root):
+        with suppress(Vanished):  # a hierarchy without the memory controller, or the job has ended
+            for node, count in mapped_bytes(read_numa_stat(group)).items():
+                counted[node] = counted.get(node, 0) + count
+    if not cpus or not counted:
+        return None
+    near = _serving(topology.nodes_of_cpus(cpus), topology)
+    away = sorted(topology.nodes_with_memory() - near)
+    return Spilled(job, near & allowed, {node: counted[node] for node in away if counted.get(node)})
+
+
+def choose(
+    spilled: Sequence[Spilled], room: Mapping[int, int], distances: Distances, least_bytes: int = 1
+) -> list[Share]:
+    """Return what can come home: always the biggest gain next, each into the room that those before it leave.
+
+    Room that a job leaves where it was is nobody's yet. Ties go to the lower job ID. `room` is in bytes per node.
+    """
+    left = dict(room)
+    waiting = {found.job: found for found in spilled}
+    shares: list[Share] = []
+    while waiting:
+        share = max((_share(found, left, distances) for found in waiting.values()), key=lambda s: (s.gain, -s.job))
+        del waiting[share.job]
+        if share.gain > 0 and share.bytes >= max(least_bytes, 1):
+            shares.append(share)
+            for node, count in share.takes.items():
+                left[node] -= count
+    return shares
+
+
+def _share(found: Spilled, room: Mapping[int, int], distances: Distances) -> Share:
+    """Fill the homes as the planner will: far nodes by number, each to the nearest home, then to others.
+
+    What a byte gains is what it gains at least, whichever home's CPUs use it: so more room never means less gain.
+    """
+    left = {home: room.get(home, 0) for home in found.homes}
+    takes: dict[int, int] = {}
+    gain = 0
+    for far, count in sorted(found.far.items()) if left else ():
+        waits = count
+        saving = min(distances[home][far] - distances[home][home] for home in left)
+        for home in _choices(far, found.homes, distances):
+            taken = min(waits, max(0, left[home]))
+            left[home] -= taken
+            waits -= taken
+            gain += taken * saving
+            takes[home] = takes.get(home, 0) + taken
+    takes = {home: taken for home, taken in takes.items() if taken}
+    return Share(found.job, sum(takes.values()), gain, takes)
+
+
+def _choices(far: int, homes: frozenset[int], distances: Distances) -> list[int]:
+    """Return the homes for pages on a far node: the nearest, then those nearer to that one than the far node is."""
+    first = min(homes, key=lambda home: (distances[far][home], home))
+    others = sorted(homes - {first}, key=lambda home: (distances[first][home], home))
+    return [first, *(home for home in others if (distances[first][home], home) < (distances[first][far], far))]
+
+
+def _serving(nodes: Iterable[int], topology: Topology) -> frozenset[int]:
+    """Return the nodes with memory that serve the CPUs of nodes: their own, or where there is none the nearest."""
+    with_memory = topology.nodes_with_memory()
+    return frozenset(next(near for near in topology.nearest(node) if near in with_memory) for node in nodes)
+
+
+def _request(
+    homes: frozenset[int],
+    bytes_per_second: float | None,
+    seconds: float | None,
+    reserve_bytes: int | None,
+    rules: Rules | None,
+) -> ferry.Request:
+    """Return the request that brings only far pages home: each to the nearest home, or to another one with room.
+
+    A relative map without sources leaves every page where it is that is on one of the target's nodes.
+    """
+    from pageferry import ferry  # noqa: PLC0415
+    from pageferry.mover import Limits  # noqa: PLC0415
+    from pageferry_planner.model import Strategy, Target, WhenFull  # noqa: PLC0415
+    from pageferry_planner.policy import Rules  # noqa: PLC0415
+
+    when_full = WhenFull.SPILL if len(homes) > 1 else WhenFull.PARTIAL
+    target = Target(tuple(sorted(homes)), Strategy.RELATIVE, frozenset(), when_full, spill=homes)
+    limits = Limits(workers=1, seconds=seconds, bytes_per_second=bytes_per_second)
+    return ferry.Request(target, rules or Rules(), limits, reserve_bytes)

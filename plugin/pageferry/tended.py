@@ -1,0 +1,122 @@
+"""A job under the agent's care, as values: how it stands, and what is being done about its memory.
+
+What follows from them is `tending`'s.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from pageferry.comment import Wish
+
+Reply = Callable[[Mapping[str, Any]], None]
+
+
+class Phase(Enum):
+    """How a job stands."""
+
+    RUNS = "runs"
+    """Nobody holds it. Slurm may have suspended it, if we could not hold it as well."""
+
+    HELD = "held"
+    """Slurm has it suspended, and we hold it as well."""
+
+    WAITS = "waits"
+    """Slurm lets it run; we hold it until its pages have arrived, at most `max_hold_seconds`."""
+
+
+class Stage(Enum):
+    """How far a migration is."""
+
+    ASKS = "asks Slurm"
+    READY = "ready"
+    """It waits for the job to stand still, if the job is held."""
+
+    MOVES = "moves"
+
+
+class Cause(Enum):
+    """Why a job's memory is looked at."""
+
+    SUSPEND = "suspend"
+    RESUME = "resume"
+    """It runs again: a request may have been made while it was suspended."""
+
+    BEATEN = "resume-beat-hold"
+    CPUSET = "cpuset"
+    DISPLACED = "displaced"
+    """Another job was given its CPUs, and it got that one's."""
+
+    REQUEST = "request"
+    """Over the socket, or a comment that says `now`."""
+
+    RECOVERED = "recovered"
+    SPILL = "spill"
+
+
+@dataclass(slots=True)
+class Migration:
+    """One time that a job's memory is brought to where it belongs.
+
+    `text`: the request that `wish` is from, for all hosts; `exit_code`: that of `error`.
+    """
+
+    cause: Cause
+    stage: Stage
+    wish: Wish | None = None
+    text: str = ""
+    reply: Reply | None = None
+    nodes: tuple[int, ...] = ()
+    sources: tuple[int, ...] | None = None
+    outcome: Mapping[str, Any] | None = None
+    error: str | None = None
+    exit_code: int = 4
+    began: float = field(default_factory=time.time)
+    began_ns: int = field(default_factory=time.monotonic_ns)
+    seconds_stopped: float = 0.0
+
+    def outcome_word(self) -> str:
+        """Return in one word what became of it."""
+        if self.outcome is None:
+            return "failed" if self.error else "nothing"
+        if self.outcome["refused"]:
+            return "refused"
+        if not self.outcome["complete"]:
+            return "partial"
+        return "complete" if self.outcome["moved_bytes"] else "in place"
+
+
+@dataclass(slots=True)
+class Tended:
+    """A job of this host. Times are of the monotonic clock.
+
+    `served`: the request that was served last, as text; `answered_at`: since when its outcome is in the comment, so
+    that the same text, if it is read later than that, has been typed again.
+    """
+
+    job: int
+    phase: Phase = Phase.RUNS
+    migration: Migration | None = None
+    queue: list[Migration] = field(default_factory=list)
+    host: str = ""
+    uid: int = -1
+    cpu_nodes: tuple[int, ...] = ()
+    served: str = ""
+    answered_at: float = math.inf
+    unheld: bool = False
+    thawed_at: float = 0.0
+    deadline: float | None = None
+    reassigned_at: float | None = None
+    writes: Counter[Path] = field(default_factory=Counter)
+    """Of freezers, by group, that we saw only when the group ran again."""
+
+    def queued(self, cause: Cause) -> bool:
+        """Say whether a migration for this cause waits already: one will do for both."""
+        return any(waiting.cause is cause and waiting.reply is None for waiting in self.queue)

@@ -1,0 +1,72 @@
+"""The agent on a real Slurm: jobs come back with their memory there, and whatever fails, they come back."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from guest import agents
+from guest.agents import Agent
+from guest.ranks import cpus_of
+from guest.steady import Steady, submit
+from guest.vm.jobs import Slurm, wait_until
+from pageferry.schedulers import slurm_api
+
+
+@pytest.fixture
+def agent(slurm: Slurm, results: Path, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Agent]:
+    """An agent of this test's own."""
+    log = results / f"agent-{request.node.name[:60]}.log"
+    with agents.agent(log, "--history-file", str(tmp_path / "history.sqlite3")) as made:
+        yield made
+
+
+@pytest.fixture
+def job(slurm: Slurm, agent: Agent) -> Iterator[Steady]:
+    """A job of two ranks on the CPUs of node 0, with memory of their own and shared memory."""
+    begun = submit(slurm, "-n2", mib=4, shared_mib=4, ranks=2)
+    wait_until(lambda: agent.phase(begun.id) == "runs", "the agent knows the job")
+    yield begun
+    begun.end()
+
+
+def ask_for(job: Steady, text: str) -> None:
+    """Type a request as an operator does."""
+    subprocess.run(["scontrol", "update", f"JobId={job.id}", f"AdminComment={text}"], check=True)
+
+
+def admin_comment(job: Steady) -> str:
+    """Return what the operator finds."""
+    return slurm_api.choose().job(job.id).admin_comment
+
+
+@pytest.mark.v1
+def test_a_job_comes_back_on_the_cpus_that_were_asked_for_and_finds_its_memory_there(agent: Agent, job: Steady) -> None:
+    ask_for(job, "pageferry:nodes=2-3")
+    job.slurm.suspend(job.id)
+    wait_until(lambda: bool(agent.migrations(job.id)), "the memory moves while the job is suspended")
+    assert agent.phase(job.id) == "held"
+    still = job.counts()
+    job.slurm.resume(job.id)
+    for entry in job.entries(1):
+        assert set(entry["nodes"]) <= {"2", "3"}, "each page is there at the first instruction"
+        assert set(entry["cpus"]) <= {*cpus_of(2), *cpus_of(3)}
+        assert entry["intact"]
+    assert [entry["count"] for entry in job.entries(1)] == still, "not one step between Slurm's suspend and our release"
+    (migration, *_) = agent.migrations(job.id)
+    assert migration["event"] == "suspend"
+    assert migration["outcome"] == "complete"
+    assert migration["bytes"] >= 12 << 20
+    wait_until(lambda: "moved" in admin_comment(job), "the outcome is where the operator looks")
+    assert agent.count("beaten") == 0
+
+
+def test_idle(agent: Agent) -> None:
+    assert agent.process is not None
+    status = Path(f"/proc/{agent.process.pid}/status").read_text()
+    rss = int(status.split("VmRSS:")[1].split()[0])
+    assert rss < 60 << 10, f"{rss} KiB"
+    assert len(list(Path(f"/proc/{agent.process.pid}/task").iterdir())) == 1, "it can be forked"

@@ -1,0 +1,137 @@
+"""An idle agent and its guardian: small, of one thread, and woken by nothing but the watchdog's time.
+
+What they do is seen by strace(1) from outside. PAGEFERRY_IDLE_SECONDS is how long; `make test` is content with less.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from guest import agents, freezing
+from guest.agents import Agent
+from guest.steady import Steady, submit
+from guest.vm.jobs import Slurm, wait_until
+
+SECONDS = float(os.environ.get("PAGEFERRY_IDLE_SECONDS", "20"))
+WATCHDOG_SECONDS = 4.0
+RSS_KIB = 60 << 10
+
+_CALL = re.compile(r"(\d+) +([a-z_0-9]+)\(")
+
+
+@pytest.fixture(scope="module")
+def jobs(slurm: Slurm) -> Iterator[list[Steady]]:
+    """A job that is left alone, and one to be suspended."""
+    begun = [submit(slurm, "-n1", mib=2) for _ in range(2)]
+    yield begun
+    for job in begun:
+        job.end()
+
+
+def comes_and_goes(agent: Agent, job: Steady) -> None:
+    """Have Slurm suspend and resume a job under the agent's eyes."""
+    wait_until(lambda: agent.phase(job.id) == "runs", "the agent knows the job")
+    job.slurm.suspend(job.id)
+    wait_until(lambda: bool(agent.migrations(job.id)), "its memory was looked at")
+    job.slurm.resume(job.id)
+    wait_until(lambda: not freezing.held(job.slurm, job.id), "released")
+    assert job.runs()
+
+
+def quiet(pids: list[int]) -> None:
+    """Wait until processes have slept through a second: what follows a resume is done."""
+
+    def switches() -> list[str]:
+        files = [Path(f"/proc/{pid}/status").read_text() for pid in pids]
+        return [re.findall(r"voluntary_ctxt_switches:\t(\d+)", text)[0] for text in files]
+
+    def slept() -> bool:
+        before = switches()
+        time.sleep(1)
+        return switches() == before
+
+    wait_until(slept, "nothing is left to be done")
+
+
+def calls(pids: list[int], trace: Path, seconds: float) -> dict[int, list[str]]:
+    """Return the system calls that processes make in so many seconds, without those that they are in by then."""
+    words = ["strace", "-f", "-o", str(trace)]
+    for pid in pids:
+        words += ["-p", str(pid)]
+    strace = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
+    assert strace.stderr is not None
+    for _ in pids:
+        assert "attached" in strace.stderr.readline()
+    time.sleep(seconds)
+    strace.send_signal(signal.SIGINT)
+    strace.communicate(timeout=30)
+    made: dict[int, list[str]] = {pid: [] for pid in pids}
+    for line in trace.read_text().splitlines():
+        if match := _CALL.match(line):
+            made.setdefault(int(match[1]), []).append(match[2])
+    return {pid: names[1:] for pid, names in made.items()}  # the first is the one that it slept in
+
+
+def small(pid: int) -> int:
+    """Return how much memory a process has, in KiB, after seeing that it has one thread."""
+    assert len(list(Path(f"/proc/{pid}/task").iterdir())) == 1
+    return int(Path(f"/proc/{pid}/status").read_text().split("VmRSS:")[1].split()[0])
+
+
+def test_an_idle_agent_makes_no_system_call(slurm: Slurm, jobs: list[Steady], results: Path, tmp_path: Path) -> None:
+    with agents.agent(results / "agent-idle.log", "--history-file", str(tmp_path / "history.sqlite3")) as agent:
+        comes_and_goes(agent, jobs[0])
+        assert agent.process is not None
+        pids = [agent.process.pid, freezing.guardian(agent)]
+        quiet(pids)
+        made = calls(pids, results / "idle.strace", SECONDS)
+        assert made == {pid: [] for pid in pids}
+        rss = [small(pid) for pid in pids]
+        (results / "idle.txt").write_text(f"{SECONDS:g} s: {made}; RSS of agent and guardian {rss} KiB\n")
+        assert max(rss) < RSS_KIB
+        assert all(job.runs() for job in jobs)
+
+
+def test_with_a_watchdog_it_says_that_it_lives_and_nothing_else(
+    slurm: Slurm, jobs: list[Steady], results: Path, tmp_path: Path
+) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        manager.setblocking(False)
+        environment = {
+            "NOTIFY_SOCKET": str(tmp_path / "notify"),
+            "WATCHDOG_USEC": f"{WATCHDOG_SECONDS * 1e6:.0f}",
+        }
+        words = ("--history-file", str(tmp_path / "history.sqlite3"))
+        with agents.agent(results / "agent-watchdog.log", *words, environment=environment) as agent:
+            comes_and_goes(agent, jobs[0])
+            assert "READY=1" in heard(manager)
+            assert agent.process is not None
+            pids = [agent.process.pid, freezing.guardian(agent)]
+            made = calls(pids, results / "watchdog.strace", SECONDS / 2)
+            said = heard(manager)
+    times = SECONDS / 2 / (WATCHDOG_SECONDS / 2)
+    assert said[-1] == "WATCHDOG=1"
+    assert made[pids[1]] == [], "the guardian has no watchdog"
+    assert set(made[pids[0]]) == {"poll", "socket", "sendto", "close"}
+    assert times - 2 <= made[pids[0]].count("sendto") <= times + 1
+    assert len(made[pids[0]]) <= 4 * (times + 1)
+
+
+def heard(manager: socket.socket) -> list[str]:
+    """Return what the service manager was told since."""
+    messages = []
+    while True:
+        try:
+            messages += manager.recv(4096).decode().splitlines()
+        except BlockingIOError:
+            return messages
