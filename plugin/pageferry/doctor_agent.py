@@ -14,9 +14,10 @@ from contextlib import suppress
 from pathlib import Path
 
 from pageferry.errors import KernelError, PageferryError, Vanished
-from pageferry.findings import Finding, ok, warn
+from pageferry.findings import Finding, fail, ok, warn
 from pageferry.kernel.cgroup import children, read_hierarchies
 from pageferry.kernel.files import numbered, printable, read_bytes
+from pageferry.schedulers.slurm_cgroups import slurm_scopes
 from pageferry.wire import PATH
 
 ANSWER_SECONDS = 2.0
@@ -90,6 +91,19 @@ def examine_watching(root: Path = Path("/")) -> Iterator[Finding]:
         else:
             yield ok(key, str(limit))
     yield from _freezer(root)
+    yield from _names(root)
+
+
+def _names(root: Path) -> Iterator[Finding]:
+    """Look whether Slurm names its jobs' groups by job ID; from 26.05 on it does so only if asked."""
+    unified = read_hierarchies(root).unified
+    scopes = slurm_scopes(unified) if unified is not None else ()
+    for group in (group for scope in scopes for group in children(scope)):
+        steps = any(step.name.startswith("step_") for step in children(group))
+        if steps and not group.name.startswith("job_"):
+            named = printable(os.fsencode(group.name))
+            yield fail("job cgroups", f"{named} is no job ID: set CgroupJobIdPaths=yes in cgroup.conf, or no job is found")
+            return
 
 
 def _freezer(root: Path) -> Iterator[Finding]:

@@ -12,7 +12,9 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NoReturn
 
 from pageferry.errors import PageferryError
@@ -107,6 +109,9 @@ def _work(work: Callable[[Say], Mapping[str, Any]], pipe: int, parent: int) -> N
         signal.set_wakeup_fd(-1)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD):
             signal.signal(number, signal.SIG_DFL)
+        # The agent is spared when memory runs out; what it sends out need not be.
+        with suppress(OSError):
+            Path("/proc/self/oom_score_adj").write_text("0")
         # The agent's socket, its inotify and its line to the guardian are not the child's.
         for descriptor in map(int, os.listdir("/proc/self/fd")):  # noqa: PTH208
             if descriptor > 2 and descriptor != pipe:

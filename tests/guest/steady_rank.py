@@ -40,7 +40,7 @@ def main() -> None:
     with (folder / f"{rank}.count").open("w+b") as file:
         file.truncate(mmap.PAGESIZE)
         count = mmap.mmap(file.fileno(), mmap.PAGESIZE)
-    diary = (folder / f"{rank}.diary").open("a")  # noqa: SIM115 - until the end
+    diary = (folder / f"{rank}.diary").open("a")
 
     def note(gap: float) -> None:
         at = time.monotonic()

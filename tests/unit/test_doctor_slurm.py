@@ -314,3 +314,14 @@ def test_limits_of_inotify_that_are_too_low_are_named(watches: str, instances: s
 def limits(root: Path, watches: str, instances: str) -> None:
     write(root, "proc/sys/fs/inotify/max_user_watches", f"{watches}\n")
     write(root, "proc/sys/fs/inotify/max_user_instances", f"{instances}\n")
+
+
+@pytest.mark.parametrize(("name", "named"), [("sEKNKTV3WPV500", True), ("job_7", False)])
+def test_groups_that_are_not_named_by_job_id_are_named(name: str, named: bool, tmp_path: Path) -> None:
+    limits(tmp_path, "1048576", "128")
+    write(tmp_path, "proc/self/mountinfo", "30 1 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n")
+    write(tmp_path, "proc/filesystems", "nodev\tcgroup2\n")
+    write(tmp_path, f"sys/fs/cgroup/system.slice/slurmstepd.scope/{name}/step_0/cgroup.freeze", "0\n")
+    write(tmp_path, "sys/fs/cgroup/system.slice/cgroup.freeze", "0\n")
+    found = [finding.text for finding in examine_watching(tmp_path) if finding.subject == "job cgroups"]
+    assert [text.startswith(f"{name} is no job ID: set CgroupJobIdPaths=yes") for text in found] == [True] * named
