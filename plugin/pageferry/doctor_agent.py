@@ -102,7 +102,7 @@ def _names(root: Path) -> Iterator[Finding]:
         steps = any(step.name.startswith("step_") for step in children(group))
         if steps and not group.name.startswith("job_"):
             named = printable(os.fsencode(group.name))
-            yield fail("job cgroups", f"{named} is no job ID: set CgroupJobIdPaths=yes in cgroup.conf, or no job is found")
+            yield fail("job cgroups", f"{named} is no job ID: set CgroupJobIdPaths=yes in cgroup.conf")
             return
 
 

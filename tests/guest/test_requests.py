@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
@@ -69,8 +69,12 @@ def poke(agent: Agent) -> None:
 def errands(agent: Agent) -> list[int]:
     """Return the agent's children, but for its guardian."""
     assert agent.process is not None
-    pids = Path(f"/proc/{agent.process.pid}/task/{agent.process.pid}/children").read_text().split()
-    return [int(pid) for pid in pids if "guardian" not in Path(f"/proc/{pid}/cmdline").read_text()]
+    found = []
+    for pid in Path(f"/proc/{agent.process.pid}/task/{agent.process.pid}/children").read_text().split():
+        with suppress(FileNotFoundError):  # it has ended meanwhile
+            if "guardian" not in Path(f"/proc/{pid}/cmdline").read_text():
+                found.append(int(pid))
+    return found
 
 
 def nodes_of(job: Steady) -> Counter[int]:

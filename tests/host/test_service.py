@@ -3,79 +3,25 @@
 from __future__ import annotations
 
 import json
-import os
-import select
-import subprocess
-import sys
-import tempfile
-import threading
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
-from pageferry import service, wire
-from pageferry.assignments import Assignments
-from pageferry.chronicle import Chronicle
+from pageferry import service
 from pageferry.comment import Wish
 from pageferry.config import Agent as AgentSettings
 from pageferry.config import Settings
 from pageferry.errors import ConfigError, Denied, UsageError
-from pageferry.schedulers.slurm_cgroups import slurm_job_cgroups
-from pageferry.service import Service, owner_of, slurm_user
+from pageferry.service import Service, slurm_user
 from pageferry.store import Migration, Store
-from pageferry.tending import Tending
 from pageferry.wire import Peer
-from pageferry.wire_server import Reply, Server
 from pageferry_planner.model import Strategy
-from support.children import child
-from support.slurm_groups import slurm_job
+from support.service_agent import JOB, OTHERS_JOB, SETTINGS, SLURM_USER, VERBS, Told, made
 
-SLURM_USER, OWNER, STRANGER = 1, 1000, 1001
-SETTINGS = Settings(agent=AgentSettings(slurm_user="daemon"))
+OWNER, STRANGER = 1000, 1001
 NOBODY = 65534
-JOB, OTHERS_JOB = 7, 8
-VERBS: dict[str, dict[str, Any]] = {
-    "starting": {"job": JOB},
-    "ended": {"job": JOB},
-    "poke": {"job": JOB},
-    "status": {"job": JOB},
-    "cpus": {},
-    "history": {"job": JOB},
-    "move": {"job": JOB, "nodes": "0"},
-}
-
-
-@dataclass
-class Told:
-    """Stands in for what does the work: it notes what it is told."""
-
-    calls: list[tuple[Any, ...]] = field(default_factory=list)
-
-    def known(self) -> tuple[int, ...]:
-        return (JOB, OTHERS_JOB)
-
-    def status(self) -> dict[str, Any]:
-        return {str(job): {"phase": "runs"} for job in self.known()}
-
-    def view(self) -> dict[str, Any]:
-        return {"map": {}, "jobs": {}}
-
-    def ended(self) -> None:
-        self.calls.append(("ended",))
-
-    def rescan(self) -> None:
-        self.calls.append(("rescan",))
-
-    def poke(self, jobs: Iterable[int]) -> None:
-        self.calls.append(("poke", tuple(jobs)))
-
-    def request(self, job: int, wish: Wish, hold: bool, reply: Reply) -> None:
-        self.calls.append(("request", job, wish, hold))
-        reply({"outcome": {}})
 
 
 @pytest.fixture
@@ -93,12 +39,6 @@ def verbs(told: Told, store: Store, monkeypatch: pytest.MonkeyPatch) -> Service:
     """The verbs, where job 7 is `OWNER`'s and nobody knows whose the others are."""
     monkeypatch.setattr(service, "owner_of", {JOB: OWNER}.get)
     return made(told, store)
-
-
-def made(told: Told, store: Store) -> Service:
-    one = Service(SETTINGS, cast(Assignments, told), Chronicle(store), told.rescan)
-    one.tending = cast(Tending, told)
-    return one
 
 
 def ask(verbs: Service, uid: int, message: Mapping[str, Any]) -> Mapping[str, Any] | None:
@@ -283,120 +223,3 @@ def test_slurm_user_is_that_of_the_settings_else_of_slurm_conf(tmp_path: Path, m
     assert slurm_user(SETTINGS) == 1
     with pytest.raises(ConfigError, match=r"agent\.slurm_user: no such user: 'nobody-here'"):
         slurm_user(Settings(agent=AgentSettings(slurm_user="nobody-here")))
-
-
-# A real socket, real users, real jobs
-
-
-@contextmanager
-def served(told: Told, store: Store, folder: Path) -> Iterator[Path]:
-    """Serve the verbs on a socket in a thread, as the agent's loop does."""
-    path = folder / "agent.sock"
-    one = made(told, store)
-    server = Server(path, one.handle, trusted=one.trusted)
-    stop_read, stop_write = os.pipe()
-
-    def loop() -> None:
-        while stop_read not in select.select([server.fileno(), stop_read], [], [])[0]:
-            server.serve()
-
-    thread = threading.Thread(target=loop)
-    thread.start()
-    try:
-        yield path
-    finally:
-        os.write(stop_write, b".")
-        thread.join()
-        server.close()
-        os.close(stop_read)
-        os.close(stop_write)
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="wire-") as name:  # a socket's path is short
-        folder = Path(name)
-        folder.chmod(0o755)
-        yield folder
-
-
-# It becomes another user by itself, who may not be allowed to read the interpreter.
-CLIENT = """
-import os, socket, sys
-os.setgroups([])
-os.setgid(int(sys.argv[1]))
-os.setuid(int(sys.argv[1]))
-with socket.socket(socket.AF_UNIX) as client:
-    client.connect(sys.argv[2])
-    for line in sys.argv[3:]:
-        client.sendall(line.encode() + b"\\n")
-        print(client.makefile().readline(), end="", flush=True)
-"""
-
-
-def said_to(uid: int, path: Path, *messages: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return what a process of another user is answered."""
-    said = subprocess.run(
-        [sys.executable, "-I", "-S", "-c", CLIENT, str(uid), str(path), *map(json.dumps, messages)],
-        capture_output=True,
-        check=True,
-        timeout=60,
-    )
-    return [json.loads(line) for line in said.stdout.splitlines()]
-
-
-@contextmanager
-def job_of(uid: int) -> Iterator[int]:
-    """A job with a process of this user, in groups as Slurm makes them."""
-    with slurm_job("v2", tasks=1) as job, child("setpriv", f"--reuid={uid}", "--clear-groups", "cat") as process:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        process.stdin.write(b".")
-        process.stdin.flush()
-        assert process.stdout.read(1) == b".", "it is that user's by now"
-        (job.tasks[0] / "cgroup.procs").write_text(str(process.pid))
-        (root_process,) = job.processes
-        root_process.kill()
-        root_process.wait()
-        yield job.number
-
-
-def test_the_kernel_says_who_asks_and_the_jobs_processes_whose_it_is(told: Told, store: Store, folder: Path) -> None:
-    with served(told, store, folder) as path, job_of(NOBODY) as job:
-        assert owner_of(job) == NOBODY
-        status = {"verb": "status", "job": job}
-        owners, strangers, root = (said_to(uid, path, status)[0] for uid in (NOBODY, STRANGER, 0))
-        assert owners == {"ok": True, "jobs": {}}
-        assert strangers["code"] == Denied.exit_code
-        assert "for root and SlurmUser" in strangers["error"]
-        assert root["ok"]
-        poke = {"verb": "poke", "job": job}
-        answers = said_to(NOBODY, path, poke, {"verb": "move", "job": job, "nodes": "0"}, {"verb": "poke"})
-        assert [answer.get("code") for answer in answers] == [None, Denied.exit_code, Denied.exit_code]
-        assert told.calls == [("poke", (job,))]
-        assert owner_of(job + 1) is None
-
-
-def test_nobody_owns_a_job_with_processes_of_several_users(told: Told, store: Store, folder: Path) -> None:
-    with job_of(NOBODY) as job, child() as ours:
-        (group,) = slurm_job_cgroups(job)
-        (group / "step_0/user/task_0/cgroup.procs").write_text(str(ours.pid))
-        assert owner_of(job) is None
-        with served(told, store, folder) as path:
-            assert "error" in said_to(NOBODY, path, {"verb": "status", "job": job})[0]
-
-
-def test_slurm_user_may_do_everything_over_the_socket(told: Told, store: Store, folder: Path) -> None:
-    with served(told, store, folder) as path:
-        messages = [{"verb": verb, **words} for verb, words in VERBS.items()]
-        assert all(answer["ok"] for answer in said_to(SLURM_USER, path, *messages))
-
-
-def test_hostile_lines_are_answered_and_the_next_is_served(told: Told, store: Store, folder: Path) -> None:
-    with served(told, store, folder) as path:
-        messages: Collection[Any] = [[], "text", 7, None, {"verb": "poke", "job": "\x1b[2J"}, {"verb": "\x1b[2J"}]
-        for uid in (NOBODY, 0):
-            answers = said_to(uid, path, *messages, {"verb": "history"})
-            assert [answer.get("code") for answer in answers] == [2] * 6 + [None]
-            assert all(answer["error"].isprintable() for answer in answers[:-1])
-        assert wire.ask(path, {"verb": "status"}, 10)["ok"]

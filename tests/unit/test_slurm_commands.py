@@ -279,6 +279,20 @@ def test_an_outcome_that_another_host_wrote_over_is_written_again(
     assert commands.job(7).admin_comment == "[pageferry] n2: moved; n1: moved"
 
 
+def test_an_outcome_is_looked_for_again_after_a_host_that_had_read_the_comment_before_wrote(
+    commands: SlurmCommands, tmp_path: Path
+) -> None:
+    known(tmp_path, {"7": [row(7, admin_comment="pageferry:nodes=1", NodeList="n[1-2]")]})
+    late = ["[pageferry] n2: moved; asked nodes=1"]
+
+    def meanwhile(seconds: float) -> None:
+        if late:
+            commands.set_admin_comment(7, late.pop())
+
+    assert write_outcome(commands, 7, "n1", "moved", sleep=meanwhile)
+    assert commands.job(7).admin_comment == "[pageferry] n2: moved; n1: moved"
+
+
 def test_a_host_knows_itself_by_the_name_that_slurm_gave_it(tmp_path: Path) -> None:
     root = plant("slurm_v2", tmp_path)
     write(root, "sys/fs/cgroup/system.slice/slurmstepd.scope/job_77/cgroup.procs", "")
