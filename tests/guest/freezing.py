@@ -14,6 +14,9 @@ from guest.vm.jobs import Slurm
 from pageferry.kernel import private_cgroup
 from pageferry.kernel.cgroup import read_hierarchies
 
+_DESCRIPTORS = 6
+"""More than an errand has at work: the standard ones, its pipe, those of a command; the agent has more."""
+
 
 def write(slurm: Slurm, job: int, frozen: bool) -> None:
     """Freeze or thaw every step of a job as slurmd does, without its waiting and its signals."""
@@ -58,7 +61,7 @@ def stopped_errand(agent: Agent, *, after: int = 0, timeout_s: float = 30.0) -> 
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
         for pid in errands(agent):
-            if pid == after:
+            if pid == after or not _at_work(pid):
                 continue
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGSTOP)
@@ -89,6 +92,13 @@ def _children(agent: Agent) -> list[int]:
     assert agent.process is not None
     pid = agent.process.pid
     return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def _at_work(pid: int) -> bool:
+    """Say whether an errand has closed what it shared with the agent, and ends with it: all that it begins with."""
+    with suppress(OSError):
+        return len(os.listdir(f"/proc/{pid}/fd")) <= _DESCRIPTORS  # noqa: PTH208
+    return False
 
 
 def _command(pid: int) -> bytes:

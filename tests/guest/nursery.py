@@ -39,11 +39,9 @@ def agent(log: Path, *words: str) -> Iterator[Agent]:
         yield made
         code = made.stop()
     finally:
-        assert nursery.stdin is not None
         if made.process is not None and made.process.poll() is None:
             made.kill()
-        nursery.stdin.close()
-        nursery.wait(30)
+        nursery.communicate(timeout=30)  # which closes its standard input, and so ends it
     assert code == 0, made.said()
 
 
@@ -87,8 +85,9 @@ class Child:
         os.kill(self.pid, number)
 
     def kill(self) -> None:
-        """End it as the kernel's OOM killer would."""
-        self.send_signal(signal.SIGKILL)
+        """End it as the kernel's OOM killer would; one that has ended has ended."""
+        if self.returncode is None:
+            self.send_signal(signal.SIGKILL)
 
 
 def _asked(nursery: subprocess.Popen[str], word: str) -> str:
@@ -118,7 +117,10 @@ def _main(log: str, *words: str) -> None:
             answer = pid
         else:
             answer = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+            pid = 0
         print(answer, flush=True)
+    if pid:  # whoever asked has ended, and nobody else would end it
+        os.kill(pid, signal.SIGKILL)
 
 
 def _agent(main: Any, log: str, words: tuple[str, ...]) -> None:

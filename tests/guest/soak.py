@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import os
 import random
+import shutil
 import statistics
 import subprocess
 import sys
@@ -82,6 +83,7 @@ class Soak:
         else:
             self.is_cancelled(job, chance)
         wait_until(lambda: not self.slurm.step_freezers(job.id), f"no group of job {job.id} is left")
+        shutil.rmtree(job.folder)
 
     def cycle(self, job: Steady, chance: random.Random) -> None:
         """Suspend and resume a job once: by Slurm, or by writing what slurmd writes, which is faster."""

@@ -1,6 +1,7 @@
 """A job of one process for the spill tests: it fills memory when told to, counts on, and ends when told to.
 
-Files in the folder given: `go` and `stop` are the test's; `memory` (address and pages), `count` and `right` its own.
+Files in the folder given: `go` and `stop` are the test's; `pid.N`, `memory` (address and pages), `count` and `right`
+its own.
 """
 
 import ctypes
@@ -48,6 +49,7 @@ def take_all_but(left: int, node: int) -> None:
 def main() -> None:
     """Wait, fill so many pages, and count on until told to stop; `node`: take all of it but so many pages instead."""
     folder, pages, node = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+    (folder / f"pid.{os.getpid()}").touch()
     while not (folder / "go").exists():
         time.sleep(0.05)
     if node >= 0:

@@ -38,17 +38,19 @@ def jobs(slurm: Slurm) -> Iterator[list[Steady]]:
 
 
 def comes_and_goes(agent: Agent, job: Steady) -> None:
-    """Have Slurm suspend and resume a job under the agent's eyes."""
+    """Have Slurm suspend and resume a job under the agent's eyes; nothing is left to be done when this returns."""
     wait_until(lambda: agent.phase(job.id) == "runs", "the agent knows the job")
     job.slurm.suspend(job.id)
     wait_until(lambda: bool(agent.migrations(job.id)), "its memory was looked at")
     job.slurm.resume(job.id)
     wait_until(lambda: not freezing.held(job.slurm, job.id), "released")
     assert job.runs()
+    assert agent.process is not None
+    quiet(agent, [agent.process.pid, freezing.guardian(agent)])
 
 
-def quiet(pids: list[int]) -> None:
-    """Wait until processes have slept through a second: what follows a resume is done."""
+def quiet(agent: Agent, pids: list[int]) -> None:
+    """Wait until there is no errand, and processes have slept through a second: what follows a resume is done."""
 
     def switches() -> list[str]:
         files = [Path(f"/proc/{pid}/status").read_text() for pid in pids]
@@ -57,7 +59,7 @@ def quiet(pids: list[int]) -> None:
     def slept() -> bool:
         before = switches()
         time.sleep(1)
-        return switches() == before
+        return switches() == before and not freezing.errands(agent)
 
     wait_until(slept, "nothing is left to be done")
 
@@ -92,7 +94,6 @@ def test_an_idle_agent_makes_no_system_call(slurm: Slurm, jobs: list[Steady], re
         comes_and_goes(agent, jobs[0])
         assert agent.process is not None
         pids = [agent.process.pid, freezing.guardian(agent)]
-        quiet(pids)
         made = calls(pids, results / "idle.strace", SECONDS)
         assert made == {pid: [] for pid in pids}
         rss = [small(pid) for pid in pids]

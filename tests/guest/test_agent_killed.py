@@ -125,11 +125,14 @@ def at_call(agent: Agent, job: Steady, call: str, path: Path | str, bring: Calla
     path = Path(str(path).format(job=job.id))
     words = ["strace", "-o", "/dev/null", "-p", str(agent.process.pid), "-P", str(path)]
     words += ["-e", f"trace={call}", "-e", f"inject={call}:signal=KILL"]
-    strace = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
-    assert strace.stderr is not None
-    assert "attached" in (said := strace.stderr.readline()), said
-    bring()
-    strace.wait(60)
+    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as strace:
+        assert strace.stderr is not None
+        try:
+            assert "attached" in (said := strace.stderr.readline()), said
+            bring()
+            strace.wait(30)
+        finally:
+            strace.kill()
     wait_until(lambda: agent.process is not None and agent.process.poll() is not None, "the agent is killed", 5)
 
 
@@ -152,7 +155,7 @@ STEPS: dict[str, Callable[[Agent, Steady], Any]] = {
     "it moves": moving,
     "all has arrived": arrived,
     "the job waits": waiting,
-    "it says that it releases": lambda agent, job: at_release(agent, job, "rename", UNDONE),
+    "it says that it releases": lambda agent, job: at_release(agent, job, "rename", RECORD),
     "it releases": lambda agent, job: at_release(agent, job, "write"),
     "it has released": lambda agent, job: at_release(agent, job, "unlink", UNDONE),
 }
