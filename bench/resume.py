@@ -22,9 +22,9 @@ from guest import agents
 from guest.steady import Steady, submit
 from guest.vm import slurm as daemons
 from guest.vm.jobs import wait_until
+from pageferry.agent.watch import Watch
 from pageferry.schedulers.slurm_cgroups import slurm_job_suspension
 from pageferry.schedulers.slurm_tree import Kind
-from pageferry.watch import Watch
 
 JOBS = 5
 ROUNDS = 10

@@ -1,5 +1,5 @@
 """`python -m pageferry` is the command `pageferry`."""
 
-from pageferry.cli import main
+from pageferry.cli.main import main
 
 main()

@@ -12,7 +12,7 @@ from enum import Enum
 from pathlib import Path
 
 from pageferry import wire
-from pageferry.assign import Cpusets
+from pageferry.cpus.assign import Cpusets
 from pageferry.errors import UsageError, Vanished
 from pageferry.kernel.cgroup import pids as pids_of
 from pageferry.kernel.cgroup import read_hierarchies

@@ -104,8 +104,8 @@ def _is_zombie(pid: int) -> bool:
 
 def _main(log: str, *words: str) -> None:
     # Not for whoever asks for an agent: its own process is to stay as it is.
-    from pageferry import agent as daemon  # noqa: F401, PLC0415
-    from pageferry.cli import main  # noqa: PLC0415
+    from pageferry.agent import loop as daemon  # noqa: F401, PLC0415
+    from pageferry.cli.main import main  # noqa: PLC0415
 
     pid = 0
     for line in sys.stdin:

@@ -15,7 +15,7 @@ from guest.agents import Agent
 from guest.freezing import happens, held, stopped_errand
 from guest.steady import Steady, submit
 from guest.vm.jobs import Slurm, wait_until
-from pageferry.gate import PULSE_SECONDS
+from pageferry.gate.gate import PULSE_SECONDS
 
 pytestmark = pytest.mark.v1
 

@@ -16,8 +16,8 @@ import pytest
 
 from guest.vm.jobs import Slurm, wait_until
 from guest.vm.layouts import Layout, cpu_list
-from pageferry.assignments import Assignments
-from pageferry.cpu_groups import job_groups, written
+from pageferry.cpus.assignments import Assignments
+from pageferry.cpus.groups import job_groups, written
 from pageferry.errors import PageferryError
 from pageferry.kernel import cgroup
 from pageferry.kernel.lists import format_list
@@ -338,7 +338,7 @@ def test_what_a_crash_interrupted_is_completed_by_the_next_agent(
 
     with jobs(slurm) as submit:
         first, second = (submit(2, BOUND.format(tasks=2), runs(slurm, "sleep", 2)) for _ in range(2))
-        for broken in ("pageferry.cpu_groups.write_text", "pageferry.cpu_changes.set_pins_of_all"):
+        for broken in ("pageferry.cpus.groups.write_text", "pageferry.cpus.changes.set_pins_of_all"):
             with Agent(tmp_path / "run") as agent:
                 settle(agent)
                 now, target = (sorted(agent.do(lambda ours, job=job: ours.cpus(job))) for job in (first, second))  # type: ignore[misc]

@@ -106,7 +106,10 @@ def test_another_users_processes_are_refused_and_what_is_missing_is_named() -> N
 
 AS_A_USER = """
 import ctypes, json, mmap, os, signal, sys
-from pageferry import assign, cli, ferry, gate, report, targets
+from pageferry import ferry, report, targets
+from pageferry.cpus import assign
+from pageferry.cli import main as cli
+from pageferry.gate import gate
 import psutil
 os.sched_setaffinity(0, {0})
 os.setgroups([]); os.setgid(65534); os.setuid(65534)

@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from guest.vm.jobs import Slurm, wait_until
-from pageferry.gate import Gate, release_all
+from pageferry.gate.gate import Gate, release_all
 from pageferry.kernel import private_cgroup
 
 pytestmark = pytest.mark.v1
@@ -235,7 +235,7 @@ def restart_slurmd(slurm: Slurm) -> None:
 AGENT = """
 import sys
 from pathlib import Path
-from pageferry.gate import Gate
+from pageferry.gate.gate import Gate
 gate = Gate(Path(sys.argv[1]))
 gate.hold(int(sys.argv[2]))
 while not gate.frozen(int(sys.argv[2])):

@@ -15,8 +15,8 @@ import pytest
 
 from guest.vm import slurm as daemons
 from guest.vm.jobs import CGROUP, Slurm
+from pageferry.agent.watch import Event, Kind, Watch
 from pageferry.schedulers.slurm_cgroups import Suspension, slurm_job_suspension, slurm_job_user_groups
-from pageferry.watch import Event, Kind, Watch
 
 pytestmark = pytest.mark.v1
 

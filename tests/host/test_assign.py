@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pageferry.assign import Cpusets, assign
+from pageferry.cpus.assign import Cpusets, assign
 from pageferry.errors import KernelError, UsageError
 from support.children import child, python, said
 

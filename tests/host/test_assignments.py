@@ -18,8 +18,9 @@ from subprocess import Popen
 
 import pytest
 
-from pageferry import cpu_groups, cpu_map
-from pageferry.assignments import Assignments
+from pageferry.cpus import groups as cpu_groups
+from pageferry.cpus import record as cpu_map
+from pageferry.cpus.assignments import Assignments
 from pageferry.errors import KernelError, UsageError, Vanished
 from pageferry.kernel import cgroup
 from pageferry.kernel.files import write_text
@@ -200,8 +201,10 @@ def test_nothing_is_written_where_nothing_changes(
     ours: Assignments, cpus: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ours.move(JOBS[0], [cpus[1]])
-    monkeypatch.setattr("pageferry.cpu_groups.write_text", lambda *_: pytest.fail("our own events would call us again"))
-    monkeypatch.setattr("pageferry.assignments.save", lambda *_: pytest.fail("nothing to save"))
+    monkeypatch.setattr(
+        "pageferry.cpus.groups.write_text", lambda *_: pytest.fail("our own events would call us again")
+    )
+    monkeypatch.setattr("pageferry.cpus.assignments.save", lambda *_: pytest.fail("nothing to save"))
     assert [ours.seen(job) for job in JOBS] == [frozenset(), frozenset()]
     assert not ours.settle()
 
@@ -299,7 +302,7 @@ def interrupt(patch: pytest.MonkeyPatch, writes: int, error: BaseException) -> N
             raise error
         write_text(path, text)
 
-    patch.setattr("pageferry.cpu_groups.write_text", write)
+    patch.setattr("pageferry.cpus.groups.write_text", write)
 
 
 WRITES = 4
@@ -422,7 +425,7 @@ def test_pins_that_a_crash_interrupted_are_completed(
     crossed: list[int], folder: Path, cpus: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr("pageferry.cpu_changes.set_pins_of_all", raising)
+        patch.setattr("pageferry.cpus.changes.set_pins_of_all", raising)
         with pytest.raises(CrashError):
             Assignments(folder).seen(JOBS[0])
     seeing(folder)

@@ -11,7 +11,8 @@ import sys
 
 import pytest
 
-from pageferry import cli, ferry
+from pageferry import ferry
+from pageferry.cli import main as cli
 from pageferry.kernel import libnuma
 from support.children import child
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from pageferry.doctor_agent import examine_agent
-from pageferry.findings import Grade
+from pageferry.doctor.agent import examine_agent
+from pageferry.doctor.findings import Grade
 
 
 @pytest.mark.parametrize("answer", [b'{"ok": true}\n', b'{"error": "no", "code": 1}\n'])

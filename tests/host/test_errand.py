@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from pageferry.errand import Errand, Result, Say, begin
+from pageferry.agent.errand import Errand, Result, Say, begin
 from pageferry.errors import UsageError
 
 
@@ -94,7 +94,7 @@ def test_an_errand_can_be_ended() -> None:
 def test_a_child_ends_with_its_agent() -> None:
     program = """
 import os, time
-from pageferry.errand import begin
+from pageferry.agent.errand import begin
 errand = begin(lambda say: time.sleep(60) or {})
 print(errand.pid, flush=True)
 time.sleep(60)

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from pageferry import gate, guardian
 from pageferry.errors import KernelError
+from pageferry.gate import gate, guardian
 from pageferry.kernel import cgroup, freezer
 from pageferry.kernel.procfs import read_status
 from support.children import child, said, wait_stopped
@@ -102,7 +102,7 @@ def test_an_error_within_releases(group: Path) -> None:
 HOLDER = """
     import signal, sys
     from pathlib import Path
-    from pageferry import gate
+    from pageferry.gate import gate
     groups = [Path(word) for word in sys.argv[1:] if not word.isdigit()]
     with gate.held(groups, [int(word) for word in sys.argv[1:] if word.isdigit()]):
         print(1, flush=True)

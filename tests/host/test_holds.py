@@ -19,9 +19,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pageferry import guardian, holdable, holds
 from pageferry.errors import KernelError
-from pageferry.gate import Gate, release_all
+from pageferry.gate import guardian, holdable, holds
+from pageferry.gate.gate import Gate, release_all
 from pageferry.kernel import cgroup, freezer, private_cgroup
 from support.children import child
 from support.slurm_groups import SECONDS, SlurmJob, slurm_job
@@ -260,8 +260,11 @@ def test_a_job_that_has_an_earlier_ones_id_is_left_alone(folder: Path) -> None:
 AGENT = """
 import os, signal, sys
 from pathlib import Path
-from pageferry import gate, guardian, holdable, holds
-from pageferry.guard import Guard
+from pageferry.gate import gate
+from pageferry.gate import guardian
+from pageferry.gate import holdable
+from pageferry.gate import holds
+from pageferry.gate.guard import Guard
 
 folder, job, where, number = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3], int(sys.argv[4])
 pulse_seconds = float(sys.argv[5])
@@ -506,7 +509,7 @@ def test_the_successor_of_a_killed_guardian_releases_what_the_first_was_told(fol
 def test_a_guardian_that_hangs_is_replaced_and_nothing_is_held_without_it(
     gate: Gate, job: SlurmJob, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pageferry.guard.ANSWER_SECONDS", 0.2)
+    monkeypatch.setattr("pageferry.gate.guard.ANSWER_SECONDS", 0.2)
     hung = guardian_of(os.getpid())
     hung.suspend()
     with pytest.raises(KernelError, match="the guardian does not answer"):
@@ -648,7 +651,7 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
 
 
 def test_a_second_agent_is_refused(gate: Gate, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pageferry.guard.READY_SECONDS", 0.5)
+    monkeypatch.setattr("pageferry.gate.guard.READY_SECONDS", 0.5)
     with pytest.raises(KernelError, match="is there another agent"):
         Gate(folder)
     assert gate.reguard() == ()

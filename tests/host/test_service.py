@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from pageferry import service
+from pageferry.agent import service
+from pageferry.agent.service import Service, slurm_user
 from pageferry.comment import Wish
 from pageferry.config import Agent as AgentSettings
 from pageferry.config import Settings
 from pageferry.errors import ConfigError, Denied, UsageError
-from pageferry.service import Service, slurm_user
-from pageferry.store import Migration, Store
+from pageferry.history.store import Migration, Store
 from pageferry.wire import Peer
 from pageferry_planner.model import Strategy
 from support.service_agent import JOB, OTHERS_JOB, SETTINGS, SLURM_USER, VERBS, Told, made

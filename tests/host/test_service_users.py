@@ -17,11 +17,11 @@ from typing import Any
 import pytest
 
 from pageferry import wire
+from pageferry.agent.service import owner_of
+from pageferry.agent.wire_server import Server
 from pageferry.errors import Denied
+from pageferry.history.store import Store
 from pageferry.schedulers.slurm_cgroups import slurm_job_cgroups
-from pageferry.service import owner_of
-from pageferry.store import Store
-from pageferry.wire_server import Server
 from support.children import child
 from support.service_agent import SLURM_USER, VERBS, Told, made
 from support.slurm_groups import slurm_job

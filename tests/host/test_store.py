@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from pageferry.store import Migration, Store
+from pageferry.history.store import Migration, Store
 from support.children import python, said
 
 MIGRATION = Migration(
@@ -40,7 +40,7 @@ MIGRATION = Migration(
 WRITER = """
 import sys
 from pathlib import Path
-from pageferry.store import Store
+from pageferry.history.store import Store
 store, number = Store(Path({path!r})), 0
 while True:
     number += 1

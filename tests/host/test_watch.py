@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from pageferry.agent.watch import Event, Kind, Watch
 from pageferry.errors import KernelError
 from pageferry.kernel import cgroup
 from pageferry.kernel.inotify import Inotify
-from pageferry.watch import Event, Kind, Watch
 from support.children import child
 
 SECONDS = 10.0

@@ -14,10 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from pageferry import wire, wire_server
+from pageferry import wire
+from pageferry.agent import wire_server
+from pageferry.agent.wire_server import Server
 from pageferry.errors import KernelError, UsageError
 from pageferry.wire import Peer
-from pageferry.wire_server import Server
 from support.children import python
 from support.wire_agent import NOBODY, Agent, connected, connected_as
 
@@ -351,7 +352,7 @@ def test_a_place_that_cannot_be_used_is_a_clear_error(folder: Path) -> None:
 AGENT = """
 import os, signal
 from pathlib import Path
-from pageferry.wire_server import Server
+from pageferry.agent.wire_server import Server
 server = Server(Path({path!r}), lambda peer, message, reply: {{}})
 if {fork} and os.fork() == 0:
     signal.pause()

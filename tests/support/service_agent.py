@@ -6,15 +6,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, cast
 
-from pageferry.assignments import Assignments
-from pageferry.chronicle import Chronicle
+from pageferry.agent.chronicle import Chronicle
+from pageferry.agent.service import Service
+from pageferry.agent.tending import Tending
+from pageferry.agent.wire_server import Reply
 from pageferry.comment import Wish
 from pageferry.config import Agent as AgentSettings
 from pageferry.config import Settings
-from pageferry.service import Service
-from pageferry.store import Store
-from pageferry.tending import Tending
-from pageferry.wire_server import Reply
+from pageferry.cpus.assignments import Assignments
+from pageferry.history.store import Store
 
 SLURM_USER = 1
 SETTINGS = Settings(agent=AgentSettings(slurm_user="daemon"))

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pageferry.agent.wire_server import Reply, Server
 from pageferry.errors import ConfigError
 from pageferry.wire import Peer
-from pageferry.wire_server import Reply, Server
 
 NOBODY = 65534
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pageferry.assign import mapping
+from pageferry.cpus.assign import mapping
 
 CPUS = st.frozensets(st.integers(0, 511), min_size=1, max_size=64)
 

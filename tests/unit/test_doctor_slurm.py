@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from pageferry.doctor_agent import examine_place, examine_watching
-from pageferry.doctor_slurm import examine_config, examine_slurm
+from pageferry.doctor.agent import examine_place, examine_watching
+from pageferry.doctor.findings import Finding, Grade
+from pageferry.doctor.slurm import examine_config, examine_slurm
 from pageferry.errors import ConfigError
-from pageferry.findings import Finding, Grade
 from pageferry.schedulers import slurm_config
 from pageferry.schedulers.slurm_config import parse_shown, read_settings
 from support.trees import write

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pageferry import guardian, holdable, holds
 from pageferry.errors import KernelError
-from pageferry.holds import Group, Hold, Moved
+from pageferry.gate import guardian, holdable, holds
+from pageferry.gate.holds import Group, Hold, Moved
 from support.trees import plant, write
 
 numbers = st.integers(0, 2**64 - 1)

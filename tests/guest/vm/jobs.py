@@ -1,8 +1,10 @@
 """Jobs of the guest's Slurm, by the commands that a user or an operator types."""
 
+import os
 import subprocess
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,8 +87,7 @@ class Slurm:
 
     def pids(self, job: int) -> list[int]:
         """The job's processes, without Slurm's own."""
-        lists: Iterable[Path] = (path for step in self.step_freezers(job) for path in step.rglob("cgroup.procs"))
-        return sorted(int(pid) for path in lists for pid in path.read_text().split())
+        return sorted(pid for step in self.step_freezers(job) for pid in _pids(step))
 
 
 def wait_until(done: Callable[[], bool], what: str, timeout_s: float = TIMEOUT_S) -> None:
@@ -95,6 +96,15 @@ def wait_until(done: Callable[[], bool], what: str, timeout_s: float = TIMEOUT_S
     while not done():
         assert time.monotonic() < deadline, f"not in {timeout_s:g} s: {what}"
         time.sleep(0.1)
+
+
+def _pids(group: Path) -> list[int]:
+    """Return the processes of a group and of those below it; one that Slurm removes meanwhile has none."""
+    found: list[int] = []
+    for folder, _, _ in os.walk(group):
+        with suppress(OSError):
+            found += map(int, Path(folder, "cgroup.procs").read_text().split())
+    return found
 
 
 def _frozen(step: Path) -> bool:

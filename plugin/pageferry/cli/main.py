@@ -12,8 +12,10 @@ import sys
 
 import click
 
-from pageferry import __version__, cli_job, cli_site
-from pageferry.cli_job import complain
+from pageferry import __version__
+from pageferry.cli import job as cli_job
+from pageferry.cli import site as cli_site
+from pageferry.cli.job import complain
 from pageferry.errors import PageferryError
 
 
@@ -52,7 +54,7 @@ def doctor(as_json: bool) -> int:
 
     Exit code 4 if pageferry cannot work here.
     """
-    from pageferry import doctor as examination
+    from pageferry.doctor import examine as examination
 
     findings = examination.examine()
     if as_json:

@@ -13,10 +13,10 @@ from contextlib import suppress
 
 import numpy as np
 
-from pageferry.doctor_agent import examine_agent, examine_watching
-from pageferry.doctor_slurm import examine_slurm
+from pageferry.doctor.agent import examine_agent, examine_watching
+from pageferry.doctor.findings import Finding, Grade
+from pageferry.doctor.slurm import examine_slurm
 from pageferry.errors import PageferryError, Vanished
-from pageferry.findings import Finding, Grade
 from pageferry.kernel import capabilities, libnuma, objects, pagemap
 from pageferry.kernel.cgroup import read_hierarchies
 from pageferry.kernel.files import printable, read_bytes

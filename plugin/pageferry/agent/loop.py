@@ -16,18 +16,21 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from pageferry.assignments import Assignments
-from pageferry.chronicle import Chronicle
+from pageferry.agent.chronicle import Chronicle
+from pageferry.agent.homes import Homes
+from pageferry.agent.placing import Placing
+from pageferry.agent.service import Service
+from pageferry.agent.tending import Tending
+from pageferry.agent.watch import Event, Kind, Watch
+from pageferry.agent.wire_server import Server
 from pageferry.config import Settings
+from pageferry.cpus.assignments import Assignments
 from pageferry.errors import KernelError, PageferryError, Vanished
-from pageferry.gate import PULSE_SECONDS, Gate
-from pageferry.homes import Homes
+from pageferry.gate.gate import PULSE_SECONDS, Gate
+from pageferry.history.store import Store
 from pageferry.kernel.sd_notify import notify, watchdog_seconds
-from pageferry.service import Service
-from pageferry.store import Store
-from pageferry.tending import Tending
-from pageferry.watch import Event, Kind, Watch
-from pageferry.wire_server import Server
+
+log = logging.getLogger(__name__)
 
 AGAIN_SECONDS = 1.0
 """After this long a job is looked at again that could not be, and inotify where it had no room."""
@@ -59,7 +62,8 @@ class _Agent:
         self._server = Server(places.run / "agent.sock", self._service.handle, trusted=self._service.trusted)
         self._gate = Gate(places.run / "holds")
         self._watch = Watch()
-        self._tending = Tending(self._gate, self._assignments, Homes(places.run), self._chronicle, settings)
+        placing = Placing(self._assignments, Homes(places.run), settings.cpus.enabled)
+        self._tending = Tending(self._gate, placing, self._chronicle, settings)
         self._service.tending = self._tending
         self._again: set[int] = set()
         self._again_at: float | None = None
@@ -87,7 +91,7 @@ class _Agent:
 
     def close(self) -> None:
         """Let go of everything."""
-        self._tending.close()
+        self._tending.errands.close()
         self._gate.close()
         self._server.close()
         self._watch.close()
@@ -101,7 +105,7 @@ class _Agent:
             self._server.fileno(): self._server.serve,
             self._gate.guardian_fd(): self._guardian_ended,
         }
-        for descriptor in (*fixed, *self._tending.descriptors()):
+        for descriptor in (*fixed, *self._tending.errands.descriptors()):
             poll.register(descriptor, select.POLLIN)
         deadline = self._due()
         timeout = None if deadline is None else max(0, (deadline - time.monotonic()) * 1000)
@@ -111,8 +115,8 @@ class _Agent:
                 return False
             if descriptor in fixed:
                 fixed[descriptor]()
-            elif descriptor in self._tending.descriptors():
-                self._guarded(0, partial(self._tending.collect, descriptor))
+            elif descriptor in self._tending.errands.descriptors():
+                self._guarded(0, partial(self._tending.errands.collect, descriptor))
         return True
 
     def _due(self) -> float | None:
@@ -183,10 +187,18 @@ class _Agent:
         except Vanished:
             pass
         except PageferryError as error:
-            self._chronicle.tell(None, "not done", f"job {job}: {error}", logging.ERROR)
-            if job:
-                self._again.add(job)
-                self._again_at = time.monotonic() + AGAIN_SECONDS
+            self._again_soon(job, f"job {job}: {error}")
+        except Exception as error:
+            # Whatever a comment or a file has tripped over: the other jobs are still to be served, and this one to be
+            # let go when its time is up.
+            log.exception("job %d", job)
+            self._again_soon(0, f"job {job}: {type(error).__name__}: {error}")
+
+    def _again_soon(self, job: int, why: str) -> None:
+        self._chronicle.tell(None, "not done", why, logging.ERROR)
+        if job:
+            self._again.add(job)
+            self._again_at = time.monotonic() + AGAIN_SECONDS
 
     def _guardian_ended(self) -> None:
         self._chronicle.tell(None, "guardian ended", "another is started", logging.ERROR)

@@ -18,8 +18,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from pageferry import guardian
 from pageferry.errors import KernelError
+from pageferry.gate import guardian
 
 ANSWER_SECONDS = 5.0
 READY_SECONDS = 15.0

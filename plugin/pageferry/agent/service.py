@@ -13,18 +13,18 @@ from pathlib import Path
 from typing import Any
 
 from pageferry import wire
-from pageferry.assignments import Assignments
-from pageferry.chronicle import Chronicle
+from pageferry.agent.chronicle import Chronicle
+from pageferry.agent.tending import Tending
+from pageferry.agent.wire_server import Reply
 from pageferry.comment import Wish
 from pageferry.config import Settings
+from pageferry.cpus.assignments import Assignments
 from pageferry.errors import ConfigError, Denied, PageferryError, UsageError, Vanished
 from pageferry.kernel.lists import parse_list
 from pageferry.kernel.procfs import read_status
 from pageferry.schedulers.slurm_cgroups import legacy_user_id, slurm_job_cgroups, slurm_job_user_pids
 from pageferry.schedulers.slurm_config import read_settings
-from pageferry.tending import Tending
 from pageferry.wire import Peer, number, text
-from pageferry.wire_server import Reply
 from pageferry_planner.model import Strategy
 
 SLURM_CONF = Path("/etc/slurm/slurm.conf")

@@ -16,10 +16,10 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import MappingProxyType
 
-from pageferry import guardian, holdable, holds
 from pageferry.errors import KernelError, PageferryError, Vanished
-from pageferry.guard import Guard
-from pageferry.holds import Hold
+from pageferry.gate import guardian, holdable, holds
+from pageferry.gate.guard import Guard
+from pageferry.gate.holds import Hold
 from pageferry.kernel import cgroup, private_cgroup
 from pageferry.kernel.files import read_bytes
 from pageferry.kernel.freezer import wait_frozen

@@ -12,8 +12,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from pageferry.cpu_groups import Writer
-from pageferry.cpu_pins import mapped, read_pins, set_pins
+from pageferry.cpus.groups import Writer
+from pageferry.cpus.pins import mapped, read_pins, set_pins
 from pageferry.errors import KernelError, UsageError, Vanished
 from pageferry.kernel.cgroup import read_cpuset
 from pageferry.kernel.files import read_bytes

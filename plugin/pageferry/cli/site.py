@@ -15,7 +15,7 @@ from typing import Any
 
 import click
 
-from pageferry.cli_job import complain
+from pageferry.cli.job import complain
 from pageferry.errors import KernelError
 
 
@@ -38,8 +38,8 @@ def agent(config: Path | None, run_folder: Path, history_file: Path, verbose: bo
     """
     # Read once, when numpy is loaded: one thread can be forked, and the agent needs no more.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    from pageferry import agent as daemon
     from pageferry import config as settings
+    from pageferry.agent import loop as daemon
 
     start_log(verbose)
     chosen = settings.load(config or settings.PATH)
@@ -53,7 +53,7 @@ def agent(config: Path | None, run_folder: Path, history_file: Path, verbose: bo
 @click.option("--run-folder", type=click.Path(path_type=Path), default=Path("/run/pageferry"), show_default=True)
 def release(run_folder: Path) -> int:
     """Release every job that an agent left held; for systemd's ExecStopPost=, and for emergencies."""
-    from pageferry import gate
+    from pageferry.gate import gate
 
     released = gate.release_all(run_folder / "holds")
     for job in released:
@@ -71,9 +71,17 @@ def cpus(as_json: bool) -> int:
     elif not answer["jobs"]:
         click.echo("no Slurm job on this host; every CPU is Slurm's own")
     else:
-        from pageferry import tables
+        from pageferry.cli import tables
 
         tables.show(tables.cpus_table(answer))
+    return 0
+
+
+@click.command()
+@click.argument("job", type=click.IntRange(min=1), required=False)
+def poke(job: int | None) -> int:
+    """Have the agent see whether a request that says `now` waits in the comment of a job, or of any job here."""
+    _ask({"verb": "poke"} | ({"job": job} if job else {}))
     return 0
 
 
@@ -87,7 +95,7 @@ def history(job: int | None, limit: int, as_json: bool) -> int:
     if as_json:
         click.echo(json.dumps({"migrations": answer["migrations"], "events": answer["events"]}))
     else:
-        from pageferry import tables
+        from pageferry.cli import tables
 
         tables.show(tables.history_table(answer["migrations"]))
     if answer["fault"]:

@@ -84,8 +84,10 @@ class Migration:
 
     def outcome_word(self) -> str:
         """Return in one word what became of it."""
+        if self.error:
+            return "failed"
         if self.outcome is None:
-            return "failed" if self.error else "nothing"
+            return "nothing"
         if self.outcome["refused"]:
             return "refused"
         if not self.outcome["complete"]:

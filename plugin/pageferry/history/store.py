@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pageferry.database import Database
+from pageferry.history.database import Database
 from pageferry.kernel.files import printable
 
 PATH = Path("/var/lib/pageferry/history.sqlite3")

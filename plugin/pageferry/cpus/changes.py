@@ -10,9 +10,9 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from pageferry.cpu_groups import JobGroup, StepGroup, Writer, written
-from pageferry.cpu_map import Applied
-from pageferry.cpu_pins import Pins, launched, mapped, read_pins, set_pins, set_pins_of_all
+from pageferry.cpus.groups import JobGroup, StepGroup, Writer, written
+from pageferry.cpus.pins import Pins, launched, mapped, read_pins, set_pins, set_pins_of_all
+from pageferry.cpus.record import Applied
 from pageferry.errors import KernelError
 from pageferry.kernel.lists import format_list
 from pageferry_planner.cpu_permutation import CpuPermutation

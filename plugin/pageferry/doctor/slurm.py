@@ -11,8 +11,8 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from pageferry.doctor.findings import Finding, fail, ok, warn
 from pageferry.errors import PageferryError, SchedulerError
-from pageferry.findings import Finding, fail, ok, warn
 from pageferry.kernel.files import printable, read_bytes
 from pageferry.schedulers.slurm_config import SlurmConfig, ask_config, read_settings
 

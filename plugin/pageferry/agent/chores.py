@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from pageferry import ferry, report, spill
+from pageferry.agent.errand import Say
 from pageferry.config import Settings
-from pageferry.errand import Say
 from pageferry.errors import UsageError, Vanished
 from pageferry.kernel.topology import Topology, read_topology
 from pageferry.mover import Limits

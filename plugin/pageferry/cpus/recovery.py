@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from pageferry.cpu_groups import JobGroup, StepGroup, written
-from pageferry.cpu_map import Applied, CpuMap
+from pageferry.cpus.groups import JobGroup, StepGroup, written
+from pageferry.cpus.record import Applied, CpuMap
 from pageferry_planner.cpu_permutation import CpuPermutation
 
 

@@ -12,9 +12,9 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from pageferry import guardian
 from pageferry.errors import KernelError, Vanished
-from pageferry.holds import Group, Hold, Moved
+from pageferry.gate import guardian
+from pageferry.gate.holds import Group, Hold, Moved
 from pageferry.kernel import cgroup, private_cgroup
 from pageferry.kernel.files import read_bytes, translated, write_text
 from pageferry.kernel.freezer import is_frozen, read_freezer_state

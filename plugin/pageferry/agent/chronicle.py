@@ -10,12 +10,12 @@ import socket
 import time
 from collections import Counter
 
-from pageferry import store
+from pageferry.agent.tended import Migration, Tended
 from pageferry.comment import outcome_text
+from pageferry.history import store
+from pageferry.history.store import Store
 from pageferry.kernel.lists import format_list
 from pageferry.report import size
-from pageferry.store import Store
-from pageferry.tended import Migration, Tended
 
 _STAYS = ("pinned", "no_room", "denied", "not_reached")
 

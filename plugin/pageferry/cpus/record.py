@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pageferry.cpu_pins import Pins
+from pageferry.cpus.pins import Pins
 from pageferry.errors import KernelError, Vanished
 from pageferry.kernel.files import printable, read_bytes, translated
 from pageferry_planner.cpu_permutation import MAX_CPUS, CpuPermutation

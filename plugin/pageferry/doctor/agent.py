@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+from pageferry.doctor.findings import Finding, fail, ok, warn
 from pageferry.errors import KernelError, PageferryError, Vanished
-from pageferry.findings import Finding, fail, ok, warn
 from pageferry.kernel.cgroup import children, read_hierarchies
 from pageferry.kernel.files import numbered, printable, read_bytes
 from pageferry.schedulers.slurm_cgroups import slurm_scopes

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from pageferry import guardian
 from pageferry.errors import KernelError
+from pageferry.gate import guardian
 from pageferry.kernel.files import translated
 
 

@@ -13,11 +13,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pageferry.cpu_changes import Changing, JobChange, moved, repair, survey, union
-from pageferry.cpu_groups import JobGroup, job_groups, written
-from pageferry.cpu_map import Applied, load, save
-from pageferry.cpu_pins import Pins, read_pins, set_pins
-from pageferry.cpu_recovery import recover
+from pageferry.cpus.changes import Changing, JobChange, moved, repair, survey, union
+from pageferry.cpus.groups import JobGroup, job_groups, written
+from pageferry.cpus.pins import Pins, read_pins, set_pins
+from pageferry.cpus.record import Applied, load, save
+from pageferry.cpus.recovery import recover
 from pageferry.errors import PageferryError, UsageError
 from pageferry.kernel.cgroup import pids
 from pageferry.kernel.files import read_bytes

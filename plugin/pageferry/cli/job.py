@@ -91,7 +91,7 @@ def status(job: str | None, pid: tuple[int, ...], cgroup: str | None, as_json: b
     elif not answers:
         click.echo("no Slurm job on this host")
     else:
-        from pageferry import tables
+        from pageferry.cli import tables
 
         for answer in answers:
             tables.show(tables.status_table(answer))
@@ -116,7 +116,7 @@ def plan(job: str | None, pid: tuple[int, ...], cgroup: str | None, as_json: boo
     if as_json:
         click.echo(json.dumps(answer))
     else:
-        from pageferry import tables
+        from pageferry.cli import tables
 
         tables.show(tables.plan_table(answer))
     return 1 if made.lacking else 0
@@ -159,7 +159,9 @@ def move(
 
 
 def _directly(target: Found, as_json: bool, cpus: str | None, freeze: bool, **options: Any) -> int:
-    from pageferry import assign, ferry, gate, report
+    from pageferry import ferry, report
+    from pageferry.cpus import assign
+    from pageferry.gate import gate
     from pageferry.kernel.topology import read_topology
 
     request = _read_request(**options)

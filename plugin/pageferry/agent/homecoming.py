@@ -1,0 +1,63 @@
+"""Spilled memory comes home when a job has ended: soon after, live, one errand at a time for the whole host."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from pageferry.agent import chores
+from pageferry.agent.chronicle import Chronicle
+from pageferry.agent.errand import Result
+from pageferry.agent.errands import Errands
+from pageferry.agent.tended import Cause, Migration, Phase, Stage, Tended
+from pageferry.config import Settings
+from pageferry.schedulers.slurm_cgroups import slurm_job_suspension
+
+WAIT_SECONDS = 1.0
+"""How long after a job has ended: its own memory must be free first."""
+
+
+class Homecoming:
+    """`jobs` are those of the host, by ID: of these, the ones that run and are left alone otherwise are looked at."""
+
+    def __init__(self, jobs: Mapping[int, Tended], errands: Errands, chronicle: Chronicle, settings: Settings) -> None:
+        self._jobs = jobs
+        self._errands = errands
+        self._chronicle = chronicle
+        self._settings = settings
+        self._at: float | None = None
+        self._under_way = False
+
+    def ended(self) -> None:
+        """A job has ended: see soon whose memory can come home."""
+        if self._settings.spill.enabled and self._at is None:
+            self._at = time.monotonic() + WAIT_SECONDS
+
+    def due(self) -> float | None:
+        """Send for spilled memory, if it is time; return when to come again (monotonic), if ever."""
+        if self._at is None or self._under_way:
+            return None
+        if time.monotonic() < self._at:
+            return self._at
+        self._at = None
+        free = [job for job, tended in self._jobs.items() if tended.phase is Phase.RUNS and tended.migration is None]
+        free = [job for job in free if not slurm_job_suspension(job).asked]
+        if free:
+            self._under_way = True
+            self._errands.send(chores.bring_home(free, self._settings), self._done, self._came)
+        return None
+
+    def _came(self, message: Mapping[str, Any]) -> None:
+        if (tended := self._jobs.get(message["job"])) is not None:
+            outcome = message["outcome"]
+            migration = Migration(Cause.SPILL, Stage.MOVES, nodes=tuple(message["nodes"]), outcome=outcome)
+            migration.began -= outcome["seconds"]
+            migration.began_ns -= int(outcome["seconds"] * 1e9)
+            self._chronicle.ended(tended, migration)
+
+    def _done(self, result: Result) -> None:
+        self._under_way = False
+        if result.error:
+            self._chronicle.tell(None, "spilled memory stays", result.error, logging.ERROR)

@@ -1,0 +1,271 @@
+"""What the agent does for each job: hold it while Slurm has it suspended, have its memory moved, let it go.
+
+A job is looked at when an event names it; what is done depends only on what its files say then, so that an event
+that came late, twice or not at all is made good by the next. The way of a job:
+
+    runs ──Slurm suspends──► held ──Slurm resumes──► waits ──its pages are there, or max_hold──► runs
+                               └─ asks Slurm for a request, assigns CPUs, moves (an errand) ─┘
+
+Whatever fails on the way, the job is let go: at once if Slurm lets it run, else when it does.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from pageferry.agent.chronicle import Chronicle
+from pageferry.agent.errands import Errands
+from pageferry.agent.homecoming import Homecoming
+from pageferry.agent.migrations import Migrations
+from pageferry.agent.placing import Placing
+from pageferry.agent.tended import Cause, Migration, Phase, Reply, Stage, Tended
+from pageferry.comment import Wish
+from pageferry.config import Settings
+from pageferry.errors import KernelError, UsageError, Vanished
+from pageferry.gate.gate import Gate
+from pageferry.kernel.cgroup import pids
+from pageferry.schedulers.slurm_cgroups import slurm_job_suspension
+
+POLL_SECONDS = 0.05
+"""How often a job is looked at that is about to stand still, and whose tasks (on version 1) appear without an event."""
+
+REASSIGNED_SECONDS = 0.2
+"""How long after a cpuset was written the job's memory follows: Slurm writes several files."""
+
+AGAIN_SECONDS = 1.0
+"""After this long a release is tried again that the kernel did not let us do."""
+
+
+class Tending:
+    """The jobs of a host under the agent's care. For one thread; nothing here waits. `errands`: for the loop."""
+
+    def __init__(self, gate: Gate, placing: Placing, chronicle: Chronicle, settings: Settings) -> None:
+        self._gate = gate
+        self._placing = placing
+        self._chronicle = chronicle
+        self._settings = settings
+        self._jobs: dict[int, Tended] = {}
+        self.errands = Errands()
+        self._homecoming = Homecoming(self._jobs, self.errands, chronicle, settings)
+        self._migrations = Migrations(
+            self._jobs,
+            self.errands,
+            gate=gate,
+            placing=placing,
+            chronicle=chronicle,
+            settings=settings,
+            idle=self._idle,
+        )
+
+    # What has happened. Called by the agent's loop.
+
+    def look(
+        self, job: int, *, writes: Mapping[Path, int] = MappingProxyType({}), cpus: bool = False, tasks: bool = False
+    ) -> None:
+        """See how a job stands, and do what follows.
+
+        `writes`: how often freezers of it were written; `cpus`: a cpuset was; `tasks`: a step or task of it is new.
+        """
+        fresh = job not in self._jobs
+        tended = self._jobs.setdefault(job, Tended(job))
+        if fresh or cpus or tasks:
+            self._see_cpus(tended)
+        suspended = slurm_job_suspension(job).asked
+        if tended.phase is Phase.RUNS:
+            if suspended and not tended.unheld:
+                self._hold(tended)
+            elif not suspended:
+                tended.unheld = False
+                self._count_writes(tended, writes)
+            return
+        if tended.phase is Phase.HELD and not suspended:
+            self._thawed(tended)
+        elif tended.phase is Phase.WAITS and suspended:
+            tended.phase, tended.deadline = Phase.HELD, None
+        if tasks and tended.phase is not Phase.RUNS:
+            self._gate.extend(job)
+        self._migrations.advance(tended)
+
+    def gone(self, job: int) -> None:
+        """Forget a job that has ended here; the memory of others may come home."""
+        tended = self._jobs.pop(job, None)
+        self._gate.release(job)
+        self._placing.gone(job, self._jobs)
+        if tended is not None:
+            for migration in (tended.migration, *tended.queue):
+                if migration is not None and migration.reply is not None:
+                    migration.reply({"error": f"job {job} has ended", "code": 1})
+        self.ended()
+
+    def ended(self) -> None:
+        """A job has ended: see soon whose memory can come home."""
+        self._homecoming.ended()
+
+    def poke(self, jobs: Iterable[int]) -> None:
+        """See whether any of these jobs has a request that is to be served at once."""
+        known = [job for job in jobs if job in self._jobs]
+        if known:
+            self._migrations.poke(known)
+
+    def request(self, job: int, wish: Wish, hold: bool, reply: Reply) -> None:
+        """Serve a request that came over the socket; `reply` gets the outcome. Raises UsageError, KernelError."""
+        if job not in self._jobs:
+            raise UsageError(f"no such job on this host: {job}")
+        tended = self._jobs[job]
+        if hold and tended.phase is Phase.RUNS:
+            self._gate.hold(job)
+            tended.phase = Phase.WAITS
+            self._count_down(tended)
+        self._migrations.begin(tended, Migration(Cause.REQUEST, Stage.READY, wish, reply=reply))
+
+    def due(self) -> float | None:
+        """Do what its time has come for; return when to come again (monotonic), None: not before something happens."""
+        now = time.monotonic()
+        times: list[float] = []
+        for tended in list(self._jobs.values()):
+            if tended.phase is not Phase.RUNS and tended.job not in self._gate.held():
+                self._lost(tended)
+            if tended.deadline is not None and now >= tended.deadline:
+                self._let_go(tended, "max_hold is used up")
+            if tended.reassigned_at is not None and now >= tended.reassigned_at:
+                tended.reassigned_at = None
+                self._follow(tended)
+            if self._is_moving_on(tended):
+                self.look(tended.job, tasks=tended.phase is Phase.WAITS)
+                times.append(now + POLL_SECONDS)
+            times += [at for at in (tended.deadline, tended.reassigned_at) if at is not None]
+        times += [at for at in (self._placing.due(), self._homecoming.due()) if at is not None]
+        return min(times, default=None)
+
+    def recovered(self, job: int) -> None:
+        """Take over a hold of an agent before us: keep it while Slurm has the job suspended, else let the job go."""
+        tended = self._jobs.setdefault(job, Tended(job))
+        self._see_cpus(tended)
+        if slurm_job_suspension(job).asked:
+            tended.phase = Phase.HELD
+            self._gate.extend(job)
+            self._chronicle.tell(tended, "recovered", "Slurm has it suspended; still held")
+            self._migrations.begin(tended, Migration(Cause.RECOVERED, Stage.ASKS))
+        else:
+            self._chronicle.tell(tended, "recovered", "Slurm lets it run; released", logging.WARNING)
+            tended.thawed_at = time.monotonic()
+            self._released(tended)
+            self._migrations.begin(tended, Migration(Cause.RECOVERED, Stage.ASKS))
+
+    def known(self) -> tuple[int, ...]:
+        """Return the jobs of this host."""
+        return tuple(self._jobs)
+
+    def status(self) -> dict[str, Any]:
+        """Return how each job stands, as plain data."""
+        return {
+            str(tended.job): {
+                "phase": tended.phase.value,
+                "stage": tended.migration.stage.value if tended.migration else None,
+                "home_nodes": self._placing.home(tended.job),
+            }
+            for tended in self._jobs.values()
+        }
+
+    # Hold and release.
+
+    def _hold(self, tended: Tended) -> None:
+        try:
+            self._gate.hold(tended.job)
+        except Vanished:
+            return
+        except KernelError as error:
+            tended.unheld = True
+            self._chronicle.tell(tended, "not held", str(error), logging.ERROR)
+        else:
+            tended.phase = Phase.HELD
+            tended.writes.clear()
+            self._chronicle.tell(tended, "held", "Slurm suspends it")
+        self._migrations.begin(tended, Migration(Cause.SUSPEND, Stage.ASKS))
+        self._migrations.advance(tended)
+
+    def _thawed(self, tended: Tended) -> None:
+        tended.phase = Phase.WAITS
+        self._count_down(tended)
+        if tended.migration is None:
+            self._let_go(tended, "its memory is there")
+
+    def _count_down(self, tended: Tended) -> None:
+        tended.thawed_at = time.monotonic()
+        tended.deadline = tended.thawed_at + self._settings.agent.max_hold_seconds
+
+    def _released(self, tended: Tended) -> bool:
+        """Have the gate release a job, and say whether it could; else it waits, and it is tried again soon."""
+        tended.phase, tended.deadline = Phase.RUNS, None
+        try:
+            self._gate.release(tended.job)
+        except KernelError as error:
+            self._chronicle.tell(tended, "not released", str(error), logging.CRITICAL)
+            tended.phase, tended.deadline = Phase.WAITS, time.monotonic() + AGAIN_SECONDS
+            return False
+        return True
+
+    def _let_go(self, tended: Tended, why: str) -> None:
+        waited = time.monotonic() - tended.thawed_at
+        if not self._released(tended):
+            return
+        if tended.migration is not None:
+            tended.migration.seconds_stopped = waited
+        self._chronicle.tell(tended, "released", f"{why}; {waited * 1000:.0f} ms after Slurm's resume")
+        self._migrations.begin(tended, Migration(Cause.RESUME, Stage.ASKS))
+        self._migrations.advance(tended)
+
+    def _lost(self, tended: Tended) -> None:
+        """The guardian has released a job that we thought we held: it is served while it runs."""
+        tended.phase, tended.deadline = Phase.RUNS, None
+        self._chronicle.tell(tended, "hold lost", "the guardian released it", logging.WARNING)
+        self._migrations.advance(tended)
+
+    def _count_writes(self, tended: Tended, writes: Mapping[Path, int]) -> None:
+        """Take note of a job that was suspended and resumed before it could be held.
+
+        Both are writes to the same freezer. So are the thaws when Slurm kills a step: only if Slurm says that the job
+        runs, and the group still has processes, is it what it seems.
+        """
+        tended.writes.update(writes)
+        twice = [group for group, count in tended.writes.items() if count > 1]
+        if twice:
+            tended.writes.clear()
+            if any(pids(group) for group in twice):
+                self._migrations.begin(tended, Migration(Cause.BEATEN, Stage.ASKS))
+
+    def _idle(self, tended: Tended) -> None:
+        """Nothing is left to do for a job's memory."""
+        if tended.phase is Phase.WAITS:
+            self._let_go(tended, "its memory is there")
+
+    def _is_moving_on(self, tended: Tended) -> bool:
+        if tended.phase is Phase.RUNS:
+            return False
+        ready = tended.migration is not None and tended.migration.stage is Stage.READY
+        hold = self._gate.held().get(tended.job)
+        return ready or (tended.phase is Phase.WAITS and hold is not None and hold.private is not None)
+
+    # CPUs.
+
+    def _see_cpus(self, tended: Tended) -> None:
+        """A job's cpusets may be others: bring them in line with the map, and its memory after it, a little later."""
+        try:
+            self._placing.see(tended.job)
+        except KernelError as error:
+            self._chronicle.tell(tended, "CPUs not mapped", str(error), logging.ERROR)
+        nodes = self._placing.nodes(tended.job)
+        if tended.cpu_nodes and nodes != tended.cpu_nodes:
+            tended.reassigned_at = time.monotonic() + REASSIGNED_SECONDS
+        tended.cpu_nodes = nodes
+
+    def _follow(self, tended: Tended) -> None:
+        """Bring a job's memory to its CPUs, if these are still elsewhere and nothing else has brought them there."""
+        nodes = self._placing.nodes(tended.job)
+        if tended.migration is None and nodes and nodes != self._placing.home(tended.job):
+            self._migrations.begin(tended, Migration(Cause.CPUSET, Stage.READY))

@@ -1,0 +1,1 @@
+"""Which CPUs a job has: its cpusets, its pins, and the one permutation of the host."""
