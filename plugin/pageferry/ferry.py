@@ -15,7 +15,7 @@ from pageferry.errors import KernelError, UsageError, Vanished
 from pageferry.kernel import capabilities, libnuma
 from pageferry.kernel.lists import format_list
 from pageferry.kernel.topology import Topology, read_topology
-from pageferry.kernel.watermarks import read_high_watermarks
+from pageferry.kernel.watermarks import read_kept_free
 from pageferry.mover import Limits, carry
 from pageferry.snapshot import Taken, take
 from pageferry_planner.model import Bucket, Host, Plan, Snapshot, Tally, Target
@@ -118,7 +118,7 @@ def host(topology: Topology, reserve_bytes: int | None) -> Host:
     which is never less than what the kernel keeps free for itself.
     """
     room = {}
-    kept_free = read_high_watermarks()
+    kept_free = read_kept_free()
     for node in topology.nodes:
         if node.total_bytes:
             reserve = max(16 << 20, node.total_bytes // 64) if reserve_bytes is None else reserve_bytes

@@ -21,7 +21,7 @@ from guest.vm.jobs import Slurm, wait_until
 from guest.witness import census, node_vector, vmstat
 from pageferry import ferry, spill
 from pageferry.kernel.topology import Topology, read_topology
-from pageferry.kernel.watermarks import read_high_watermarks
+from pageferry.kernel.watermarks import read_kept_free
 from pageferry.mover import Limits
 from pageferry_planner.model import Bucket
 
@@ -86,7 +86,7 @@ def submitted(slurm: Slurm, folder: Path, pages: int, node: int = -1) -> Iterato
 def reserve() -> int:
     """Return what stays free at home whatever comes, in bytes: the kernel's own needs are more than our default."""
     total = read_topology().node(HOME).total_bytes
-    return max(16 << 20, total // 64, read_high_watermarks()[HOME])
+    return max(16 << 20, total // 64, read_kept_free()[HOME])
 
 
 def scarce() -> int:
