@@ -98,6 +98,7 @@ class _Agent:
 
     def _wait(self) -> bool:
         """Wait for what comes next and do it; say whether to go on."""
+        deadline = self._due()  # it may send errands, which are then waited for
         poll = select.poll()
         fixed = {
             self._wakeup: self._nothing,
@@ -107,7 +108,6 @@ class _Agent:
         }
         for descriptor in (*fixed, *self._tending.errands.descriptors()):
             poll.register(descriptor, select.POLLIN)
-        deadline = self._due()
         timeout = None if deadline is None else max(0, (deadline - time.monotonic()) * 1000)
         for descriptor, _ in poll.poll(timeout):
             if descriptor == self._wakeup:
@@ -116,7 +116,8 @@ class _Agent:
             if descriptor in fixed:
                 fixed[descriptor]()
             elif descriptor in self._tending.errands.descriptors():
-                self._guarded(0, partial(self._tending.errands.collect, descriptor))
+                job = self._tending.errands.job(descriptor)
+                self._guarded(job, partial(self._tending.errands.collect, descriptor))
         return True
 
     def _due(self) -> float | None:
@@ -189,10 +190,10 @@ class _Agent:
         except PageferryError as error:
             self._again_soon(job, f"job {job}: {error}")
         except Exception as error:
-            # Whatever a comment or a file has tripped over: the other jobs are still to be served, and this one to be
-            # let go when its time is up.
+            # Whatever a comment or a file has tripped us over: the other jobs are still to be served, this one let go.
             log.exception("job %d", job)
             self._again_soon(0, f"job {job}: {type(error).__name__}: {error}")
+            self._tending.abandon(job, f"{type(error).__name__}: {error}")
 
     def _again_soon(self, job: int, why: str) -> None:
         self._chronicle.tell(None, "not done", why, logging.ERROR)

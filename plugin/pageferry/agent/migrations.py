@@ -58,7 +58,9 @@ class Migrations:
         tended.migration = migration
         if migration.stage is Stage.ASKS:
             now = time.monotonic()
-            self._errands.send(chores.ask([tended.job]), lambda result: self._asked(tended, migration, now, result))
+            self._errands.send(
+                chores.ask([tended.job]), lambda result: self._asked(tended, migration, now, result), job=tended.job
+            )
         else:
             self._assign(tended, migration)
 
@@ -78,7 +80,7 @@ class Migrations:
         if migration.wish is not None:
             destination = Destination(migration.nodes, migration.wish.strategy, migration.sources)
         chore = chores.move(tended.job, destination, self._settings)
-        self._errands.send(chore, lambda result: self._moved(tended, migration, result))
+        self._errands.send(chore, lambda result: self._moved(tended, migration, result), job=tended.job)
 
     def poke(self, jobs: list[int]) -> None:
         """See whether any of these jobs has a request that is to be served at once."""
@@ -138,7 +140,7 @@ class Migrations:
             tended.served, tended.answered_at = migration.text, math.inf
             if self._settings.agent.write_outcome == "AdminComment" and tended.job in self._jobs:
                 chore = chores.write_back(tended.job, tended.host, for_operator(migration))
-                self._errands.send(chore, lambda result: self._written(tended, migration, result))
+                self._errands.send(chore, lambda result: self._written(tended, migration, result), job=tended.job)
         if migration.reply is not None:
             failed = {"error": migration.error, "code": migration.exit_code}
             migration.reply(failed if migration.error else {"outcome": migration.outcome})

@@ -157,6 +157,19 @@ class Tending:
             self._released(tended)
             self._migrations.begin(tended, Migration(Cause.RECOVERED, Stage.ASKS))
 
+    def abandon(self, job: int, why: str) -> None:
+        """Give up on what is being done for a job's memory, after a fault of our own; it runs if Slurm lets it."""
+        tended = self._jobs.get(job)
+        if tended is None:
+            return
+        for migration in (tended.migration, *tended.queue):
+            if migration is not None and migration.reply is not None:
+                migration.reply({"error": why, "code": 1})
+        tended.migration = None
+        tended.queue.clear()
+        if tended.phase is Phase.WAITS:
+            self._released(tended)
+
     def known(self) -> tuple[int, ...]:
         """Return the jobs of this host."""
         return tuple(self._jobs)
