@@ -9,7 +9,10 @@ PACKAGES := libnuma1 numactl python3-venv gcc libc6-dev shellcheck strace lua5.4
             qemu-system-x86 linux-image-amd64 busybox-static \
             slurmctld slurmd slurm-client slurm-wlm-basic-plugins munge
 
-.PHONY: help test lint unit guest-tests demo bench soak guest packages clean
+PYTEST   := pytest -q --durations=5 tests/guest
+MACHINES := guest-four-1 guest-four-2 guest-v1 guest-cpuless guest-tight
+
+.PHONY: help test lint unit guest-tests $(MACHINES) demo bench soak guest packages clean
 
 help:
 	@echo "make demo    a Slurm job moves while it is suspended, in a throw-away guest with four NUMA nodes"
@@ -30,12 +33,25 @@ lint: $(VENV)/ready
 unit: $(VENV)/ready
 	$(BIN)/pytest -q
 
-# A boot takes seconds: one for each machine, all tests of it in one session.
+# A boot takes seconds: one for each machine, all tests of it in one session. Two machines run at a time, since tests
+# mostly wait; the longest list of tests is shared by two.
 guest-tests: $(VENV)/ready
-	$(GUEST) run --layout four --timeout 1200 --results .cache/four -- pytest -q tests/guest -m 'not cpuless'
-	$(GUEST) run --layout cpuless --timeout 300 --results .cache/cpuless -- pytest -q tests/guest -m 'cpuless or every_machine'
-	$(GUEST) run --layout tight --timeout 300 --results .cache/tight -- pytest -q tests/guest -m every_machine
-	$(GUEST) run --layout four --cgroup v1 --timeout 600 --results .cache/v1 -- pytest -q tests/guest -m 'v1 or every_machine'
+	@$(MAKE) --no-print-directory --output-sync=target -j2 $(MACHINES)
+
+guest-four-1:
+	$(GUEST) run --layout four --timeout 1800 --results .cache/four-1 -- $(PYTEST) -m 'not cpuless' --shard 1/2
+
+guest-four-2:
+	$(GUEST) run --layout four --timeout 1800 --results .cache/four-2 -- $(PYTEST) -m 'not cpuless' --shard 2/2
+
+guest-cpuless:
+	$(GUEST) run --layout cpuless --timeout 600 --results .cache/cpuless -- $(PYTEST) -m 'cpuless or every_machine'
+
+guest-tight:
+	$(GUEST) run --layout tight --timeout 600 --results .cache/tight -- $(PYTEST) -m every_machine
+
+guest-v1:
+	$(GUEST) run --layout four --cgroup v1 --timeout 1800 --results .cache/v1 -- $(PYTEST) -m 'v1 or every_machine'
 
 demo: $(VENV)/ready
 	$(GUEST) run --layout four --timeout 300 --results .cache/demo -- env PYTHONPATH=tests python -m guest.demo

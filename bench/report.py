@@ -1,4 +1,4 @@
-"""What was measured, as JSON → docs/benchmarks.md. `python -m bench.report GUEST_JSON PLANNING_JSON`."""
+"""What was measured, as JSON → docs/benchmarks.md. `python -m bench.report GUEST_JSON PLANNING_JSON RESUME_JSON`."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from bench.scenarios import SCENARIOS
 
 ROOT = Path(__file__).resolve().parent.parent
 PLANNING_RATIO, PLANNING_MB = 1.5, 200
+RESUME_MS = 50
 
 _HEAD = """# Benchmarks
 
@@ -50,6 +51,14 @@ _PLANNING = """
 
 Natively, on real processes. Reading is reading their maps files once; planning is parse, share and place, all pages
 taken as resident. The ratio does not count the reading itself.
+"""
+
+_RESUME = """
+## What a hold costs a resume
+
+From Slurm's own thaw of a job to the job's next step, on a real Slurm in the guest, in milliseconds: half of the
+resumes with no agent on the host, half with one. Nothing is left to move, since it was looked at while the job was
+suspended. An emulated CPU is some ten times slower than a real one, and both ways wait for it alike.
 """
 
 
@@ -131,7 +140,27 @@ def planning(told: Mapping[str, Any]) -> Iterator[str]:
         )
 
 
-def page(guest: Mapping[str, Any], native: Mapping[str, Any], notes: str) -> str:
+def resumes(told: Mapping[str, Sequence[float]]) -> Iterator[str]:
+    """Return the table of how long jobs took to run again, in milliseconds."""
+    yield "| | resumes | median | 90 % within | most | ratio of medians | added, median (most) | target | met |"
+    yield "|---|---|---|---|---|---|---|---|---|"
+    alone = told["slurm"]
+    for way, name in (("slurm", "Slurm alone"), ("pageferry", "with pageferry's agent")):
+        delays = sorted(told[way])
+        median = statistics.median(delays)
+        added = (median - statistics.median(alone), max(delays) - statistics.median(alone))
+        last = ("", "", "", "")
+        if way == "pageferry":
+            ratio = f"{median / statistics.median(alone):.2f}"
+            met = "yes" if added[0] <= RESUME_MS else "**no**"
+            last = (ratio, f"{added[0]:.1f} ({added[1]:.1f})", f"≤ {RESUME_MS}", met)
+        numbers = (f"{median:.1f}", f"{delays[len(delays) * 9 // 10 - 1]:.1f}", f"{delays[-1]:.1f}")
+        yield _row(name, str(len(delays)), *numbers, *last)
+
+
+def page(
+    guest: Mapping[str, Any], native: Mapping[str, Any], resumed: Mapping[str, Sequence[float]], notes: str
+) -> str:
     """Return docs/benchmarks.md."""
     results = guest["scenarios"]
     facts = {key: guest[key] for key in ("kernel", "cpus", "rounds", "accelerator", "load")}
@@ -144,6 +173,8 @@ def page(guest: Mapping[str, Any], native: Mapping[str, Any], notes: str) -> str
         *growth(results),
         _PLANNING,
         *planning(native),
+        _RESUME,
+        *resumes(resumed),
     ]
     return "\n".join(parts) + "\n" + (f"\n{notes.strip()}\n" if notes else "")
 
@@ -156,12 +187,13 @@ def _row(*cells: str) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def main(guest: str, native: str) -> None:
-    """Write docs/benchmarks.md from the two files."""
+def main(guest: str, native: str, resumed: str) -> None:
+    """Write docs/benchmarks.md from the three files."""
     notes = ROOT / "bench" / "notes.md"
     text = page(
         json.loads(Path(guest).read_text()),
         json.loads(Path(native).read_text()),
+        json.loads(Path(resumed).read_text()),
         notes.read_text() if notes.exists() else "",
     )
     (ROOT / "docs" / "benchmarks.md").write_text(text)

@@ -27,17 +27,23 @@ def main() -> int:
         *("--timeout", str(TIMEOUT_S), "--results", str(results)),
         *("--", "env", f"PYTHONPATH={paths}", "python", "-m", "bench.guest"),
     ]
+    resumed = [
+        *("guest.vm", "run", "--layout", "four", "--timeout", str(TIMEOUT_S), "--results", str(results)),
+        *("--", "env", f"PYTHONPATH={paths}", "python", "-m", "bench.resume", "/run/results/resume.json"),
+    ]
     parts = (
         ["-c", compiled],
         ["-m", "bench.planning", str(CACHE / "planning.json")],
         ["-m", *guest],
+        ["-m", *resumed],
     )
     for part in parts:
         code = subprocess.run([sys.executable, *part], cwd=ROOT, env=environment, check=False).returncode
         if code:
             return code
     _add_host(results / "bench.json")
-    report = ["-m", "bench.report", str(results / "bench.json"), str(CACHE / "planning.json")]
+    told = (results / "bench.json", CACHE / "planning.json", results / "resume.json")
+    report = ["-m", "bench.report", *map(str, told)]
     return subprocess.run([sys.executable, *report], cwd=ROOT, env=environment, check=False).returncode
 
 

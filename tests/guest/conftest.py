@@ -19,6 +19,20 @@ from guest.vm.jobs import Slurm  # noqa: E402
 from guest.vm.layouts import LAYOUTS, Layout, observed  # noqa: E402
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let one machine run every n-th file, so that several share the work: `--shard 1/2`, `--shard 2/2`."""
+    parser.addoption("--shard", default="1/1", metavar="I/N", help="run the I-th of N parts of the files")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Keep the files of this part. What is left out is run by the other parts: see the Makefile."""
+    part, parts = map(int, config.getoption("--shard").split("/"))
+    files = sorted({item.path for item in items})
+    ours = set(files[part - 1 :: parts])
+    config.hook.pytest_deselected(items=[item for item in items if item.path not in ours])
+    items[:] = [item for item in items if item.path in ours]
+
+
 @pytest.fixture(scope="session", autouse=True)
 def several_nodes() -> None:
     """Fail each test unless this machine was declared to be a guest, or a host of several nodes."""
