@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 GUEST  := PYTHONPATH=tests $(BIN)/python -m guest.vm
 
 # For pageferry itself: libnuma1. For the tests: a guest with four NUMA nodes and Debian's Slurm, its peers, linters.
-PACKAGES := libnuma1 numactl python3-venv gcc libc6-dev shellcheck strace lua5.4 cpio kmod e2fsprogs util-linux \
+PACKAGES := git libnuma1 numactl python3-venv gcc libc6-dev shellcheck strace lua5.4 cpio kmod e2fsprogs util-linux \
             qemu-system-x86 linux-image-amd64 busybox-static \
             slurmctld slurmd slurm-client slurm-wlm-basic-plugins munge
 
@@ -37,6 +37,8 @@ unit: $(VENV)/ready
 # mostly wait; the longest list of tests is shared by two.
 guest-tests: $(VENV)/ready
 	@$(MAKE) --no-print-directory --output-sync=target -j2 $(MACHINES)
+
+$(MACHINES): $(VENV)/ready
 
 guest-four-1:
 	$(GUEST) run --layout four --timeout 1800 --results .cache/four-1 -- $(PYTEST) -m 'not cpuless' --shard 1/2

@@ -168,7 +168,7 @@ def test_a_freeze_that_is_not_ours_outlasts_us(agent: Agent, job: Steady) -> Non
     agent.start()
     freezing.write(job.slurm, job.id, False)
     wait_until(lambda: settled(agent, job), "released what is ours")
-    subprocess.run(["pageferry", "release"], check=True)
+    subprocess.run(["pageferry", "release", "--force"], check=True)
     assert theirs.stands(), "after an agent's death, and pageferry release"
     assert job.counts() == count
     theirs.thaw()

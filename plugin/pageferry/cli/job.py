@@ -9,12 +9,12 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from pageferry.errors import UsageError
+from pageferry.errors import PageferryError, UsageError
 
 if TYPE_CHECKING:
     from pageferry.ferry import Request
@@ -82,10 +82,12 @@ def status(job: str | None, pid: tuple[int, ...], cgroup: str | None, as_json: b
     from pageferry_planner.policy import Rules
 
     found = targets.find_all() if not (job or pid or cgroup) else [targets.find(job, pid, cgroup)]
+    tended = _tended()
     answers = []
     for target in found:
         snapshot, topology = ferry.survey(target.pids, Rules())
-        answers.append(report.status_json(target.name, snapshot, topology))
+        state = tended.get(target.name.removeprefix("job "))
+        answers.append(report.status_json(target.name, snapshot, topology) | {"agent": state})
     if as_json:
         click.echo(json.dumps(answers))
     elif not answers:
@@ -96,6 +98,16 @@ def status(job: str | None, pid: tuple[int, ...], cgroup: str | None, as_json: b
         for answer in answers:
             tables.show(tables.status_table(answer))
     return 0
+
+
+def _tended() -> dict[str, Any]:
+    """Return how the jobs of this host stand with its agent, by job ID; nothing if there is none to ask."""
+    from pageferry import wire
+
+    with suppress(PageferryError):
+        jobs: dict[str, Any] = wire.ask(wire.PATH, {"verb": "status"}, timeout=2)["jobs"]
+        return jobs
+    return {}
 
 
 @click.command()
@@ -129,6 +141,7 @@ def plan(job: str | None, pid: tuple[int, ...], cgroup: str | None, as_json: boo
 @click.option("--budget", type=click.FloatRange(min=0), metavar="SECONDS", help="Stop after so long, between calls.")
 @click.option("--workers", type=click.IntRange(1, 256), help="Threads that move [default: by CPUs and pages].")
 @click.option("--freeze", is_flag=True, help="Hold the job while its memory moves.")
+@click.option("--wait", type=click.FloatRange(min=0), default=600, show_default=True, help="Seconds, for other hosts.")
 def move(
     *,
     job: str | None,
@@ -139,23 +152,28 @@ def move(
     budget: float | None,
     workers: int | None,
     freeze: bool,
+    wait: float,
     **options: Any,
 ) -> int:
     """Move a job's memory, each page once.
 
     Exit code 1 if not all of it moved; the tally says what became of every page. With the host's agent running, --cpus
     goes through it, which keeps jobs apart. A Slurm job that is not on this host is suspended, moved by its hosts'
-    agents, and resumed; that takes an operator's rights, and --to, --cpus and --strategy alone.
+    agents, and resumed; that takes the rights to do these things, and --to, --cpus and --strategy alone.
     """
     from pageferry import targets
 
     route = targets.route(job, pid, cgroup, with_cpus=cpus is not None)
-    if route is not targets.Route.DIRECT:
-        _only_basic(route, budget=budget, workers=workers, **options)
-        words = {"nodes": options["nodes"], "cpus": cpus, "strategy": options["strategy"]}
-        assert job is not None
-        return _through_agent(job, words, freeze, as_json) if route is targets.Route.AGENT else _remotely(job, words)
-    return _directly(targets.find(job, pid, cgroup), as_json, cpus, freeze, budget=budget, workers=workers, **options)
+    if route is targets.Route.DIRECT:
+        found = targets.find(job, pid, cgroup)
+        return _directly(found, as_json, cpus, freeze, budget=budget, workers=workers, **options)
+    assert job is not None
+    words = {"nodes": options["nodes"], "cpus": cpus, "strategy": options["strategy"]}
+    if route is targets.Route.AGENT:
+        _only(route, {"freeze"})
+        return _through_agent(job, words, freeze, as_json)
+    _only(route, {"wait"})
+    return _remotely(job, words, wait, as_json)
 
 
 def _directly(target: Found, as_json: bool, cpus: str | None, freeze: bool, **options: Any) -> int:
@@ -184,7 +202,7 @@ def _through_agent(job: str, words: dict[str, Any], freeze: bool, as_json: bool)
     return _told(wire.ask(wire.PATH, message, timeout=3600)["outcome"], as_json)
 
 
-def _remotely(job: str, words: dict[str, Any]) -> int:
+def _remotely(job: str, words: dict[str, Any], seconds: float, as_json: bool) -> int:
     from pageferry import comment, remote
     from pageferry.schedulers import slurm_api
     from pageferry_planner.model import Strategy
@@ -193,21 +211,29 @@ def _remotely(job: str, words: dict[str, Any]) -> int:
     nodes = _ordered(words["nodes"])
     control = slurm_api.choose()
     request = comment.Request(comment.Wish(nodes, cpus, Strategy(words["strategy"])))
-    said = remote.move(control, job, request, 60, tell=complain)
+    said = remote.move(control, job, request, seconds, tell=complain)
+    if as_json:
+        click.echo(json.dumps({"told": said or None}))
+    elif said:
+        click.echo(said)
     if not said:
         complain("its hosts have not said yet what became of it: see scontrol show job, or pageferry history there")
         return 1
-    click.echo(said)
-    return 1 if "failed: " in said or "refused: " in said else 0
+    return 1 if any(word in said for word in ("failed: ", "refused: ", " stayed (")) else 0
 
 
-def _only_basic(route: Route, **options: Any) -> None:
-    """Raise UsageError for options that an agent does not take: the site's settings hold there."""
-    usual = {"nodes", "strategy"}
-    given = [name for name, value in options.items() if name not in usual and value not in (None, (), False, "refuse")]
+def _only(route: Route, also: set[str]) -> None:
+    """Raise UsageError for options that were given and that an agent does not take: the site's settings hold there."""
+    context = click.get_current_context()
+    taken = {"job", "as_json", "nodes", "cpus", "strategy", *also}
+    given = [
+        parameter.opts[0]
+        for parameter in context.command.params
+        if parameter.name not in taken
+        and context.get_parameter_source(parameter.name or "") is not click.core.ParameterSource.DEFAULT
+    ]
     if given:
-        names = ", ".join("--" + {"sources": "from"}.get(name, name).replace("_", "-") for name in given)
-        raise UsageError(f"{names}: not through {route.value}; the settings of the job's hosts hold there")
+        raise UsageError(f"{', '.join(given)}: not through {route.value}; the settings of the job's hosts hold there")
 
 
 def _told(outcome: dict[str, Any], as_json: bool) -> int:

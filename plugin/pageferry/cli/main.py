@@ -72,6 +72,7 @@ for command in (
     cli_site.agent,
     cli_site.cpus,
     cli_site.history,
+    cli_site.poke,
     cli_site.release,
     cli_site.render,
 ):

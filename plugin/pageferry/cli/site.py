@@ -16,7 +16,7 @@ from typing import Any
 import click
 
 from pageferry.cli.job import complain
-from pageferry.errors import KernelError
+from pageferry.errors import KernelError, UsageError
 
 
 @click.command()
@@ -51,9 +51,14 @@ def agent(config: Path | None, run_folder: Path, history_file: Path, verbose: bo
 
 @click.command()
 @click.option("--run-folder", type=click.Path(path_type=Path), default=Path("/run/pageferry"), show_default=True)
-def release(run_folder: Path) -> int:
+@click.option("--force", is_flag=True, help="Also while an agent listens, which may hold them again.")
+def release(run_folder: Path, force: bool) -> int:
     """Release every job that an agent left held; for systemd's ExecStopPost=, and for emergencies."""
+    from pageferry import wire
     from pageferry.gate import gate
+
+    if not force and wire.present(run_folder / "agent.sock"):
+        raise UsageError("the agent runs, and would hold them again: stop or restart it (systemctl restart pageferry)")
 
     released = gate.release_all(run_folder / "holds")
     for job in released:

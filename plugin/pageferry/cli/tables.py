@@ -32,7 +32,11 @@ def status_table(status: Mapping[str, Any]) -> RenderableType:
         table.add_row(number, "yes" if local else "-", size(node["bytes"]), bar, size(node["free_bytes"]))
     remote = status["remote_bytes"]
     word = f"{size(remote)} ({remote * 100 / total:.0f} %) of it away from its CPUs" if remote else "all of it in place"
-    return Group(table, Text(word, style="yellow" if remote else "green"))
+    parts: list[RenderableType] = [table, Text(word, style="yellow" if remote else "green")]
+    if (agent := status["agent"]) is not None and agent["phase"] != "runs":
+        what = f", and its memory {agent['stage']}" if agent["stage"] else ""
+        parts.append(Text(f"the agent holds it ({agent['phase']}){what}", style="yellow"))
+    return Group(*parts)
 
 
 def plan_table(plan: Mapping[str, Any]) -> RenderableType:
