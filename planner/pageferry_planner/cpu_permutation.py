@@ -33,11 +33,6 @@ class CpuPermutation:
     def __getitem__(self, cpu: int) -> int:
         return self.differs.get(cpu, cpu)
 
-    @property
-    def is_identity(self) -> bool:
-        """Whether every CPU is the one that Slurm takes it for."""
-        return not self.differs
-
     def image(self, cpus: Iterable[int]) -> frozenset[int]:
         """Return the real CPUs of what are `cpus` to Slurm."""
         return frozenset(self[cpu] for cpu in cpus)

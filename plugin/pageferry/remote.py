@@ -5,15 +5,19 @@ What is then done on the job's hosts is their agents'; the outcome comes back in
 
 from __future__ import annotations
 
+import signal
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
 
 from pageferry.comment import Request, format_request, parse
 from pageferry.errors import PageferryError, SchedulerError, UsageError
-from pageferry.schedulers.control import Control
+from pageferry.schedulers.control import Control, JobRecord
 
 ASK_SECONDS = 1.0
+AGAIN_SECONDS = 10.0
+RESUME_SECONDS = 300.0
 SUSPEND_SECONDS = 60.0
 
 SETTLE_SECONDS = 3.0
@@ -42,6 +46,18 @@ def move(
         raise UsageError(f"job {job} does not run: it is {record.state}")
     control.set_admin_comment(job, format_request(request))
     tell(f"job {job} is not on this host: {', '.join(record.hosts)} asked, through {control.describe()}")
+    with _signals_raised():
+        return _moved(control, job, record, seconds, tell, sleep)
+
+
+def _moved(  # noqa: PLR0917 - a step of its one caller
+    control: Control,
+    job: str,
+    record: JobRecord,
+    seconds: float,
+    tell: Callable[[str], None],
+    sleep: Callable[[float], None],
+) -> str:
     try:
         control.suspend(job)
     except BaseException:
@@ -54,7 +70,7 @@ def move(
     try:
         _wait_until_frozen(control, job, sleep)
     finally:
-        _resume(control, job)
+        _resume(control, job, tell, sleep)
     return _outcome(control, job, seconds, sleep)
 
 
@@ -66,11 +82,35 @@ def _wait_until_frozen(control: Control, job: str, sleep: Callable[[float], None
     sleep(SETTLE_SECONDS)
 
 
-def _resume(control: Control, job: str) -> None:
+def _resume(control: Control, job: str, tell: Callable[[str], None], sleep: Callable[[float], None]) -> None:
+    """Resume a job that we have had suspended; a controller that is away, or changes over, is waited for."""
+    waited = 0.0
+    while True:
+        try:
+            control.resume(job)
+        except SchedulerError as error:
+            if waited >= RESUME_SECONDS:
+                raise SchedulerError(f"{error}; job {job} may still be suspended: scontrol resume {job}") from error
+            tell(f"{error}; job {job} may still be suspended, trying again")
+            sleep(AGAIN_SECONDS)
+            waited += AGAIN_SECONDS
+        else:
+            return
+
+
+@contextmanager
+def _signals_raised() -> Iterator[None]:
+    """Have a lost terminal or a request to end be an exception, so that the job is resumed first."""
+
+    def end(number: int, _frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    before = {number: signal.signal(number, end) for number in (signal.SIGHUP, signal.SIGTERM)}
     try:
-        control.resume(job)
-    except SchedulerError as error:
-        raise SchedulerError(f"{error}; job {job} may still be suspended: scontrol resume {job}") from error
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _outcome(control: Control, job: str, seconds: float, sleep: Callable[[float], None]) -> str:

@@ -27,9 +27,6 @@ if TYPE_CHECKING:  # numpy comes with these
 Distances = Mapping[int, Mapping[int, int]]
 """From node → to node → distance."""
 
-LEAST_BYTES = 64 << 20
-BYTES_PER_SECOND = 256 << 20
-
 
 @dataclass(frozen=True, slots=True)
 class Spilled:
@@ -67,8 +64,8 @@ class Homecoming:
 def candidates(
     jobs: Iterable[int],
     *,
-    least_bytes: int = LEAST_BYTES,
-    bytes_per_second: float | None = BYTES_PER_SECOND,
+    least_bytes: int,
+    bytes_per_second: float | None,
     seconds: float | None = None,
     reserve_bytes: int | None = None,
     rules: Rules | None = None,

@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Self, TypeVar
 
@@ -19,7 +20,7 @@ from guest.vm.layouts import Layout, cpu_list
 from pageferry.cpus.assignments import Assignments
 from pageferry.cpus.groups import job_groups, written
 from pageferry.errors import PageferryError
-from pageferry.kernel import cgroup
+from pageferry.kernel import cgroup, private_cpuset
 from pageferry.kernel.lists import format_list
 from pageferry.schedulers.slurm_cgroups import slurm_jobs
 
@@ -85,7 +86,7 @@ class Agent:
             return call(self.ours)
 
     def _run(self) -> None:
-        while not self._end.wait(0.01):
+        while not self._end.wait(0.03):
             with self._lock:
                 try:
                     self._look()
@@ -165,8 +166,9 @@ def masks(pids: Iterable[int]) -> dict[int, frozenset[int]]:
     return found
 
 
+@cache
 def slurms(job: int) -> frozenset[int]:
-    """What Slurm's books say: its numbers of CPUs are the kernel's on this machine."""
+    """What Slurm's books say of a job that runs: its numbers of CPUs are the kernel's on this machine."""
     command = ["scontrol", "show", "job", "-d", str(job)]
     text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     match = re.search(r"\bCPU_IDs=(\S+)", text)
@@ -184,8 +186,12 @@ def check_apart(slurm: Slurm, agent: Agent, running: Iterable[int]) -> None:
             assert mask, thread
             assert mask <= real, f"job {job}: thread {thread} may run on {set(mask)}, the job on {set(real)}"
         for group in job_groups(job):
-            assert written(group.path) == slurms(job) | real
-            assert all(written(step.path) <= real for step in group.steps)
+            if group.apart:
+                assert written(group.path) == slurms(job), "as Slurm wrote it"
+                assert all(written(step.path) <= slurms(job) for step in group.steps)
+            else:
+                assert written(group.path) == slurms(job) | real
+                assert all(written(step.path) <= real for step in group.steps)
         for cpu in real:
             assert taken.setdefault(cpu, job) == job
 
@@ -319,6 +325,8 @@ def test_an_empty_host_returns_to_the_identity(slurm: Slurm, agent: Agent, layou
         agent.do(lambda ours: ours.move(job, [layout.cpus - 1]))
         assert agent.do(lambda ours: ours.view()["map"]) != {}
     wait_until(lambda: agent.do(lambda ours: ours.view()) == {"map": {}, "jobs": {}}, "the map is forgotten")
+    if (cpuset := cgroup.read_hierarchies().legacy.get("cpuset")) is not None:
+        assert not (cpuset / private_cpuset.NAME).exists()
     with jobs(slurm) as submit:
         job = submit(1, "sleep 1000", runs(slurm, "sleep", 1))
         settle(agent)

@@ -10,8 +10,6 @@ from guest.ranks import PRIVATE, READ, WRITE, filled, job
 from guest.witness import node_vector, status
 from pageferry_planner.model import Bucket
 
-MADV_DONTNEED = 4
-
 
 def test_what_a_process_has_alone_is_asked_for_once() -> None:
     with job(node=0) as made:

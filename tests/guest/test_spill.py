@@ -117,7 +117,7 @@ def test_spilled_memory_comes_home_live_the_biggest_gain_first_and_only_as_far_a
         small = stack.enter_context(submitted(slurm, tmp_path / "small", SMALL))
         filler = stack.enter_context(submitted(slurm, tmp_path / "filler", scarce(), HOME))
         both = [big.id, small.id]
-        assert spill.candidates(both, least_bytes=4 << 20) == []
+        assert spill.candidates(both, least_bytes=4 << 20, bytes_per_second=None) == []
 
         stack.enter_context(ballast(HOME, reserve() // 4096 + ROOM))
         filler.fill()
@@ -127,7 +127,7 @@ def test_spilled_memory_comes_home_live_the_biggest_gain_first_and_only_as_far_a
             assert batch.nodes()[HOME] < 2 * SLACK, "the filler left no room"
             away = pages - batch.nodes()[HOME]
             wait_until(partial(looks, batch, topology, away), f"{away} far pages of job {batch.id} counted")
-        assert spill.candidates(both, least_bytes=16 << 20) == [], "there is no room at home"
+        assert spill.candidates(both, least_bytes=16 << 20, bytes_per_second=None) == [], "there is no room at home"
 
         filler.stop()
         far = {batch.id: batch.nodes().total() - batch.nodes()[HOME] for batch in (big, small)}
@@ -165,7 +165,8 @@ def test_spilled_memory_comes_home_live_the_biggest_gain_first_and_only_as_far_a
         assert vmstat()["oom_kill"] == oom
 
         wait_until(lambda: far_pages(big, topology) < SLACK, "counted")
-        assert big.id not in [found.job for found in spill.candidates(both, least_bytes=SLACK * 4096)]
+        left = spill.candidates(both, least_bytes=SLACK * 4096, bytes_per_second=None)
+        assert big.id not in [found.job for found in left]
         for batch in (big, small):
             batch.stop()
 
@@ -177,7 +178,7 @@ def test_where_nothing_spilled_there_is_no_candidate_and_no_page_is_asked_for(sl
             batch.fill()
         wait_until(lambda: all(spill.look(batch.id, topology) for batch in (one, two)), "both are seen")
         counters = vmstat()
-        assert spill.candidates([one.id, two.id], least_bytes=SLACK * 4096) == []
+        assert spill.candidates([one.id, two.id], least_bytes=SLACK * 4096, bytes_per_second=None) == []
         assert (vmstat() - counters)["pgmigrate_success"] == 0
         homes = {batch.id: spill.look(batch.id, topology) for batch in (one, two)}
         assert all(found is not None and found.homes == {HOME} for found in homes.values())

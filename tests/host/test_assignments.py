@@ -24,7 +24,9 @@ from pageferry.cpus.assignments import Assignments
 from pageferry.errors import KernelError, UsageError, Vanished
 from pageferry.kernel import cgroup
 from pageferry.kernel.files import write_text
+from pageferry.kernel.private_cpuset import group_path, remove_empty_groups
 from pageferry.kernel.processes import open_process
+from pageferry.schedulers.slurm_cgroups import slurm_job_cpusets
 from pageferry_planner.cpu_permutation import CpuPermutation
 from support.children import child, python, said
 
@@ -99,10 +101,12 @@ def groups(cpus: list[int]) -> Iterator[Groups]:
     make(made.cpuset)
     make(made.cpuset / "uid_0")
     yield made
-    for pid in cgroup.pids(made.cpuset):  # what a test's own processes began
+    apart = sorted((legacy["cpuset"] / "pageferry").glob(f"{made.cpuset.name}.*"))
+    for pid in (pid for top in (made.cpuset, *apart) for pid in cgroup.pids(top)):  # what a test's own processes began
         with suppress(Vanished), open_process(pid) as handle:
             signal.pidfd_send_signal(handle.pidfd, signal.SIGKILL)
             select.select([handle.pidfd], [], [])
+    remove_empty_groups()
     for top in (made.cpuset, made.freezer):
         for path in reversed(list(cgroup.walk(top))):
             path.rmdir()
@@ -161,22 +165,37 @@ def written(path: Path) -> frozenset[int]:
     return cpu_groups.written(path)
 
 
+def apart(step: Path) -> Path:
+    """Our group for a step."""
+    return group_path(cgroup.read_hierarchies().legacy["cpuset"], step)
+
+
 def pins(pid: int) -> list[set[int]]:
     threads = Path(f"/proc/{pid}/task").iterdir()
     return sorted((os.sched_getaffinity(int(thread.name)) for thread in threads), key=sorted)
 
 
 def check_swapped(jobs: Jobs, cpus: list[int]) -> None:
-    assert [written(step) for step in jobs.steps] == [{cpus[1]}, {cpus[0]}]
+    assert [written(apart(step)) for step in jobs.steps] == [{cpus[1]}, {cpus[0]}]
+    assert [cgroup.pids(apart(step)) for step in jobs.steps] == [{jobs.first.pid}, {jobs.second.pid}]
     assert pins(jobs.first.pid) == [{cpus[1]}]
     assert pins(jobs.second.pid) == [{cpus[0]}]
-    assert all(written(step.parent) == {*cpus} for step in jobs.steps), "Slurm's and the real one: launchers need both"
+    check_slurms(jobs, cpus)
 
 
 def check_in_place(jobs: Jobs, cpus: list[int]) -> None:
-    assert [written(step) for step in jobs.steps] == [{cpus[0]}, {cpus[1]}]
+    assert not any(apart(step).exists() for step in jobs.steps)
+    assert [cgroup.pids(step) for step in jobs.steps] == [{jobs.first.pid}, {jobs.second.pid}]
     assert pins(jobs.first.pid) == [{cpus[0]}]
     assert pins(jobs.second.pid) == [{cpus[1]}]
+    check_slurms(jobs, cpus)
+
+
+def check_slurms(jobs: Jobs, cpus: list[int]) -> None:
+    """Slurm's groups are as Slurm wrote them."""
+    for place, step in enumerate(jobs.steps):
+        assert written(step) == written(step.parent) == {cpus[place]}
+        assert written(step.parent.parent) >= {*cpus}
 
 
 def test_a_move_swaps_two_jobs_and_back(ours: Assignments, jobs: Jobs, cpus: list[int]) -> None:
@@ -209,16 +228,50 @@ def test_nothing_is_written_where_nothing_changes(
     assert not ours.settle()
 
 
-def test_what_slurm_writes_again_is_put_right(
+def test_slurm_can_write_a_moved_job_again_and_begin_a_step_that_follows_it(
     ours: Assignments, groups: Groups, jobs: Jobs, stack: ExitStack, cpus: list[int]
 ) -> None:
     ours.move(JOBS[0], [cpus[1]])
     late = stack.enter_context(child())
     step = groups.step(JOBS[0], "step_1", str(cpus[0]), late.pid)
+    groups.job(JOBS[0], str(cpus[0]))  # the kernel would refuse it if a step had another CPU
     assert ours.seen(JOBS[0]) == frozenset()
-    assert written(step) == {cpus[1]}
+    assert written(apart(step)) == {cpus[1]}
     assert pins(late.pid) == [{cpus[1]}]
     check_swapped(jobs, cpus)
+
+
+def test_a_process_that_stayed_behind_is_moved_at_the_next_look(
+    ours: Assignments, jobs: Jobs, stack: ExitStack, cpus: list[int]
+) -> None:
+    ours.move(JOBS[0], [cpus[1]])
+    late = stack.enter_context(child())
+    (jobs.steps[0] / "cgroup.procs").write_text(str(late.pid))
+    assert ours.seen(JOBS[0]) == frozenset(), "its memory is where it was"
+    assert cgroup.pids(apart(jobs.steps[0])) == {jobs.first.pid, late.pid}
+    assert pins(late.pid) == [{cpus[1]}]
+
+
+def test_our_group_has_the_nodes_of_slurms_and_decides_where_a_job_is(
+    ours: Assignments, jobs: Jobs, cpus: list[int]
+) -> None:
+    assert slurm_job_cpusets(JOBS[0])[1] == jobs.steps[:1]
+    ours.move(JOBS[0], [cpus[1]])
+    group = apart(jobs.steps[0])
+    assert slurm_job_cpusets(JOBS[0])[1] == (group,)
+    assert (group / "cpuset.mems").read_text() == (jobs.steps[0] / "cpuset.mems").read_text()
+
+
+def test_our_group_ends_with_its_last_process(ours: Assignments, jobs: Jobs, cpus: list[int]) -> None:
+    ours.move(JOBS[0], [cpus[1]])
+    group = apart(jobs.steps[0])
+    jobs.first.kill()
+    jobs.first.wait()
+    ours.seen(JOBS[0])
+    assert not group.exists()
+    assert not ours.settle(), "nothing is launched any more"
+    ours.move(JOBS[1], [cpus[1]])
+    assert not group.parent.exists()
 
 
 def test_a_newcomer_is_mapped_and_its_memory_may_follow(
@@ -233,7 +286,7 @@ def test_a_newcomer_is_mapped_and_its_memory_may_follow(
     assert ours.cpus(NEXT) == {cpus[1]}, "the same CPU to Slurm, so the same one in fact: one of them is suspended"
 
 
-def test_a_step_is_narrowed_only_when_its_launcher_has_become_the_program(
+def test_a_step_is_moved_only_when_its_launcher_has_become_the_program(
     ours: Assignments, groups: Groups, stack: ExitStack, cpus: list[int]
 ) -> None:
     ours.move(JOBS[0], [cpus[1]])
@@ -245,15 +298,16 @@ def test_a_step_is_narrowed_only_when_its_launcher_has_become_the_program(
     assert ours.settle()
     assert ours.view()["jobs"][str(JOBS[0])]["launching"]
     os.sched_setaffinity(launcher, {cpus[0]})  # as task/affinity does: it must not fail
-    assert written(step) == {cpus[0]}
+    assert launcher in cgroup.pids(step)
     assert daemon.stdin is not None
     daemon.stdin.write(b"\n")
     daemon.stdin.flush()
     while ours.settle():
         os.sched_yield()
     assert Path(f"/proc/{launcher}/exe").resolve().name == "sleep"
-    assert written(step) == {cpus[1]}
     assert pins(launcher) == [{cpus[1]}]
+    assert cgroup.pids(apart(step)) == {launcher}
+    assert cgroup.pids(step) == {daemon.pid}, "slurmstepd stays"
 
 
 def test_a_step_without_processes_waits(ours: Assignments, groups: Groups, cpus: list[int]) -> None:
@@ -261,7 +315,7 @@ def test_a_step_without_processes_waits(ours: Assignments, groups: Groups, cpus:
     step = groups.step(JOBS[0], "step_1", str(cpus[0]))
     ours.seen(JOBS[0])
     assert ours.settle()
-    assert written(step) == {cpus[0]}
+    assert not apart(step).exists()
     step.rmdir()
     assert not ours.settle()
 
@@ -306,7 +360,10 @@ def interrupt(patch: pytest.MonkeyPatch, writes: int, error: BaseException) -> N
 
 
 WRITES = 4
-"""Two jobs are widened, two steps narrowed."""
+"""For two steps, the CPUs of our group for each, and a process that goes there."""
+
+WRITES_BACK = 2
+"""Two processes go to Slurm's groups."""
 
 
 @pytest.mark.parametrize("writes", range(WRITES))
@@ -319,7 +376,6 @@ def test_if_the_kernel_refuses_midway_all_is_as_before(
         with pytest.raises(KernelError, match="busy"):
             ours.move(JOBS[0], [cpus[1]])
     check_in_place(jobs, cpus)
-    assert all(len(written(step.parent)) == 1 for step in jobs.steps)
     assert (folder / "cpu_map.json").read_bytes() == record
     assert ours.view()["map"] == {}
     assert ours.move(JOBS[0], [cpus[1]]) == JOBS, "later it may"
@@ -337,22 +393,32 @@ def test_a_record_that_cannot_be_written_stops_a_move_before_it_begins(
     check_swapped(jobs, cpus)
 
 
+def test_where_another_controller_shares_the_mount_no_task_is_taken_out_of_its_groups(
+    ours: Assignments, jobs: Jobs, cpus: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    legacy = {**cgroup.read_hierarchies().legacy}
+    shared = cgroup.Hierarchies(None, legacy | {"memory": legacy["cpuset"]})
+    monkeypatch.setattr("pageferry.kernel.private_cpuset.read_hierarchies", lambda *_: shared)
+    with pytest.raises(KernelError, match="memory is there too"):
+        ours.move(JOBS[0], [cpus[1]])
+    check_in_place(jobs, cpus)
+
+
 class CrashError(BaseException):
     """The agent ends here: nothing of it gets to clean up."""
 
 
-@pytest.mark.parametrize("writes", range(WRITES))
+@pytest.mark.parametrize("writes", range(WRITES_BACK))
 def test_what_a_crash_interrupted_is_completed_on_the_way_back_too(
     ours: Assignments, jobs: Jobs, folder: Path, cpus: list[int], writes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ours.move(JOBS[0], [cpus[1]])
     with monkeypatch.context() as patch:
         interrupt(patch, writes, CrashError())
-        with pytest.raises(CrashError):  # two steps, then the jobs, which are narrowed on the way back
+        with pytest.raises(CrashError):
             ours.move(JOBS[0], [cpus[0]])
     after = seeing(folder)
     check_in_place(jobs, cpus)
-    assert [written(step.parent) for step in jobs.steps] == [{cpus[0]}, {cpus[1]}]
     assert [after.slurm_cpus(job) for job in JOBS] == [{cpus[0]}, {cpus[1]}]
 
 

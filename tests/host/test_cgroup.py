@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +12,7 @@ import pytest
 
 from pageferry.errors import KernelError, Vanished
 from pageferry.kernel import cgroup, freezer
-from support.children import LEADER_ENDS, child, python, said, wait_stopped
+from support.children import LEADER_ENDS, child, python, said
 
 DEADLINE_SECONDS = 10.0
 
@@ -109,11 +108,9 @@ def test_a_frozen_group_is_reported_by_an_event_and_goes_on_when_thawed(group: P
     with child() as process:
         enter(group, process.pid)
         assert not freezer.is_frozen(group)
-        assert not freezer.is_stopped(group)
         freezer.freeze(group)
         assert freezer.wait_frozen(group, frozen=True, seconds=DEADLINE_SECONDS)
         assert freezer.is_frozen(group)
-        assert freezer.is_stopped(group)
         freezer.thaw(group)
         assert freezer.wait_frozen(group, frozen=False, seconds=DEADLINE_SECONDS)
         assert process.stdin is not None
@@ -152,25 +149,6 @@ def test_the_root_of_the_hierarchy_cannot_be_frozen() -> None:
         freezer.freeze(unified)
 
 
-def test_processes_stopped_by_a_signal_make_a_stopped_group(group: Path) -> None:
-    with child() as first, child() as second:
-        for process in (first, second):
-            enter(group, process.pid)
-        os.kill(first.pid, signal.SIGSTOP)
-        wait_stopped(first)
-        assert not freezer.is_stopped(group)
-        os.kill(second.pid, signal.SIGSTOP)
-        wait_stopped(second)
-        assert freezer.is_stopped(group)
-
-
-def test_a_process_whose_first_thread_ended_still_runs(group: Path) -> None:
-    with python(LEADER_ENDS) as process:
-        enter(group, process.pid)  # a first thread that has ended cannot be moved any more
-        said(process)
-        assert not freezer.is_stopped(group)
-
-
 def test_the_state_of_a_legacy_freezer_follows_the_kernel(legacy: Path) -> None:
     below = legacy / "below"
     below.mkdir()
@@ -183,7 +161,5 @@ def test_the_state_of_a_legacy_freezer_follows_the_kernel(legacy: Path) -> None:
             assert time.monotonic() < deadline
             os.sched_yield()
         assert freezer.read_freezer_state(below) == freezer.FreezerState("FROZEN", own=False, parent=True)
-        assert freezer.is_stopped(below)
         (legacy / "freezer.state").write_text("THAWED")
         assert freezer.read_freezer_state(below).state == "THAWED"
-        assert not freezer.is_stopped(below)

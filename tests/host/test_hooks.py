@@ -21,8 +21,13 @@ CONTEXTS = {
     "healthcheck.d": (None, "poke"),
 }
 EACH = pytest.mark.parametrize("folder", CONTEXTS)
+LITTLE_S = 0.1
+"""What a hook may cost: at most 20 ms of it for the agent, the rest for Python's start."""
+
 GENEROUS_S = 1.0
-"""The hook's time limit is 20 ms: this much shows that there is one, however busy the host."""
+"""No run takes longer, however busy the host."""
+
+RUNS = 5
 
 
 @pytest.fixture
@@ -40,6 +45,16 @@ def run(folder: str, path: object, **environment: str) -> subprocess.CompletedPr
     command = [str(HOOKS / folder / "50-pageferry"), str(path)]
     # As slurmd runs it: no PATH, no HOME.
     return subprocess.run(command, env=given | environment, cwd="/", capture_output=True, check=False, timeout=30)
+
+
+def costs_little(folder: str, path: object) -> bool:
+    """The best of some runs tells what the hook takes, the others what else the host had to do."""
+    took = []
+    for _ in range(RUNS):
+        started = time.monotonic()
+        assert silent(run(folder, path))
+        took.append(time.monotonic() - started)
+    return min(took) < LITTLE_S and max(took) < GENEROUS_S
 
 
 def heard(agent: socket.socket) -> dict[str, Any]:
@@ -80,11 +95,16 @@ def test_the_agent_is_told_which_job_and_what_of_it(folder: str, agent: socket.s
 
 
 @EACH
+def test_an_agent_that_is_up_costs_little(folder: str, agent: socket.socket) -> None:
+    agent.listen(RUNS)
+    assert costs_little(folder, agent.getsockname())
+    assert [heard(agent)["verb"] for _ in range(RUNS)] == [CONTEXTS[folder][1]] * RUNS
+
+
+@EACH
 def test_a_hung_agent_costs_little_and_no_error(folder: str, agent: socket.socket) -> None:
     callers = fill(agent)
-    started = time.monotonic()
-    assert silent(run(folder, agent.getsockname()))
-    assert time.monotonic() - started < GENEROUS_S
+    assert costs_little(folder, agent.getsockname())
     for caller in callers:
         caller.close()
 
@@ -120,7 +140,7 @@ def in_connect(pid: str) -> bool:
 
 @EACH
 @pytest.mark.parametrize("state", ["absent", "dead", "no socket", "no folder", "too long"])
-def test_an_agent_that_is_down_costs_no_error(folder: str, state: str, tmp_path: Path) -> None:
+def test_an_agent_that_is_down_costs_little_and_no_error(folder: str, state: str, tmp_path: Path) -> None:
     path = tmp_path / "agent.sock"
     if state == "dead":  # the socket is left, and nobody behind it
         with socket.socket(socket.AF_UNIX) as left:
@@ -131,9 +151,7 @@ def test_an_agent_that_is_down_costs_no_error(folder: str, state: str, tmp_path:
         path = path / "agent.sock"
     elif state == "too long":
         path = tmp_path / ("a" * 200)
-    started = time.monotonic()
-    assert silent(run(folder, path))
-    assert time.monotonic() - started < GENEROUS_S
+    assert costs_little(folder, path)
 
 
 @pytest.mark.parametrize("job", ["", "12;id", "-1", "1\n", "0x1", "\u0661\u0662", "99999999999", '1, "a": 1'])

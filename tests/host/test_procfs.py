@@ -11,8 +11,8 @@ import pytest
 
 from pageferry.errors import Vanished
 from pageferry.kernel import procfs
-from pageferry.kernel.numa_maps import read_numa_maps
 from support.children import LEADER_ENDS, child, python, said, wait_ended, wait_stopped
+from support.numa_maps import read_numa_maps
 
 RENAMED = 'open("/proc/self/comm", "wb").write(b") R 1 (\\n\\x1b[2J"); print(1, flush=True); input()'
 

@@ -77,9 +77,6 @@ class Memory:
     def mapped(self) -> set[int]:
         return {frame for table in self.table for frame in table.values()}
 
-    def mapcount(self, frame: int) -> int:
-        return sum(list(table.values()).count(frame) for table in self.table) + (frame in self.outside)
-
     def mapping_at(self, process: int, page: int) -> Mapping:
         return next(m for m in self.processes[process] if m.page <= page < m.end)
 

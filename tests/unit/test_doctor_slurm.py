@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pageferry.doctor.agent import examine_place, examine_watching
+from pageferry.doctor.agent import examine_place, examine_settings, examine_watching
 from pageferry.doctor.findings import Finding, Grade
 from pageferry.doctor.slurm import examine_config, examine_slurm
 from pageferry.errors import ConfigError
@@ -268,6 +268,31 @@ def test_an_agent_in_slurms_own_groups_is_named(agent: str, slurmd: str, shared:
 def test_an_agent_that_ended_meanwhile_is_said(tmp_path: Path) -> None:
     (finding,) = examine_place(100, tmp_path)
     assert finding.grade is Grade.WARN
+
+
+def test_every_fault_of_the_settings_is_named_with_its_line_and_key(tmp_path: Path) -> None:
+    path = tmp_path / "pageferry.toml"
+    path.write_text('[agent]\nmax_hold_second = 30\n\n[spill]\nrate = "fast"\n')
+    findings = list(examine_settings(path))
+    assert [(finding.grade, finding.subject) for finding in findings] == [(Grade.FAIL, "settings")] * 2
+    assert [finding.text.split(" = ")[0] for finding in findings] == [
+        f"{path}:2: agent.max_hold_second",
+        f"{path}:5: spill.rate",
+    ]
+
+
+def test_settings_without_a_fault_and_no_settings_at_all_are_well(tmp_path: Path) -> None:
+    path = tmp_path / "pageferry.toml"
+    (finding,) = examine_settings(path)
+    assert finding == Finding(Grade.OK, "settings", f"defaults (there is no {path})")
+    path.write_text("[spill]\nenabled = false\n")
+    (finding,) = examine_settings(path)
+    assert finding == Finding(Grade.OK, "settings", str(path))
+
+
+def test_settings_that_cannot_be_read_are_not_called_well(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError):
+        list(examine_settings(tmp_path))
 
 
 V2 = "30 1 0:25 / /sys/fs/cgroup rw - cgroup2 none rw\n"

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pageferry.errors import KernelError, Vanished
-from pageferry.kernel.numa_maps import NumaVma, read_numa_maps
+from support.numa_maps import NumaVma, read_numa_maps
 from support.trees import plant, write
 
 

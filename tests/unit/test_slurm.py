@@ -9,7 +9,6 @@ import pytest
 
 from pageferry.errors import SchedulerError, UsageError
 from pageferry.schedulers import slurm
-from pageferry.schedulers.base import Scheduler
 from pageferry.schedulers.slurm import Slurm
 from support.trees import plant, write
 
@@ -45,11 +44,6 @@ def scontrol(root: Path, answer: str, errors: str = "", status: int = 0) -> Slur
 
 def without_scontrol(root: Path) -> Slurm:
     return Slurm(root, str(root / "no-scontrol"))
-
-
-def test_it_is_a_scheduler() -> None:
-    scheduler: Scheduler = Slurm()
-    assert scheduler.parse_job_id("123") == "123"
 
 
 @pytest.mark.parametrize("text", ["1", "123", "123_4", "123_0", "123+1", "123+0", "4294967295"])

@@ -174,6 +174,10 @@ def job(root: Path, number: int, cpus: str, mems: str, mib: Mapping[int, int], *
         write(root, f"{base}/{step}/user/cpuset.{name}", mems)
 
 
+def candidates(root: Path, *jobs: int) -> list[spill.Homecoming]:
+    return spill.candidates(jobs, least_bytes=1, bytes_per_second=None, root=root)
+
+
 def test_memory_on_other_nodes_than_those_of_the_jobs_cpus_is_far(root: Path, topology: Topology) -> None:
     job(root, 7, cpu_of(topology, 0), "0-3", {0: 100, 1: 30, 2: 5})
     assert spill.look(7, topology, root) == Spilled(7, frozenset({0}), {1: 30 * MIB, 2: 5 * MIB})
@@ -192,7 +196,7 @@ def test_a_job_that_may_have_no_memory_at_its_cpus_is_left_alone(root: Path, top
     job(root, 7, cpu_of(topology, 0), "2-3", {0: 0, 2: 500})
     assert spill.look(7, topology, root) == Spilled(7, frozenset(), {2: 500 * MIB})
     assert spill.far_bytes(7, topology, root) == 500 * MIB
-    assert spill.candidates([7], root=root) == []
+    assert candidates(root, 7) == []
 
 
 @pytest.mark.parametrize("missing", ["memory.numa_stat", "step_0"])
@@ -205,14 +209,14 @@ def test_a_job_that_has_ended_or_lacks_a_controller_is_no_candidate(
     for number in (7, 8):
         assert spill.look(number, topology, root) is None
         assert spill.far_bytes(number, topology, root) is None
-    assert spill.candidates([7, 8], root=root) == []
+    assert candidates(root, 7, 8) == []
 
 
 def test_a_counter_file_that_cannot_be_read_is_said(root: Path, topology: Topology) -> None:
     job(root, 7, cpu_of(topology, 0), "0-3", {1: 500})
     write(root, f"{JOB}7/memory.numa_stat", "anon N1=many\n")
     with pytest.raises(KernelError, match=r"job_7/memory\.numa_stat"):
-        spill.candidates([7], root=root)
+        candidates(root, 7)
 
 
 def test_version_1_is_looked_at_in_its_own_hierarchies(root: Path, topology: Topology) -> None:
@@ -250,14 +254,14 @@ def test_candidates_come_with_a_live_rate_limited_request_to_their_homes_only(ro
 
 def test_jobs_that_the_caller_does_not_name_are_not_touched(root: Path, topology: Topology) -> None:
     job(root, 7, cpu_of(topology, 0), "0-3", {2: 500})
-    assert spill.candidates([], root=root) == []
+    assert candidates(root) == []
 
 
 def test_a_look_that_finds_nothing_needs_no_numpy(root: Path, topology: Topology) -> None:
     job(root, 7, cpu_of(topology, 0), "0-3", {0: 500})
     program = (
         "import sys; from pathlib import Path; from pageferry import spill;"
-        f"assert spill.candidates([7], root=Path({str(root)!r})) == [];"
+        f"assert spill.candidates([7], least_bytes=1, bytes_per_second=None, root=Path({str(root)!r})) == [];"
         "print('numpy' in sys.modules)"
     )
     command = [sys.executable, "-c", program]

@@ -17,7 +17,7 @@ from pageferry.errors import UsageError, Vanished
 from pageferry.kernel.topology import Topology, read_topology
 from pageferry.mover import Limits
 from pageferry.schedulers.control import nodes_here, write_outcome
-from pageferry.schedulers.slurm_cgroups import slurm_job_user_pids
+from pageferry.schedulers.slurm_cgroups import slurm_job_suspension, slurm_job_user_pids
 from pageferry.schedulers.slurm_commands import SlurmCommands
 from pageferry_planner.model import Strategy, Target, WhenFull
 
@@ -46,11 +46,10 @@ def ask(jobs: Sequence[int]) -> Chore:
             except UsageError:  # it has ended
                 continue
             names = nodes_here(job, record.hosts, socket.gethostname())
-            host = names[0] if names else socket.gethostname().partition(".")[0]
             answers[str(job)] = {
                 "state": record.state,
                 "comment": record.admin_comment,
-                "host": host,
+                "hosts": names or [socket.gethostname().partition(".")[0]],
                 "uid": record.user_id,
             }
         return {"jobs": answers}
@@ -80,30 +79,40 @@ def move(job: int, destination: Destination, settings: Settings) -> Chore:
 
 
 def bring_home(jobs: Sequence[int], settings: Settings) -> Chore:
-    """Bring the spilled memory of jobs home, live and one after another; say of each what became of it."""
+    """Bring the spilled memory of jobs home, live and one after another; say of each what became of it.
+
+    Each is looked at again when its turn comes: it may have been given other nodes, or suspended.
+    """
+
+    def candidates(some: Sequence[int]) -> list[spill.Homecoming]:
+        return spill.candidates(some, least_bytes=settings.spill.least_bytes, bytes_per_second=settings.spill.rate)
 
     def work(say: Say) -> Mapping[str, Any]:
         moved = 0
-        for homecoming in spill.candidates(
-            jobs, least_bytes=settings.spill.least_bytes, bytes_per_second=settings.spill.rate
-        ):
+        for job in [found.job for found in candidates(jobs)]:
+            if slurm_job_suspension(job).asked or not (fresh := candidates([job])):
+                continue
             try:
-                outcome = ferry.move(slurm_job_user_pids(homecoming.job), homecoming.request)
+                outcome = ferry.move(slurm_job_user_pids(job), fresh[0].request)
             except Vanished:
                 continue
             moved += 1
-            nodes = homecoming.request.target.nodes
-            say({"job": homecoming.job, "nodes": nodes, "outcome": report.outcome_json(outcome)})
+            nodes = fresh[0].request.target.nodes
+            say({"job": job, "nodes": nodes, "outcome": report.outcome_json(outcome)})
         return {"jobs": moved}
 
     return work
 
 
-def write_back(job: int, host: str, text: str) -> Chore:
-    """Put an outcome where the operator looks: this host's part of the job's AdminComment."""
+def write_back(job: int, hosts: Sequence[str], text: str) -> Chore:
+    """Put an outcome where the operator looks: the part of the job's AdminComment that is this host's.
+
+    A host with several slurmd has a part for each.
+    """
 
     def work(_say: Say) -> Mapping[str, Any]:
-        return {"written": write_outcome(SlurmCommands(), job, host, text)}
+        written = [write_outcome(SlurmCommands(), job, host, text) for host in hosts]
+        return {"written": all(written)}
 
     return work
 

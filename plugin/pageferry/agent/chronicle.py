@@ -70,7 +70,7 @@ class Chronicle:
             store.Migration(
                 job=tended.job,
                 uid=tended.uid,
-                host=tended.host or socket.gethostname(),
+                host=",".join(tended.hosts) or socket.gethostname(),
                 event=migration.cause.value,
                 rule="",
                 began=migration.began,

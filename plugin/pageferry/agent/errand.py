@@ -66,15 +66,20 @@ class Errand:
                 else:
                     yield message
 
-    def kill(self) -> None:
-        """End the child; what it had begun in the kernel is finished there."""
+    def kill(self, why: str = "the errand was ended by SIGKILL") -> None:
+        """End the child, without waiting: in an uninterruptible call it ends when that does. `reap` it then."""
         if self.result is None:
             os.kill(self.pid, signal.SIGKILL)
-            self._collect()
+            os.close(self.fd)
+            self.result = Result(None, why, 4)
+
+    def reap(self) -> bool:
+        """Say whether a child that was killed is gone. Never blocks."""
+        return os.waitpid(self.pid, os.WNOHANG)[0] != 0
 
     def _collect(self) -> None:
         os.close(self.fd)
-        _, status = os.waitpid(self.pid, 0)
+        _, status = os.waitpid(self.pid, 0)  # at the end of its pipe it is all but gone
         code = os.waitstatus_to_exitcode(status)
         if self._ends:
             end = self._ends[-1]
@@ -92,9 +97,14 @@ def begin(work: Callable[[Say], Mapping[str, Any]]) -> Errand:
     """
     read_end, write_end = os.pipe2(os.O_CLOEXEC)
     parent = os.getpid()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    pid = os.fork()
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        pid = os.fork()
+    except OSError:
+        os.close(read_end)
+        os.close(write_end)
+        raise
     if pid == 0:
         _work(work, write_end, parent)
     os.close(write_end)

@@ -10,7 +10,7 @@ from typing import Any
 from pageferry.agent import chores
 from pageferry.agent.chronicle import Chronicle
 from pageferry.agent.errand import Result
-from pageferry.agent.errands import Errands
+from pageferry.agent.errands import MOVE_SECONDS, Errands
 from pageferry.agent.tended import Cause, Migration, Phase, Stage, Tended
 from pageferry.config import Settings
 from pageferry.schedulers.slurm_cgroups import slurm_job_suspension
@@ -46,7 +46,8 @@ class Homecoming:
         free = [job for job in free if not slurm_job_suspension(job).asked]
         if free:
             self._under_way = True
-            self._errands.send(chores.bring_home(free, self._settings), self._done, self._came)
+            chore = chores.bring_home(free, self._settings)
+            self._errands.send(chore, self._done, self._came, seconds=MOVE_SECONDS)
         return None
 
     def _came(self, message: Mapping[str, Any]) -> None:

@@ -1,7 +1,8 @@
-"""Where each job's memory belongs at present: the nodes that it was last brought to, or began on.
+"""What is to be known of jobs for as long as the host runs, also by the next agent.
 
-They are the sources of the relative map when a job gets other nodes, so that what it laid out by first touch keeps
-its layout. Kept for as long as the host runs, so that a new agent knows.
+Home nodes: where a job's memory belongs at present, those that it was last brought to, or began on. They are the
+sources of the relative map when the job gets other nodes, so that what it laid out by first touch keeps its layout.
+And the request that was served last, which may still stand in the job's comment.
 """
 
 from __future__ import annotations
@@ -14,14 +15,19 @@ from pathlib import Path
 
 
 class Homes:
-    """The home nodes of jobs, in a file of `folder`; one that cannot be read or written costs no more than that."""
+    """The home nodes and served requests of jobs, in a file of `folder`.
+
+    One that cannot be read or written costs no more than that.
+    """
 
     def __init__(self, folder: Path = Path("/run/pageferry")) -> None:
         self._path = folder / "homes.json"
         self._nodes: dict[int, tuple[int, ...]] = {}
-        with suppress(OSError, ValueError, TypeError, AttributeError):
+        self._served: dict[int, str] = {}
+        with suppress(OSError, ValueError, TypeError, AttributeError, KeyError):
             read = json.loads(self._path.read_text())
-            self._nodes = {int(job): tuple(map(int, nodes)) for job, nodes in read.items()}
+            self._nodes = {int(job): tuple(map(int, nodes)) for job, nodes in read["nodes"].items()}
+            self._served = {int(job): str(text) for job, text in read["served"].items()}
 
     def get(self, job: int) -> tuple[int, ...] | None:
         """Return a job's home nodes, None if it was never seen."""
@@ -33,15 +39,27 @@ class Homes:
             self._nodes[job] = nodes
             self._write()
 
+    def served(self, job: int) -> str:
+        """Return the request of a job that was served last, "" if none was."""
+        return self._served.get(job, "")
+
+    def put_served(self, job: int, text: str) -> None:
+        """Say which request of a job was served last."""
+        if self._served.get(job) != text:
+            self._served[job] = text
+            self._write()
+
     def keep(self, jobs: Iterable[int]) -> None:
         """Forget all other jobs."""
-        left = {job: nodes for job, nodes in self._nodes.items() if job in set(jobs)}
-        if left != self._nodes:
-            self._nodes = left
+        left = set(jobs)
+        before = len(self._nodes) + len(self._served)
+        self._nodes = {job: nodes for job, nodes in self._nodes.items() if job in left}
+        self._served = {job: text for job, text in self._served.items() if job in left}
+        if len(self._nodes) + len(self._served) != before:
             self._write()
 
     def _write(self) -> None:
         fresh = self._path.with_suffix(".new")
         with suppress(OSError):
-            fresh.write_text(json.dumps(self._nodes))
+            fresh.write_text(json.dumps({"nodes": self._nodes, "served": self._served}))
             os.replace(fresh, self._path)  # noqa: PTH105

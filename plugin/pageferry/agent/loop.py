@@ -67,6 +67,8 @@ class _Agent:
         self._service.tending = self._tending
         self._again: set[int] = set()
         self._again_at: float | None = None
+        self._rescan_at: float | None = None
+        self._guardless_until: float | None = None
         self._watchdog = watchdog_seconds()
         self._pulse_at = self._watchdog_at = 0.0
         self._wakeup = _signals()
@@ -91,8 +93,8 @@ class _Agent:
 
     def close(self) -> None:
         """Let go of everything."""
-        self._tending.errands.close()
         self._gate.close()
+        self._tending.errands.close()
         self._server.close()
         self._watch.close()
 
@@ -104,8 +106,9 @@ class _Agent:
             self._wakeup: self._nothing,
             self._watch.fileno(): self._happened,
             self._server.fileno(): self._server.serve,
-            self._gate.guardian_fd(): self._guardian_ended,
         }
+        if self._guardless_until is None:
+            fixed[self._gate.guardian_fd()] = self._guardian_ended
         for descriptor in (*fixed, *self._tending.errands.descriptors()):
             poll.register(descriptor, select.POLLIN)
         timeout = None if deadline is None else max(0, (deadline - time.monotonic()) * 1000)
@@ -127,12 +130,15 @@ class _Agent:
         if self._again_at is not None and now >= self._again_at:
             jobs, self._again, self._again_at = self._again, set(), None
             self._look_at(jobs)
-        times = [self._server.deadline(), self._again_at]
-        try:
-            times.append(self._tending.due())
-        except (Vanished, KernelError) as error:
-            self._chronicle.tell(None, "not seen", str(error), logging.ERROR)
-            times.append(now + AGAIN_SECONDS)
+        if self._rescan_at is not None and now >= self._rescan_at:
+            self._rescan_at = None
+            self._rescan()
+            self._look_at({*self._watch.jobs(), *self._tending.known()})
+        times = [self._server.deadline(), self._again_at, self._rescan_at]
+        times.append(self._tending.due())
+        if self._guardless_until is not None and now >= self._guardless_until:
+            self._guardless_until = None
+        times.append(self._guardless_until)
         if self._gate.held():
             if now >= self._pulse_at:
                 self._gate.pulse()
@@ -146,12 +152,15 @@ class _Agent:
         return min((at for at in times if at is not None), default=None)
 
     def _happened(self) -> None:
+        self._seen(self._watch.events)
+
+    def _seen(self, look: Callable[[], Iterable[Event]]) -> None:
+        """Take what the watch tells; where inotify has no room, all of it is looked at again in a while."""
         try:
-            events = self._watch.events()
-        except KernelError as error:  # inotify has no room
+            self._take(look())
+        except KernelError as error:
             self._chronicle.tell(None, "not watched", str(error), logging.ERROR)
-            events = [Event(Kind.LOST, 0, Path())]
-        self._take(events)
+            self._rescan_at = time.monotonic() + AGAIN_SECONDS
 
     def _take(self, events: Iterable[Event]) -> None:
         by_job: dict[int, list[Event]] = {}
@@ -186,20 +195,23 @@ class _Agent:
         try:
             act()
         except Vanished:
-            pass
+            self._look_again(job)  # a part of it has ended, perhaps
         except PageferryError as error:
             self._again_soon(job, f"job {job}: {error}")
         except Exception as error:
             # Whatever a comment or a file has tripped us over: the other jobs are still to be served, this one let go.
             log.exception("job %d", job)
-            self._again_soon(0, f"job {job}: {type(error).__name__}: {error}")
+            self._again_soon(job, f"job {job}: {type(error).__name__}: {error}")
             self._tending.abandon(job, f"{type(error).__name__}: {error}")
 
     def _again_soon(self, job: int, why: str) -> None:
         self._chronicle.tell(None, "not done", why, logging.ERROR)
+        self._look_again(job)
+
+    def _look_again(self, job: int) -> None:
         if job:
             self._again.add(job)
-            self._again_at = time.monotonic() + AGAIN_SECONDS
+            self._again_at = self._again_at or time.monotonic() + AGAIN_SECONDS
 
     def _guardian_ended(self) -> None:
         self._chronicle.tell(None, "guardian ended", "another is started", logging.ERROR)
@@ -207,6 +219,7 @@ class _Agent:
             self._gate.reguard()
         except KernelError as error:
             self._chronicle.tell(None, "no guardian", str(error), logging.CRITICAL)
+            self._guardless_until = time.monotonic() + AGAIN_SECONDS
         self._tell_news()
 
     def _tell_news(self) -> None:
@@ -214,7 +227,7 @@ class _Agent:
             self._chronicle.tell(None, "released by the guardian", text, logging.WARNING)
 
     def _rescan(self) -> None:
-        self._take(self._watch.rescan())
+        self._seen(self._watch.rescan)
 
     def _nothing(self) -> None:
         return

@@ -11,14 +11,15 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 from pageferry.agent import chores
 from pageferry.agent.chores import Destination
 from pageferry.agent.chronicle import Chronicle, for_operator
 from pageferry.agent.errand import Result
-from pageferry.agent.errands import Errands
+from pageferry.agent.errands import ASK_SECONDS, MOVE_SECONDS, Errands
 from pageferry.agent.placing import Placing
 from pageferry.agent.tended import Cause, Migration, Phase, Stage, Tended
 from pageferry.comment import format_request, parse
@@ -48,6 +49,8 @@ class Migrations:
         self._chronicle = chronicle
         self._settings = settings
         self._idle = idle
+        self._pokes: set[int] = set()
+        self._poking = False
 
     def begin(self, tended: Tended, migration: Migration) -> None:
         """Begin a migration, or have it wait for the one that is under way; one that waits for this cause will do."""
@@ -59,7 +62,10 @@ class Migrations:
         if migration.stage is Stage.ASKS:
             now = time.monotonic()
             self._errands.send(
-                chores.ask([tended.job]), lambda result: self._asked(tended, migration, now, result), job=tended.job
+                chores.ask([tended.job]),
+                lambda result: self._asked(tended, migration, now, result),
+                job=tended.job,
+                seconds=ASK_SECONDS,
             )
         else:
             self._assign(tended, migration)
@@ -80,27 +86,41 @@ class Migrations:
         if migration.wish is not None:
             destination = Destination(migration.nodes, migration.wish.strategy, migration.sources)
         chore = chores.move(tended.job, destination, self._settings)
-        self._errands.send(chore, lambda result: self._moved(tended, migration, result), job=tended.job)
+        ended = partial(self._moved, tended, migration)
+        self._errands.send(chore, ended, job=tended.job, seconds=MOVE_SECONDS)
 
-    def poke(self, jobs: list[int]) -> None:
-        """See whether any of these jobs has a request that is to be served at once."""
-        now = time.monotonic()
-        self._errands.send(chores.ask(jobs), lambda result: self._poked(now, result))
+    def poke(self, jobs: Iterable[int]) -> None:
+        """See whether any of these jobs has a request that is to be served at once; one question at a time."""
+        self._pokes |= set(jobs)
+        if self._poking or not self._pokes:
+            return
+        asked, self._pokes, self._poking = sorted(self._pokes), set(), True
+        self._errands.send(chores.ask(asked), partial(self._poked, time.monotonic()), seconds=ASK_SECONDS)
 
     def _poked(self, at: float, result: Result) -> None:
+        self._poking = False
         for job, answer in (result.value or {}).get("jobs", {}).items():
             if (tended := self._jobs.get(int(job))) is not None:
                 migration = Migration(Cause.REQUEST, Stage.READY)
-                _understand(tended, migration, at, answer)
+                self._understand(tended, migration, at, answer)
                 if migration.wish is not None and migration.wish.now:
-                    tended.served, tended.answered_at = migration.text, math.inf
+                    # What was asked for before, and has not begun, is no longer asked for.
+                    tended.queue = [one for one in tended.queue if one.cause is not Cause.REQUEST or one.reply]
+                    self._serving(tended, migration)
                     self.begin(tended, migration)
+        self.poke(())
+
+    def _serving(self, tended: Tended, migration: Migration) -> None:
+        tended.served, tended.answered_at = migration.text, math.inf
+        self._placing.keep_served(tended.job, migration.text)
 
     def _asked(self, tended: Tended, migration: Migration, at: float, result: Result) -> None:
+        if not self._is_present(tended, migration):
+            return
         if result.error:
             self._chronicle.tell(tended, "not asked", result.error, logging.WARNING)
         answer = (result.value or {}).get("jobs", {}).get(str(tended.job))
-        _understand(tended, migration, at, answer)
+        self._understand(tended, migration, at, answer)
         if migration.cause is Cause.RESUME and not migration.text:
             self._next(tended)  # nothing new was asked for while it was suspended
         elif migration.cause is Cause.BEATEN and (answer is None or answer["state"] != "RUNNING"):
@@ -128,7 +148,10 @@ class Migrations:
         migration.outcome = result.value
         if result.error and not migration.error:
             migration.error, migration.exit_code = result.error, result.exit_code
-        if result.value is not None and not result.value["refused"] and tended.job in self._jobs:
+        if not self._is_present(tended, migration):
+            self._chronicle.ended(tended, migration)
+            return
+        if result.value is not None and not result.value["refused"]:
             self._placing.settle_at(tended.job, migration.nodes)
         self._finish(tended, migration)
 
@@ -137,10 +160,11 @@ class Migrations:
             migration.seconds_stopped = time.monotonic() - tended.thawed_at
         self._chronicle.ended(tended, migration)
         if migration.text:
-            tended.served, tended.answered_at = migration.text, math.inf
+            self._serving(tended, migration)
             if self._settings.agent.write_outcome == "AdminComment" and tended.job in self._jobs:
-                chore = chores.write_back(tended.job, tended.host, for_operator(migration))
-                self._errands.send(chore, lambda result: self._written(tended, migration, result), job=tended.job)
+                chore = chores.write_back(tended.job, tended.hosts, for_operator(migration))
+                ended = partial(self._written, tended, migration)
+                self._errands.send(chore, ended, job=tended.job, seconds=ASK_SECONDS)
         if migration.reply is not None:
             failed = {"error": migration.error, "code": migration.exit_code}
             migration.reply(failed if migration.error else {"outcome": migration.outcome})
@@ -153,6 +177,10 @@ class Migrations:
         elif tended.served == migration.text:
             tended.answered_at = time.monotonic()
 
+    def _is_present(self, tended: Tended, migration: Migration) -> bool:
+        """Say whether an errand's end is still about the job: it may have ended, and another have its ID."""
+        return self._jobs.get(tended.job) is tended and tended.migration is migration
+
     def _next(self, tended: Tended) -> None:
         tended.migration = None
         if tended.queue:
@@ -160,23 +188,25 @@ class Migrations:
         else:
             self._idle(tended)
 
+    def _understand(self, tended: Tended, migration: Migration, at: float, answer: Mapping[str, Any] | None) -> None:
+        """Take the request out of a job's comment, as it was asked for `at` that time, unless it was served before.
 
-def _understand(tended: Tended, migration: Migration, at: float, answer: Mapping[str, Any] | None) -> None:
-    """Take the request out of a job's comment, as it was asked for `at` that time, unless it was served before.
-
-    While our outcome is on its way, other hosts' may come into the comment: the request in it is still the same.
-    """
-    if answer is None:
-        return
-    tended.host = answer["host"]
-    tended.uid = tended.uid if answer["uid"] is None else answer["uid"]
-    text, wish, wrong = "", None, None
-    try:
-        request = parse(answer["comment"])
-    except UsageError as error:
-        text, wrong = answer["comment"], str(error)
-    else:
-        wish = request.for_host(tended.host) if request is not None else None
-        text = format_request(request) if request is not None and wish is not None else ""
-    if text != tended.served or at > tended.answered_at:
-        migration.text, migration.wish, migration.error = text, wish, wrong
+        While our outcome is on its way, other hosts' may come into the comment: the request in it is still the same.
+        """
+        if answer is None:
+            return
+        if not tended.served:  # by an agent before us
+            tended.served, tended.answered_at = self._placing.served(tended.job), math.inf
+        tended.hosts = tuple(answer["hosts"])
+        tended.uid = tended.uid if answer["uid"] is None else answer["uid"]
+        text, wish, wrong = "", None, None
+        try:
+            request = parse(answer["comment"])
+        except UsageError as error:
+            text, wrong = answer["comment"], str(error)
+        else:
+            wishes = [request.for_host(host) for host in tended.hosts] if request is not None else []
+            wish = next((wish for wish in wishes if wish is not None), None)
+            text = format_request(request) if request is not None and wish is not None else ""
+        if text != tended.served or at > tended.answered_at:
+            migration.text, migration.wish, migration.error = text, wish, wrong

@@ -53,6 +53,14 @@ class Placing:
         """Take note that a job's memory is on these nodes now."""
         self._homes.put(job, nodes)
 
+    def served(self, job: int) -> str:
+        """Return the request of a job that was served last, also by an agent before us; "" if none was."""
+        return self._homes.served(job)
+
+    def keep_served(self, job: int, text: str) -> None:
+        """Take note that a job's request is served."""
+        self._homes.put_served(job, text)
+
     def give(self, job: int, wish: Wish) -> tuple[int, ...]:
         """Give a job the CPUs that were asked for, or some on the nodes that were; return the jobs that got others.
 

@@ -97,7 +97,7 @@ class Migration:
 
 @dataclass(slots=True)
 class Tended:
-    """A job of this host. Times are of the monotonic clock.
+    """A job of this host, which Slurm knows as `hosts`. Times are of the monotonic clock.
 
     `served`: the request that was served last, as text; `answered_at`: since when its outcome is in the comment, so
     that the same text, if it is read later than that, has been typed again.
@@ -107,7 +107,7 @@ class Tended:
     phase: Phase = Phase.RUNS
     migration: Migration | None = None
     queue: list[Migration] = field(default_factory=list)
-    host: str = ""
+    hosts: tuple[str, ...] = ()
     uid: int = -1
     cpu_nodes: tuple[int, ...] = ()
     served: str = ""
@@ -115,6 +115,8 @@ class Tended:
     unheld: bool = False
     thawed_at: float = 0.0
     deadline: float | None = None
+    held_at: float = 0.0
+    look_at: float = 0.0
     reassigned_at: float | None = None
     writes: Counter[Path] = field(default_factory=Counter)
     """Of freezers, by group, that we saw only when the group ran again."""

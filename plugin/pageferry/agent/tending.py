@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -26,7 +27,7 @@ from pageferry.agent.placing import Placing
 from pageferry.agent.tended import Cause, Migration, Phase, Reply, Stage, Tended
 from pageferry.comment import Wish
 from pageferry.config import Settings
-from pageferry.errors import KernelError, UsageError, Vanished
+from pageferry.errors import KernelError, PageferryError, UsageError, Vanished
 from pageferry.gate.gate import Gate
 from pageferry.kernel.cgroup import pids
 from pageferry.schedulers.slurm_cgroups import slurm_job_suspension
@@ -34,8 +35,14 @@ from pageferry.schedulers.slurm_cgroups import slurm_job_suspension
 POLL_SECONDS = 0.05
 """How often a job is looked at that is about to stand still, and whose tasks (on version 1) appear without an event."""
 
+HELD_SECONDS = 1.0
+"""How often a held job is looked at whatever happens: an event may have been lost, or a look have failed."""
+
 REASSIGNED_SECONDS = 0.2
 """How long after a cpuset was written the job's memory follows: Slurm writes several files."""
+
+SLOW_SECONDS = 10.0
+"""A suspended job that does not stand still by then is looked at less often."""
 
 AGAIN_SECONDS = 1.0
 """After this long a release is tried again that the kernel did not let us do."""
@@ -94,13 +101,11 @@ class Tending:
     def gone(self, job: int) -> None:
         """Forget a job that has ended here; the memory of others may come home."""
         tended = self._jobs.pop(job, None)
+        if tended is not None:
+            _drop(tended, f"job {job} has ended")
+        self.ended()
         self._gate.release(job)
         self._placing.gone(job, self._jobs)
-        if tended is not None:
-            for migration in (tended.migration, *tended.queue):
-                if migration is not None and migration.reply is not None:
-                    migration.reply({"error": f"job {job} has ended", "code": 1})
-        self.ended()
 
     def ended(self) -> None:
         """A job has ended: see soon whose memory can come home."""
@@ -127,20 +132,41 @@ class Tending:
         """Do what its time has come for; return when to come again (monotonic), None: not before something happens."""
         now = time.monotonic()
         times: list[float] = []
+        for job in [job for job in self._gate.held() if job not in self._jobs]:
+            self._jobs[job] = Tended(job)
         for tended in list(self._jobs.values()):
-            if tended.phase is not Phase.RUNS and tended.job not in self._gate.held():
-                self._lost(tended)
-            if tended.deadline is not None and now >= tended.deadline:
-                self._let_go(tended, "max_hold is used up")
-            if tended.reassigned_at is not None and now >= tended.reassigned_at:
-                tended.reassigned_at = None
-                self._follow(tended)
-            if self._is_moving_on(tended):
-                self.look(tended.job, tasks=tended.phase is Phase.WAITS)
-                times.append(now + POLL_SECONDS)
-            times += [at for at in (tended.deadline, tended.reassigned_at) if at is not None]
-        times += [at for at in (self._placing.due(), self._homecoming.due()) if at is not None]
+            times += self._one_by_one(tended, partial(self._due_of, tended, now))
+        for part in (self._placing.due, self._homecoming.due, self.errands.due):
+            times += self._one_by_one(None, partial(_times, part))
         return min(times, default=None)
+
+    def _one_by_one(self, tended: Tended | None, act: Callable[[], list[float]]) -> list[float]:
+        """Do something for a job; a failure is told, and keeps nobody else from what is due."""
+        try:
+            return act()
+        except Vanished:
+            return [time.monotonic() + AGAIN_SECONDS]
+        except PageferryError as error:
+            self._chronicle.tell(tended, "not done", str(error), logging.ERROR)
+            return [time.monotonic() + AGAIN_SECONDS]
+
+    def _due_of(self, tended: Tended, now: float) -> list[float]:
+        held = tended.job in self._gate.held()
+        if held and tended.phase is Phase.RUNS:  # something failed between the one and the other
+            self._released(tended)
+        elif not held and tended.phase is not Phase.RUNS:
+            self._lost(tended)
+        if tended.deadline is not None and now >= tended.deadline:
+            self._let_go(tended, "max_hold is used up")
+        if tended.reassigned_at is not None and tended.migration is None and now >= tended.reassigned_at:
+            tended.reassigned_at = None
+            self._follow(tended)
+        if tended.phase is not Phase.RUNS and now >= tended.look_at:
+            tended.look_at = now + (POLL_SECONDS if self._is_moving_on(tended, now) else HELD_SECONDS)
+            self.look(tended.job, tasks=tended.phase is Phase.WAITS)
+        times = [tended.deadline, tended.reassigned_at if tended.migration is None else None]
+        times.append(tended.look_at if tended.phase is not Phase.RUNS else None)
+        return [at for at in times if at is not None]
 
     def recovered(self, job: int) -> None:
         """Take over a hold of an agent before us: keep it while Slurm has the job suspended, else let the job go."""
@@ -162,11 +188,7 @@ class Tending:
         tended = self._jobs.get(job)
         if tended is None:
             return
-        for migration in (tended.migration, *tended.queue):
-            if migration is not None and migration.reply is not None:
-                migration.reply({"error": why, "code": 1})
-        tended.migration = None
-        tended.queue.clear()
+        _drop(tended, why)
         if tended.phase is Phase.WAITS:
             self._released(tended)
 
@@ -197,6 +219,8 @@ class Tending:
             self._chronicle.tell(tended, "not held", str(error), logging.ERROR)
         else:
             tended.phase = Phase.HELD
+            tended.held_at = time.monotonic()
+            tended.look_at = 0.0
             tended.writes.clear()
             self._chronicle.tell(tended, "held", "Slurm suspends it")
         self._migrations.begin(tended, Migration(Cause.SUSPEND, Stage.ASKS))
@@ -211,6 +235,7 @@ class Tending:
     def _count_down(self, tended: Tended) -> None:
         tended.thawed_at = time.monotonic()
         tended.deadline = tended.thawed_at + self._settings.agent.max_hold_seconds
+        tended.look_at = 0.0
 
     def _released(self, tended: Tended) -> bool:
         """Have the gate release a job, and say whether it could; else it waits, and it is tried again soon."""
@@ -257,12 +282,15 @@ class Tending:
         if tended.phase is Phase.WAITS:
             self._let_go(tended, "its memory is there")
 
-    def _is_moving_on(self, tended: Tended) -> bool:
-        if tended.phase is Phase.RUNS:
-            return False
+    def _is_moving_on(self, tended: Tended, now: float) -> bool:
+        """Say whether a held job is to be looked at often: it is about to stand still, or (version 1) may start tasks.
+
+        What has not stood still for a while is in an uninterruptible call, which may take its time.
+        """
         ready = tended.migration is not None and tended.migration.stage is Stage.READY
         hold = self._gate.held().get(tended.job)
-        return ready or (tended.phase is Phase.WAITS and hold is not None and hold.private is not None)
+        starts = tended.phase is Phase.WAITS and hold is not None and hold.private is not None
+        return starts or (ready and (tended.phase is Phase.WAITS or now < tended.held_at + SLOW_SECONDS))
 
     # CPUs.
 
@@ -273,7 +301,8 @@ class Tending:
         except KernelError as error:
             self._chronicle.tell(tended, "CPUs not mapped", str(error), logging.ERROR)
         nodes = self._placing.nodes(tended.job)
-        if tended.cpu_nodes and nodes != tended.cpu_nodes:
+        before = tended.cpu_nodes or self._placing.home(tended.job)
+        if before and nodes != before:
             tended.reassigned_at = time.monotonic() + REASSIGNED_SECONDS
         tended.cpu_nodes = nodes
 
@@ -282,3 +311,18 @@ class Tending:
         nodes = self._placing.nodes(tended.job)
         if tended.migration is None and nodes and nodes != self._placing.home(tended.job):
             self._migrations.begin(tended, Migration(Cause.CPUSET, Stage.READY))
+
+
+def _drop(tended: Tended, why: str) -> None:
+    """Give up on all that is done or waits to be done for a job, and say so to those who asked."""
+    given_up = [migration for migration in (tended.migration, *tended.queue) if migration is not None]
+    tended.migration = None
+    tended.queue = []
+    for migration in given_up:
+        if migration.reply is not None:
+            migration.reply({"error": why, "code": 1})
+
+
+def _times(due: Callable[[], float | None]) -> list[float]:
+    at = due()
+    return [] if at is None else [at]

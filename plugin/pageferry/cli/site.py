@@ -1,6 +1,6 @@
 """The commands for a host and a site: the agent and what it knows, and the files that Slurm includes.
 
-Those about a job's memory are in `cli`.
+Those about a job's memory are in `cli.job`.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from pageferry.cpus.apart import finish_apart
 from pageferry.cpus.changes import Changing, JobChange, moved, repair, survey, union
 from pageferry.cpus.groups import JobGroup, job_groups, written
 from pageferry.cpus.pins import Pins, read_pins, set_pins
@@ -22,6 +23,7 @@ from pageferry.errors import PageferryError, UsageError
 from pageferry.kernel.cgroup import pids
 from pageferry.kernel.files import read_bytes
 from pageferry.kernel.lists import format_list, parse_list
+from pageferry.kernel.private_cpuset import remove_empty_groups
 from pageferry.kernel.topology import read_topology
 from pageferry.schedulers.slurm_cgroups import slurm_jobs
 from pageferry_planner.cpu_permutation import CpuPermutation, choose
@@ -50,14 +52,24 @@ class Assignments:
         return self._look(job, remember=True)
 
     def settle(self) -> bool:
-        """Look again at steps that were being launched; say whether any still are: then call again some ms later."""
+        """Look again at steps that were being launched; say whether any still are: then call again some ms later.
+
+        One that cannot be looked at keeps no other from its turn. Raises the last such error, at the end.
+        """
+        failed: PageferryError | None = None
         for job in sorted(self._waiting):
-            self._look(job, remember=False)
+            try:
+                self._look(job, remember=False)
+            except PageferryError as error:
+                failed = error
+        if failed is not None:
+            raise failed
         return bool(self._waiting)
 
     def gone(self, job: int) -> None:
         """Forget a job; with the last one the permutation is forgotten."""
         self._waiting.discard(job)
+        remove_empty_groups(self._root)
         groups = self._state.jobs.pop(job, None)
         if groups is None:
             return
@@ -150,6 +162,7 @@ class Assignments:
                 self._look(job, remember=True)
             except PageferryError as error:
                 said.append(f"job {job}: {error}")
+        remove_empty_groups(self._root)
         self._save()
         return tuple(said)
 
@@ -220,6 +233,8 @@ class Assignments:
             self._state.pins = {}
             self._state.jobs = {job: _done(groups) if job in concerned else groups for job, groups in new.jobs.items()}
             self._save()
+        if any(change.group.apart for change in changes):
+            remove_empty_groups(self._root)  # of steps that are back, or have ended
         return tuple(changes)
 
     def _remember(self, change: JobChange, known: Mapping[Path, Applied]) -> None:
@@ -240,14 +255,17 @@ class Assignments:
     def _finish(self) -> None:
         """Tell what the last agent had written from what it had only begun: the next look does the latter."""
         for job, groups in self._state.jobs.items():
+            steps = {step.path: step for group in job_groups(job, self._root) for step in group.steps}
             for path, one in groups.items():
                 if one.was is None or _is_job(path, job):
                     continue
-                begun = set(one.was) != set(one.real) and written(path) == frozenset(one.was)
-                groups[path] = replace(one, real=one.was if begun else one.real, was=None)
-                if not begun:
-                    inside = pids(path, self._root)
-                    set_pins({pid: threads for pid, threads in self._state.pins.items() if pid in inside})
+                if path in steps and (ours := steps[path].ours) is not None:
+                    groups[path], inside = finish_apart(steps[path], ours, one)
+                else:
+                    begun = set(one.was) != set(one.real) and written(path) == frozenset(one.was)
+                    groups[path] = replace(one, real=one.was if begun else one.real, was=None)
+                    inside = frozenset() if begun else pids(path, self._root)
+                set_pins({pid: threads for pid, threads in self._state.pins.items() if pid in inside})
         self._state.pins = {}
 
     def _slurm_cpus(self, job: int) -> frozenset[int]:

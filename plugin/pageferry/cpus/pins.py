@@ -92,11 +92,9 @@ def launched(pids: Collection[int], daemons: Iterable[int], root: Path = Path("/
     found = False
     for pid in pids:
         program = _program(pid, root)
-        if program in programs:
-            if _forked_without_exec(pid, root):
-                return False
-        elif program is not None:
-            found = True
+        if program in programs and _forked_without_exec(pid, root):
+            return False
+        found = found or program is not None
     return found
 
 
@@ -127,17 +125,19 @@ def _parent(pid: int) -> int:
     return 0
 
 
-def _program(pid: int, root: Path) -> tuple[int, int] | None:
-    """Return what names the file that a process executes, or None if it has ended."""
+def _program(pid: int, root: Path) -> str | None:
+    """Return the path of the file that a process executes, or None if it has ended.
+
+    The link is read, never followed: the file may be on a user's or on a hung file system.
+    """
     path = f"{root}/proc/{pid}/exe"
     try:
-        found = os.stat(path)  # noqa: PTH116
+        return os.readlink(path)  # noqa: PTH115
     except OSError as error:
         problem: PageferryError = translated(error, path)
         if isinstance(problem, Vanished):
             return None
         raise problem from error
-    return found.st_dev, found.st_ino
 
 
 def _forked_without_exec(pid: int, root: Path) -> bool:

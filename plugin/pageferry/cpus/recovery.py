@@ -2,6 +2,7 @@
 
 A moved job's own group holds Slurm's CPUs and the real ones; its batch or extern step, which Slurm always gives all of
 the job's CPUs, the real ones alone. Where the two overlap that does not tell which are which: such a job is named.
+On version 1 Slurm's groups hold Slurm's CPUs, and our own the real ones.
 """
 
 from __future__ import annotations
@@ -25,9 +26,9 @@ def recover(jobs: Mapping[int, tuple[JobGroup, ...]]) -> tuple[CpuMap, list[str]
     for job, groups in jobs.items():
         for group in groups:
             stands = written(group.path)
-            wholes = [written(step.path) for step in group.steps if _has_all(step)]
+            wholes = [written(step.ours or step.path) for step in group.steps if _has_all(step, group)]
             real = next((cpus for cpus in wholes if cpus), stands)
-            slurm = stands - real
+            slurm = stands if group.apart else stands - real
             if real == stands:
                 continue
             place = dict(zip(sorted(slurm), sorted(real), strict=False))
@@ -45,7 +46,9 @@ def recover(jobs: Mapping[int, tuple[JobGroup, ...]]) -> tuple[CpuMap, list[str]
     return state, said
 
 
-def _has_all(step: StepGroup) -> bool:
+def _has_all(step: StepGroup, group: JobGroup) -> bool:
+    if group.apart:
+        return written(step.path) == written(group.path)
     return not {"step_batch", "step_extern"}.isdisjoint(step.path.parts[-2:])
 
 
@@ -53,7 +56,8 @@ def _records(group: JobGroup, place: Mapping[int, int]) -> dict[Path, Applied]:
     """Return what must have been applied: to steps, what they have of the real CPUs."""
     back = {to: cpu for cpu, to in place.items()}
     records = {}
-    for path, cpus in [(group.path, back.keys()), *((step.path, written(step.path)) for step in group.steps)]:
+    steps = [(step.path, written(step.ours or step.path)) for step in group.steps]
+    for path, cpus in [(group.path, back.keys()), *steps]:
         if cpus and cpus <= back.keys():
             slurm = tuple(sorted(back[cpu] for cpu in cpus))
             with suppress(OSError):

@@ -1,4 +1,4 @@
-"""Whether the agent runs on this host, answers, stands apart from slurmd, and has what it watches jobs with.
+"""Whether the agent runs here, answers, stands apart from slurmd, and has sound settings and what it watches jobs with.
 
 The agent's side of the socket is left to `wire`; here it only has to answer anything in time.
 """
@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+from pageferry import config
 from pageferry.doctor.findings import Finding, fail, ok, warn
 from pageferry.errors import KernelError, PageferryError, Vanished
 from pageferry.kernel.cgroup import children, read_hierarchies
@@ -75,6 +76,15 @@ def examine_place(pid: int, root: Path = Path("/")) -> Iterator[Finding]:
         yield warn("agent's cgroup", text)
     else:
         yield ok("agent's cgroup", "apart from slurmd's")
+
+
+def examine_settings(path: Path = config.PATH) -> Iterator[Finding]:
+    """Look for faults in the settings: with a single one the agent does not start."""
+    faults = config.faults(path)
+    for fault in faults:
+        yield fail("settings", fault)
+    if not faults:
+        yield ok("settings", str(path) if path.exists() else f"defaults (there is no {path})")
 
 
 def examine_watching(root: Path = Path("/")) -> Iterator[Finding]:

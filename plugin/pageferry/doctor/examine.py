@@ -1,7 +1,7 @@
 """What of kernel, privileges, cgroups and Slurm is there, found out by trying, and what to change.
 
 Features are probed, never versions compared. A finding is FAIL only if pageferry cannot do its work without it. What
-concerns a site's Slurm and the agent is left to `doctor_slurm` and `doctor_agent`.
+concerns a site's Slurm and the agent is left to `doctor.slurm` and `doctor.agent`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from contextlib import suppress
 
 import numpy as np
 
-from pageferry.doctor.agent import examine_agent, examine_watching
+from pageferry.doctor.agent import examine_agent, examine_settings, examine_watching
 from pageferry.doctor.findings import Finding, Grade
 from pageferry.doctor.slurm import examine_slurm
 from pageferry.errors import PageferryError, Vanished
@@ -141,6 +141,7 @@ _CHECKS: dict[str, Callable[[], Iterator[Finding]]] = {
     "AutoNUMA": _balancing,
     "cgroups": _cgroups,
     "watching": examine_watching,
+    "settings": examine_settings,
     "agent": examine_agent,
     "Slurm": examine_slurm,
 }

@@ -198,9 +198,10 @@ class Gate:
         self._guard = guard
         self._ended.register(guard.pidfd, select.EPOLLIN)
         lost = tuple(hold for job, hold in self._holds.items() if not holds.is_recorded(self._folder, job))
+        self._tell_all()  # of the lost too: what is not released now is at least guarded
         for hold in lost:
-            self.release(hold.job)
-        self._tell_all()
+            with suppress(KernelError):  # then it is still held, and as guarded as the others
+                self.release(hold.job)
         return lost
 
     def close(self) -> None:
@@ -215,8 +216,9 @@ class Gate:
             before, hold = hold, holdable.grown(hold, self._root)
             if turn and hold == before:
                 break
-            holds.write(self._folder, hold)
-            self._guard.hold(hold.job, hold.entries())
+            if hold != self._holds.get(hold.job) or not holds.is_recorded(self._folder, hold.job):
+                holds.write(self._folder, hold)
+                self._guard.hold(hold.job, hold.entries())
             self._holds[hold.job] = hold
             holdable.set_hold(hold)
         else:

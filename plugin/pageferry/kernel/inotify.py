@@ -24,7 +24,6 @@ IN_MOVED_FROM = 0x40
 IN_MOVED_TO = 0x80
 IN_CREATE = 0x100
 IN_DELETE = 0x200
-IN_DELETE_SELF = 0x400
 IN_UNMOUNT = 0x2000
 IN_Q_OVERFLOW = 0x4000
 """Events were lost: more than fs.inotify.max_queued_events were waiting. The watch descriptor is -1."""

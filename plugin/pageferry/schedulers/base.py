@@ -1,13 +1,13 @@
-"""What every batch scheduler's module gives the rest: from a job's ID to its processes on this host.
+"""A batch job on this host, in words that are no scheduler's own: what a command about a job needs to know of it.
 
-What is done with a job is left to the callers; they know no scheduler by name.
+How a job is found is left to its scheduler's module, `slurm` as yet. The agent works on Slurm's cgroups by job ID, and
+does without.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,22 +31,3 @@ class Job:
     holds: tuple[Path, ...] = ()
     cpusets_outer: tuple[Path, ...] = ()
     cpusets_inner: tuple[Path, ...] = ()
-
-
-class Scheduler(Protocol):
-    """A batch scheduler."""
-
-    def parse_job_id(self, text: str) -> str:
-        """Return a job ID in the scheduler's own spelling; raises UsageError for any other text."""
-        ...
-
-    def find(self, job_id: str) -> Job:
-        """Return a job that runs on this host; the ID may be hostile text.
-
-        Raises UsageError when there is no such job here, SchedulerError when only the scheduler could tell.
-        """
-        ...
-
-    def jobs(self) -> tuple[Job, ...]:
-        """Return all jobs that run on this host, by ID."""
-        ...

@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pageferry.errors import Vanished
-from pageferry.kernel.cgroup import children, pids, read_hierarchies
+from pageferry.kernel.cgroup import children, own_pids, pids, read_hierarchies
 from pageferry.kernel.files import read_bytes
 from pageferry.kernel.freezer import read_freezer_state
+from pageferry.kernel.private_cpuset import group_path
 
 _SCOPE_SUFFIX = "slurmstepd.scope"
 _SCOPE_DEPTH = 4
@@ -82,9 +83,11 @@ def slurm_job_holds(job_id: int, root: Path = Path("/")) -> tuple[Path, ...]:
 def slurm_job_cpusets(job_id: int, root: Path = Path("/")) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
     """Return the groups whose cpusets a job's CPUs depend on: the outer ones, outermost first, and the deciding ones.
 
-    Every new step writes the job's own group again, so that one is only ever widened.
+    Every new step writes the job's own group again, so that one is only ever widened. Where tasks of a version 1 job
+    are in groups of our own, these decide, and of Slurm's those that still have tasks.
     """
-    cpuset = read_hierarchies(root).legacy.get("cpuset")
+    legacy = read_hierarchies(root).legacy
+    cpuset = legacy.get("cpuset")
     outer: list[Path] = []
     inner: list[Path] = []
     for job in slurm_job_cgroups(job_id, root):
@@ -94,7 +97,11 @@ def slurm_job_cpusets(job_id: int, root: Path = Path("/")) -> tuple[tuple[Path, 
             inner += [step / "user" for step in steps if (step / "user").is_dir()]
         elif cpuset is not None and job.is_relative_to(cpuset):
             outer += [job.parent, job]
-            inner += steps
+            moved = {step: ours for step in steps if (ours := group_path(cpuset, step)).is_dir()}
+            daemons = own_pids(legacy.get("freezer", cpuset) / job.relative_to(cpuset), root) if moved else frozenset()
+            inner += [
+                moved.get(step, step) for step in steps if not moved or step in moved or pids(step, root) - daemons
+            ]
     return tuple(outer), tuple(inner)
 
 
