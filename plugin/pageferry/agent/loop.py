@@ -75,7 +75,7 @@ class _Agent:
 
     def serve(self) -> None:
         """Take over what is there, and then do what comes."""
-        self._tell_news()
+        self._tending.tell_news()
         for text in self._assignments.restore():
             self._chronicle.tell(None, "CPU map", text, logging.WARNING)
         recovered = self._gate.recover()
@@ -220,11 +220,7 @@ class _Agent:
         except KernelError as error:
             self._chronicle.tell(None, "no guardian", str(error), logging.CRITICAL)
             self._guardless_until = time.monotonic() + AGAIN_SECONDS
-        self._tell_news()
-
-    def _tell_news(self) -> None:
-        for text in self._gate.news():
-            self._chronicle.tell(None, "released by the guardian", text, logging.WARNING)
+        self._tending.tell_news()
 
     def _rescan(self) -> None:
         self._seen(self._watch.rescan)

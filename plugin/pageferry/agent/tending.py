@@ -183,6 +183,11 @@ class Tending:
             self._released(tended)
             self._migrations.begin(tended, Migration(Cause.RECOVERED, Stage.ASKS))
 
+    def tell_news(self) -> None:
+        """Say what was released by the guardian, and why; each is said once."""
+        for text in self._gate.news():
+            self._chronicle.tell(None, "released by the guardian", text, logging.WARNING)
+
     def abandon(self, job: int, why: str) -> None:
         """Give up on what is being done for a job's memory, after a fault of our own; it runs if Slurm lets it."""
         tended = self._jobs.get(job)
@@ -262,6 +267,7 @@ class Tending:
         """The guardian has released a job that we thought we held: it is served while it runs."""
         tended.phase, tended.deadline = Phase.RUNS, None
         self._chronicle.tell(tended, "hold lost", "the guardian released it", logging.WARNING)
+        self.tell_news()
         self._migrations.advance(tended)
 
     def _count_writes(self, tended: Tended, writes: Mapping[Path, int]) -> None:
