@@ -1,0 +1,141 @@
+"""Errands on their way: each has its time, and what was meant for a job that is no more does nothing."""
+
+from __future__ import annotations
+
+import select
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pageferry.agent.errand import Result, Say
+from pageferry.agent.errands import Errands
+from pageferry.agent.migrations import Migrations
+from pageferry.agent.tended import Cause, Migration, Phase, Stage, Tended
+from pageferry.config import Settings
+
+
+def sleeps(_say: Say) -> Mapping[str, Any]:
+    time.sleep(60)
+    return {}
+
+
+def test_an_errand_that_takes_too_long_is_ended_and_its_end_is_told_once() -> None:
+    errands = Errands()
+    ended: list[Result] = []
+    errands.send(sleeps, ended.append, seconds=0.05)
+    assert errands.due() is not None
+    assert ended == []
+    time.sleep(0.06)
+    errands.due()
+    assert [result.error for result in ended] == ["the errand took too long"]
+    assert errands.descriptors() == []
+    deadline = time.monotonic() + 20
+    while errands.due() is not None:  # until the child is reaped
+        assert time.monotonic() < deadline
+    assert len(ended) == 1
+
+
+def test_an_errand_in_time_is_collected_and_its_descriptor_given_back() -> None:
+    errands = Errands()
+    ended: list[Result] = []
+    errands.send(lambda _say: {"job": 7}, ended.append, job=7, seconds=60)
+    (descriptor,) = errands.descriptors()
+    assert errands.job(descriptor) == 7
+    while not ended:
+        assert select.select([descriptor], [], [], 20)[0]
+        errands.collect(descriptor)
+    assert ended == [Result({"job": 7}, None)]
+    assert errands.descriptors() == []
+
+
+def test_without_a_process_the_errand_ends_at_once_and_leaks_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> int:
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    monkeypatch.setattr("os.fork", refuse)
+    ended: list[Result] = []
+    Errands().send(sleeps, ended.append, seconds=60)
+    assert [result.error for result in ended] == ["no process for an errand: Resource temporarily unavailable"]
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+class Sent:
+    """Stands for Errands: keeps what is to follow."""
+
+    def __init__(self) -> None:
+        self.ended: list[Any] = []
+
+    def send(self, _chore: object, ended: Any, _said: object = None, **_: object) -> None:
+        self.ended.append(ended)
+
+
+class Silent:
+    """Stands for whatever is told something."""
+
+    def __getattr__(self, _name: str) -> Any:
+        return lambda *_args, **_words: None
+
+
+class Placed(Silent):
+    """Stands for Placing."""
+
+    def served(self, _job: int) -> str:
+        return ""
+
+    def nodes(self, _job: int) -> tuple[int, ...]:
+        return (0,)
+
+
+def made(jobs: dict[int, Tended], sent: Sent, idle: Any = lambda _tended: None) -> Migrations:
+    silent: Any = Silent()
+    placed: Any = Placed()
+    errands: Any = sent
+    return Migrations(jobs, errands, gate=silent, placing=placed, chronicle=silent, settings=Settings(), idle=idle)
+
+
+def test_a_thousand_pokes_are_one_question_and_one_more() -> None:
+    sent = Sent()
+    ours = made({7: Tended(7), 8: Tended(8)}, sent)
+    for _ in range(1000):
+        ours.poke([7])
+    ours.poke([8])
+    assert len(sent.ended) == 1
+    sent.ended.pop()(Result({"jobs": {}}, None))
+    assert len(sent.ended) == 1
+    sent.ended.pop()(Result({"jobs": {}}, None))
+    assert sent.ended == []
+
+
+def test_the_end_of_an_errand_for_a_job_that_is_gone_does_nothing_to_the_next_of_its_id() -> None:
+    sent = Sent()
+    idle: list[Tended] = []
+    jobs = {7: Tended(7)}
+    ours = made(jobs, sent, idle.append)
+    ours.begin(jobs[7], Migration(Cause.SUSPEND, Stage.ASKS))
+    jobs[7] = fresh = Tended(7, Phase.HELD)
+    ours.begin(fresh, present := Migration(Cause.SUSPEND, Stage.ASKS))
+    sent.ended[0](Result({"jobs": {}}, None))
+    assert fresh.migration is present
+    assert present.stage is Stage.ASKS
+    assert idle == []
+
+
+def test_of_two_requests_for_now_the_later_one_is_served() -> None:
+    sent = Sent()
+    jobs = {7: Tended(7)}
+    ours = made(jobs, sent)
+    ours.begin(jobs[7], Migration(Cause.RESUME, Stage.ASKS))
+
+    def typed(text: str) -> None:
+        ours.poke([7])
+        answer = {"state": "RUNNING", "comment": text, "hosts": ["here"], "uid": 0}
+        sent.ended.pop()(Result({"jobs": {"7": answer}}, None))
+
+    typed("pageferry:nodes=2,now")
+    typed("pageferry:nodes=3,now")
+    assert [migration.wish.nodes for migration in jobs[7].queue if migration.wish] == [(3,)]
+    assert "nodes=3" in jobs[7].served
