@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import pytest
-
 from guest import demo
 from guest.vm.jobs import Slurm
 
 
-@pytest.mark.v1
 def test_a_suspended_job_is_moved_and_resumes_with_its_memory_and_cpus_there(slurm: Slurm) -> None:
     assert slurm.node_states()
     assert demo.main() == 0

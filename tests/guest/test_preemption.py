@@ -91,7 +91,6 @@ def nodes_of_cpus(agent: Agent, job: Steady) -> set[str]:
     return {str(node) for node in range(4) if cpus & set(cpus_of(node))}
 
 
-@pytest.mark.v1
 def test_a_preempted_job_comes_back_with_its_memory_where_its_cpus_are(slurm: Slurm, agent: Agent, low: Steady) -> None:
     move(low, "2")
     assert set(memory(low)) == {2}

@@ -103,7 +103,6 @@ def suspended_and_resumed(job: Steady, agent: Agent) -> None:
 # At once
 
 
-@pytest.mark.v1
 def test_a_request_for_now_is_served_while_the_job_runs_and_only_once(agent: Agent, job: Steady) -> None:
     held = agent.count("held")
     with closing(Inotify()) as inotify:
