@@ -51,7 +51,7 @@ class Agent:
                 env={**os.environ, **self.environment},
                 start_new_session=True,
             )
-        wait_until(self.answers, f"the agent answers:\n{self.said()}", 30)
+        wait_until(self.answers, f"the agent answers:\n{self.said()}", 90)
 
     def answers(self) -> bool:
         """Say whether it answers over its socket."""
