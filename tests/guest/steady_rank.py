@@ -1,7 +1,7 @@
 """A rank that keeps a diary: how far it has counted, and whenever it had stood still, where its memory is by then.
 
 `python -I -S steady_rank.py FOLDER MIB [SHARED_MIB]`. FOLDER/RANK.count holds a counter and a monotonic time, written
-each step; FOLDER/RANK.diary has a line of JSON for the start and for each gap of more than half a second. What
+each step; FOLDER/RANK.diary has a line of JSON for the start and for each gap of more than a second. What
 stands there is seen by the rank itself in its first steps after the gap: its CPUs, and the node of each of its pages,
 asked of the kernel by move_pages(2) without a target.
 """
@@ -16,7 +16,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-GAP_SECONDS = 0.5
+GAP_SECONDS = 1.0
 STEP_SECONDS = 0.02
 
 
