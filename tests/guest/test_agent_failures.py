@@ -153,7 +153,6 @@ def _past(agent: Agent, asking: int) -> int:
     return asking
 
 
-@pytest.mark.v1
 def test_a_freeze_that_is_not_ours_outlasts_us(agent: Agent, job: Steady) -> None:
     wait_until(lambda: settled(agent, job), "the agent knows the job")
     theirs = administrators(job)
@@ -211,7 +210,6 @@ def test_a_request_that_makes_no_sense_is_answered_and_the_job_comes_back_as_it_
     assert set(entry["nodes"]) == {"0"}
 
 
-@pytest.mark.v1
 def test_a_job_that_is_resumed_before_it_could_be_held_is_served_while_it_runs(agent: Agent, job: Steady) -> None:
     wait_until(lambda: settled(agent, job), "the agent knows the job")
     beaten, number = agent.count("beaten"), len(agent.migrations(job.id))
@@ -228,7 +226,6 @@ def test_a_job_that_is_resumed_before_it_could_be_held_is_served_while_it_runs(a
     assert agent.migrations(job.id)[number]["error"] == ""
 
 
-@pytest.mark.v1
 def test_an_agent_that_is_stopped_holds_nothing_and_holds_again_when_started(agent: Agent, job: Steady) -> None:
     suspended(agent, job)
     assert held(job.slurm, job.id)
