@@ -1,8 +1,9 @@
 """What a hold costs a resume: the time from Slurm's own thaw to the job's next step, with and without an agent.
 
 On a real Slurm in the guest. Nothing is left to move when the jobs are resumed, since it was looked at while they were
-suspended. Rounds with and without an agent take turns. Slurm's thaw is the moment when the watch reports the write to
-`cgroup.freeze`; the next step is the one that the job's rank notes down itself, on the same clock.
+suspended. Half of the rounds without an agent come before those with one, half after. Slurm's thaw is the moment when
+the watch reports the write to `cgroup.freeze`; the next step is the one that the job's rank notes down itself, on the
+same clock.
 """
 
 from __future__ import annotations
@@ -35,13 +36,12 @@ def main(output: Path) -> int:
     slurm = daemons.start()
     jobs = [submit(slurm, mib=2) for _ in range(JOBS)]
     told: dict[str, list[float]] = {"slurm": [], "pageferry": []}
-    for number in range(ROUNDS):
-        for way in sorted(told, reverse=bool(number % 2)):
-            running = (
-                agents.agent(Path(f"/run/results/bench-agent-{number}.log")) if way == "pageferry" else nullcontext()
-            )
-            with running as agent:
+    for block, way in enumerate(("slurm", "pageferry", "pageferry", "slurm")):
+        log = Path(f"/run/results/bench-agent-{block}.log")
+        with agents.agent(log) if way == "pageferry" else nullcontext() as agent:
+            for _ in range(ROUNDS // 2):
                 told[way] += resumes(jobs, agent)
+                print(f"{way}: {len(told[way])} resumes, {[round(ms) for ms in told[way][-JOBS:]]} ms", flush=True)
     for job in jobs:
         job.end()
     daemons.stop()
