@@ -141,6 +141,7 @@ class Migrations:
             migration.error, migration.exit_code, migration.wish = str(error), error.exit_code, None
         if migration.wish is None:
             migration.nodes = self._placing.nodes(tended.job)
+        tended.placed_for = self._placing.nodes(tended.job)
         migration.stage = Stage.READY
         self.advance(tended)
 

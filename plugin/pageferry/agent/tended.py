@@ -110,6 +110,9 @@ class Tended:
     hosts: tuple[str, ...] = ()
     uid: int = -1
     cpu_nodes: tuple[int, ...] = ()
+    placed_for: tuple[int, ...] = ()
+    """The nodes of its CPUs when its memory was last placed: a request may want it on others than these."""
+
     served: str = ""
     answered_at: float = math.inf
     unheld: bool = False

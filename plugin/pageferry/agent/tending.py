@@ -315,7 +315,7 @@ class Tending:
     def _follow(self, tended: Tended) -> None:
         """Bring a job's memory to its CPUs, if these are still elsewhere and nothing else has brought them there."""
         nodes = self._placing.nodes(tended.job)
-        if tended.migration is None and nodes and nodes != self._placing.home(tended.job):
+        if tended.migration is None and nodes and nodes != (tended.placed_for or self._placing.home(tended.job)):
             self._migrations.begin(tended, Migration(Cause.CPUSET, Stage.READY))
 
 
