@@ -6,6 +6,7 @@ as it is.
 """
 
 import lzma
+import os
 import re
 import struct
 import zlib
@@ -50,7 +51,8 @@ def unpacked(kernel: Kernel, cache: Path) -> Path:
         elf = unpack(kernel.image.read_bytes())
         if elf is None:
             return kernel.image
-        draft = vmlinux.with_suffix(".draft")
+        # A name of its own for each harness: several start at once, and the last to rename wins with the same bytes.
+        draft = vmlinux.with_name(f"{vmlinux.name}.{os.getpid()}.draft")
         draft.write_bytes(elf)
         draft.rename(vmlinux)
     return vmlinux
