@@ -8,11 +8,11 @@ one after another, in the order given, because each plan looks again at how much
 from __future__ import annotations
 
 import mmap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from pageferry.errors import Vanished
 from pageferry.kernel.cgroup import read_cpuset
@@ -27,57 +27,78 @@ if TYPE_CHECKING:  # numpy comes with these
 Distances = Mapping[int, Mapping[int, int]]
 """From node → to node → distance."""
 
+JobId = TypeVar("JobId", int, str)
+"""Slurm's, or PBS's."""
+
 
 @dataclass(frozen=True, slots=True)
-class Spilled:
+class Groups:
+    """The cgroups of a job: those whose cpusets decide where it runs, and those that may count its memory."""
+
+    cpusets: tuple[Path, ...]
+    memory: tuple[Path, ...]
+
+
+GroupsOf = Callable[[Any, Path], Groups]
+"""A job's ID and the root of the host → its groups."""
+
+
+def slurm_groups(job: int, root: Path = Path("/")) -> Groups:
+    """Return the groups of a Slurm job."""
+    return Groups(slurm_job_cpusets(job, root)[1], slurm_job_cgroups(job, root))
+
+
+@dataclass(frozen=True, slots=True)
+class Spilled(Generic[JobId]):
     """A job with memory away from its CPUs.
 
     `homes`: the nodes that serve its CPUs and that its memory may be on; none if its cpuset.mems leaves none of them,
     which somebody meant. `far`: bytes on each node that serves none of its CPUs.
     """
 
-    job: int
+    job: JobId
     homes: frozenset[int]
     far: Mapping[int, int]
 
 
 @dataclass(frozen=True, slots=True)
-class Share:
+class Share(Generic[JobId]):
     """What of a job's far memory can come home now: bytes in all, the gain (bytes times distance), bytes per node."""
 
-    job: int
+    job: JobId
     bytes: int
     gain: int
     takes: Mapping[int, int]
 
 
 @dataclass(frozen=True, slots=True)
-class Homecoming:
+class Homecoming(Generic[JobId]):
     """A job whose far memory is to come home, and the request that does it; `bytes` and `gain` are estimates."""
 
-    job: int
+    job: JobId
     request: ferry.Request
     bytes: int
     gain: int
 
 
 def candidates(
-    jobs: Iterable[int],
+    jobs: Iterable[JobId],
     *,
+    groups_of: GroupsOf = slurm_groups,
     least_bytes: int,
     bytes_per_second: float | None,
     seconds: float | None = None,
     reserve_bytes: int | None = None,
     rules: Rules | None = None,
     root: Path = Path("/"),
-) -> list[Homecoming]:
+) -> list[Homecoming[JobId]]:
     """Return which of these jobs have at least so much to bring home, and room for it there; the biggest gain first.
 
     Leave out of `jobs` those that are suspended or held. The other arguments are the request's. A job that has ended,
     or that has no memory controller, is no candidate. Raises KernelError and Denied for what cannot be read.
     """
     topology = read_topology(root)
-    looks = (look(job, topology, root) for job in sorted(set(jobs)))
+    looks = (look(job, topology, root, groups_of) for job in sorted(set(jobs), key=_order))
     spilled = [found for found in looks if found and found.homes and sum(found.far.values()) >= least_bytes]
     if not spilled:
         return []
@@ -98,40 +119,43 @@ def far_bytes(job: int, topology: Topology, root: Path = Path("/")) -> int | Non
     return None if found is None else sum(found.far.values())
 
 
-def look(job: int, topology: Topology, root: Path = Path("/")) -> Spilled | None:
+def look(
+    job: JobId, topology: Topology, root: Path = Path("/"), groups_of: GroupsOf = slurm_groups
+) -> Spilled[JobId] | None:
     """Return what of a job's memory is away, by the kernel's counters; None without cpusets or memory controller."""
     cpus: set[int] = set()
     allowed = topology.nodes_with_memory()
-    for group in slurm_job_cpusets(job, root)[1]:
+    groups = groups_of(job, root)
+    for group in groups.cpusets:
         with suppress(Vanished):  # a step has ended
             cpuset = read_cpuset(group)
             if cpuset is not None and cpuset.effective_cpus:
                 cpus |= cpuset.effective_cpus
                 allowed &= cpuset.effective_mems
     counted: dict[int, int] = {}
-    for group in slurm_job_cgroups(job, root):
+    for group in groups.memory:
         with suppress(Vanished):  # a hierarchy without the memory controller, or the job has ended
             for node, count in mapped_bytes(read_numa_stat(group)).items():
                 counted[node] = counted.get(node, 0) + count
     if not cpus or not counted:
         return None
-    near = _serving(topology.nodes_of_cpus(cpus), topology)
+    near = topology.serving(cpus)
     away = sorted(topology.nodes_with_memory() - near)
     return Spilled(job, near & allowed, {node: counted[node] for node in away if counted.get(node)})
 
 
 def choose(
-    spilled: Sequence[Spilled], room: Mapping[int, int], distances: Distances, least_bytes: int = 1
-) -> list[Share]:
+    spilled: Sequence[Spilled[JobId]], room: Mapping[int, int], distances: Distances, least_bytes: int = 1
+) -> list[Share[JobId]]:
     """Return what can come home: always the biggest gain next, each into the room that those before it leave.
 
     Room that a job leaves where it was is nobody's yet. Ties go to the lower job ID. `room` is in bytes per node.
     """
     left = dict(room)
-    waiting = {found.job: found for found in spilled}
-    shares: list[Share] = []
+    waiting = {found.job: found for found in sorted(spilled, key=lambda found: _order(found.job))}
+    shares: list[Share[JobId]] = []
     while waiting:
-        share = max((_share(found, left, distances) for found in waiting.values()), key=lambda s: (s.gain, -s.job))
+        share = max((_share(found, left, distances) for found in waiting.values()), key=lambda share: share.gain)
         del waiting[share.job]
         if share.gain > 0 and share.bytes >= max(least_bytes, 1):
             shares.append(share)
@@ -140,7 +164,12 @@ def choose(
     return shares
 
 
-def _share(found: Spilled, room: Mapping[int, int], distances: Distances) -> Share:
+def _order(job: object) -> tuple[int, str]:
+    """Lower numbers first, whichever scheduler's."""
+    return len(str(job)), str(job)
+
+
+def _share(found: Spilled[JobId], room: Mapping[int, int], distances: Distances) -> Share[JobId]:
     """Fill the homes as the planner will: far nodes by number, each to the nearest home, then to others.
 
     What a byte gains is what it gains at least, whichever home's CPUs use it: so more room never means less gain.
@@ -166,12 +195,6 @@ def _choices(far: int, homes: frozenset[int], distances: Distances) -> list[int]
     first = min(homes, key=lambda home: (distances[far][home], home))
     others = sorted(homes - {first}, key=lambda home: (distances[first][home], home))
     return [first, *(home for home in others if (distances[first][home], home) < (distances[first][far], far))]
-
-
-def _serving(nodes: Iterable[int], topology: Topology) -> frozenset[int]:
-    """Return the nodes with memory that serve the CPUs of nodes: their own, or where there is none the nearest."""
-    with_memory = topology.nodes_with_memory()
-    return frozenset(next(near for near in topology.nearest(node) if near in with_memory) for node in nodes)
 
 
 def _request(

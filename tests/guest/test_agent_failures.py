@@ -132,7 +132,9 @@ def spread(job: Steady) -> None:
 def far(job: Steady) -> int:
     """Return how many of its anonymous pages are where `spread` puts them, as the kernel counts them."""
     lines = Path(f"/proc/{rank_pid(job)}/numa_maps").read_text().splitlines()
-    return sum(int(word[3:]) for line in lines if "anon=" in line for word in line.split() if word.startswith(f"N{FAR}="))
+    return sum(
+        int(word[3:]) for line in lines if "anon=" in line for word in line.split() if word.startswith(f"N{FAR}=")
+    )
 
 
 def test_an_errand_that_never_ends_costs_the_job_no_more_than_max_hold(agent: Agent, job: Steady) -> None:

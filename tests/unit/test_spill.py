@@ -35,7 +35,7 @@ LEGACY = "sys/fs/cgroup"
 
 
 @st.composite
-def jobs(draw: st.DrawFn) -> list[Spilled]:
+def jobs(draw: st.DrawFn) -> list[Spilled[int]]:
     found = []
     for job in range(draw(st.integers(0, 6))):
         homes = draw(st.frozensets(st.sampled_from(sorted(NODES)), max_size=3))
@@ -49,7 +49,7 @@ ROOM = st.fixed_dictionaries({node: st.integers(0, 60) for node in NODES})
 
 @given(jobs(), ROOM, st.integers(0, 30))
 def test_no_node_takes_more_than_its_room_and_no_job_brings_more_than_it_has(
-    spilled: list[Spilled], room: dict[int, int], least: int
+    spilled: list[Spilled[int]], room: dict[int, int], least: int
 ) -> None:
     before = dict(room)
     shares = choose(spilled, room, FAR_AND_NEAR, least)
@@ -66,7 +66,7 @@ def test_no_node_takes_more_than_its_room_and_no_job_brings_more_than_it_has(
 
 @given(jobs(), ROOM)
 def test_the_biggest_gain_comes_first_and_who_is_left_out_would_gain_nothing(
-    spilled: list[Spilled], room: dict[int, int]
+    spilled: list[Spilled[int]], room: dict[int, int]
 ) -> None:
     shares = choose(spilled, room, FAR_AND_NEAR)
     assert [share.gain for share in shares] == sorted((share.gain for share in shares), reverse=True)
@@ -174,7 +174,7 @@ def job(root: Path, number: int, cpus: str, mems: str, mib: Mapping[int, int], *
         write(root, f"{base}/{step}/user/cpuset.{name}", mems)
 
 
-def candidates(root: Path, *jobs: int) -> list[spill.Homecoming]:
+def candidates(root: Path, *jobs: int) -> list[spill.Homecoming[int]]:
     return spill.candidates(jobs, least_bytes=1, bytes_per_second=None, root=root)
 
 

@@ -14,7 +14,7 @@ from pageferry import ferry, report, spill
 from pageferry.agent.errand import Say
 from pageferry.config import Settings
 from pageferry.errors import UsageError, Vanished
-from pageferry.kernel.topology import Topology, read_topology
+from pageferry.kernel.topology import read_topology
 from pageferry.mover import Limits
 from pageferry.schedulers.control import nodes_here, write_outcome
 from pageferry.schedulers.slurm_cgroups import slurm_job_suspension, slurm_job_user_pids
@@ -84,7 +84,7 @@ def bring_home(jobs: Sequence[int], settings: Settings) -> Chore:
     Each is looked at again when its turn comes: it may have been given other nodes, or suspended.
     """
 
-    def candidates(some: Sequence[int]) -> list[spill.Homecoming]:
+    def candidates(some: Sequence[int]) -> list[spill.Homecoming[int]]:
         return spill.candidates(some, least_bytes=settings.spill.least_bytes, bytes_per_second=settings.spill.rate)
 
     def work(say: Say) -> Mapping[str, Any]:
@@ -115,12 +115,3 @@ def write_back(job: int, hosts: Sequence[str], text: str) -> Chore:
         return {"written": all(written)}
 
     return work
-
-
-def nodes_of(cpus: frozenset[int], topology: Topology) -> tuple[int, ...]:
-    """Return the nodes with memory that serve CPUs: their own, or where those have none the nearest."""
-    with_memory = topology.nodes_with_memory()
-    nodes = set()
-    for node in topology.nodes_of_cpus(cpus):
-        nodes.add(next((near for near in topology.nearest(node) if near in with_memory), node))
-    return tuple(sorted(nodes))

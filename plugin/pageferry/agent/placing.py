@@ -9,7 +9,6 @@ import time
 from collections.abc import Iterable
 
 from pageferry import ferry
-from pageferry.agent.chores import nodes_of
 from pageferry.agent.homes import Homes
 from pageferry.comment import Wish
 from pageferry.cpus.assignments import Assignments
@@ -41,7 +40,7 @@ class Placing:
     def nodes(self, job: int) -> tuple[int, ...]:
         """Return the nodes of a job's CPUs; none for one that is not confined to any."""
         try:
-            return nodes_of(self._assignments.cpus(job), read_topology())
+            return tuple(sorted(read_topology().serving(self._assignments.cpus(job))))
         except UsageError:
             return ()
 

@@ -59,6 +59,12 @@ class Topology:
         """Return the numbers of the nodes that can hold pages."""
         return frozenset(node.number for node in self.nodes if node.total_bytes > 0)
 
+    def serving(self, cpus: Iterable[int]) -> frozenset[int]:
+        """Return the nodes with memory that serve CPUs: their own, or where that has no memory the nearest."""
+        with_memory = self.nodes_with_memory()
+        nodes = self.nodes_of_cpus(cpus)
+        return frozenset(next((near for near in self.nearest(node) if near in with_memory), node) for node in nodes)
+
     def nearest(self, number: int) -> tuple[int, ...]:
         """Return all node numbers by distance from node `number`, itself first; ties go to the lower number.
 
