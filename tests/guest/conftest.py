@@ -25,12 +25,21 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Keep the files of this part. What is left out is run by the other parts: see the Makefile."""
+    """Keep the files of this part, in the order that starts Slurm least often; the Makefile has the other parts run.
+
+    First what needs no Slurm, since its daemons map what jobs map, which must not be found in use there; then what
+    shares one; last what starts one of its own.
+    """
     part, parts = map(int, config.getoption("--shard").split("/"))
-    files = sorted({item.path for item in items})
-    ours = set(files[part - 1 :: parts])
+    turns: dict[Path, int] = {}
+    for item in items:
+        own = hasattr(item, "module") and hasattr(item.module, "daemons")
+        turn = 2 if own else int("slurm" in getattr(item, "fixturenames", ()))
+        turns[item.path] = max(turn, turns.get(item.path, 0))
+    files = sorted(turns, key=lambda path: (turns[path], path))
+    ours = files[part - 1 :: parts]
     config.hook.pytest_deselected(items=[item for item in items if item.path not in ours])
-    items[:] = [item for item in items if item.path in ours]
+    items[:] = sorted((item for item in items if item.path in ours), key=lambda item: ours.index(item.path))
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -61,16 +70,12 @@ def results(several_nodes: None) -> Path:
 
 @pytest.fixture(scope="module")
 def slurm(layout: Layout) -> Iterator[Slurm]:
-    """Slurm, for the tests of one file: its daemons map what jobs map, which others must not find in use.
-
-    One that runs already is used and left.
-    """
+    """Slurm, the same for all files that need no settings of their own; it has no job before and after each."""
     if layout.name == "observed":
         pytest.fail("Slurm is configured in a guest only; run without --here", pytrace=False)
-    ran = daemons.running()
-    yield daemons.start()
-    if not ran:
-        daemons.stop()
+    running = daemons.start()
+    yield running
+    running.cancel_all()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -153,7 +154,8 @@ def test_an_agent_that_hangs_is_given_up_on_and_goes_on_where_it_can(agent: Agen
     assert not held(job.slurm, job.id)
     told = [event["text"] for event in agent.ask("history")["events"] if event["kind"] == "released by the guardian"]
     assert "has not been heard" in told[0]
-    os.kill(errand, signal.SIGCONT)
+    with suppress(ProcessLookupError):  # on a slow machine its own time limit was up meanwhile
+        os.kill(errand, signal.SIGCONT)
     wait_until(lambda: settled(agent, job), "its memory is moved while it runs")
     suspended(agent, job)
     freezing.write(job.slurm, job.id, False)

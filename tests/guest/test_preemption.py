@@ -23,7 +23,7 @@ from guest.vm.jobs import Slurm, wait_until
 from guest.witness import node_vector, vmas
 from pageferry.kernel.lists import parse_list
 
-SLICE_SECONDS = 15
+SLICE_SECONDS = 10
 CONF = f"""
 PreemptType=preempt/partition_prio
 PreemptMode=SUSPEND,GANG

@@ -9,6 +9,7 @@ import select
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,7 @@ POLL_SECONDS = 0.05
 
 @pytest.fixture(scope="module")
 def slurm(several_nodes: None) -> Iterator[Slurm]:
+    daemons.stop()
     yield daemons.start(extra="PrologFlags=Contain")
     daemons.stop()
 
@@ -63,8 +65,10 @@ def started(slurm: Slurm, watch: Watch) -> tuple[int, list[Event]]:
 
 def has_program(group: Path) -> bool:
     """Say whether a step's program runs: `sleep`, not its launcher any more."""
-    lists = [path.read_text().split() for path in group.rglob("cgroup.procs")]
-    return any(Path(f"/proc/{pid}/comm").read_text() == "sleep\n" for pids in lists for pid in pids)
+    with suppress(FileNotFoundError):  # a group, or a launcher, that has just gone
+        lists = [path.read_text().split() for path in group.rglob("cgroup.procs")]
+        return any(Path(f"/proc/{pid}/comm").read_text() == "sleep\n" for pids in lists for pid in pids)
+    return False
 
 
 def step_of(group: Path) -> str:

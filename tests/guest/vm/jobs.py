@@ -74,6 +74,13 @@ class Slurm:
         _run("scancel", str(job))
         wait_until(lambda: self.state(job) in ENDED, f"job {job} ended")
 
+    def cancel_all(self) -> None:
+        """Cancel whatever jobs there are, and wait until their processes are gone."""
+        if jobs := _run("squeue", "--noheader", "--format=%A").stdout.split():
+            _run("scancel", "--full", *jobs, check=False)
+            wait_until(lambda: not _run("squeue", "--noheader").stdout.strip(), "all jobs have ended")
+            wait_until(lambda: not any(self.pids(int(job)) for job in jobs), "their processes are gone")
+
     def step_freezers(self, job: int) -> list[Path]:
         """The cgroup of each step of a job that Slurm freezes: `step_X/user` (v2), freezer `step_X` (v1)."""
         if self.cgroup == "v2":

@@ -67,8 +67,7 @@ def start(
 def stop() -> None:
     """End all daemons that start() started, and what jobs are left; nothing to do is success."""
     if running():
-        subprocess.run(["scancel", "--user=root", "--full"], check=False)
-        _wait(lambda: not _output("squeue", "--noheader"), "jobs do not end", log_folder())
+        Slurm(os.environ["PAGEFERRY_GUEST_CGROUP"], (), log_folder()).cancel_all()
     for pid_file in [*sorted(slurmconf.RUN.glob("*.pid")), MUNGE / "munged.pid"]:
         _end(pid_file)
 
@@ -135,10 +134,6 @@ def _last_words(logs: Path) -> str:
         f"--- {log.name}\n" + "\n".join(log.read_text(errors="replace").splitlines()[-20:])
         for log in sorted(logs.glob("slurm*.log"))
     )
-
-
-def _output(*command: str) -> str:
-    return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.strip()
 
 
 def _end(pid_file: Path) -> None:
