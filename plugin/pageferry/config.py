@@ -61,12 +61,21 @@ class Cpus(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     enabled: bool = True
 
 
+class Pbs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`[pbs]`: what holds for jobs of OpenPBS."""
+
+    hold: Annotated[
+        bool, Meta(description="Hold a job beyond its resume until its memory is there, at most max_hold_seconds.")
+    ] = True
+
+
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """All settings; a key that the file does not name has its default."""
 
     agent: Agent = Agent()
     spill: Spill = Spill()
     cpus: Cpus = Cpus()
+    pbs: Pbs = Pbs()
 
 
 def load(path: Path = PATH) -> Settings:

@@ -10,6 +10,7 @@ import hashlib
 import os
 import re
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -34,8 +35,8 @@ _KEYS = (
     "HealthCheckInterval",
     "ConstrainCores",
 )
-_HEAD = "# Written by `pageferry render slurm`, checksum {}. A file that was edited is not written again.\n"
-_HEAD_PATTERN = re.compile(re.escape(_HEAD).replace(r"\{\}", "([0-9a-f]{64})").rstrip("\n") + "\n")
+_HEAD = "# Written by `pageferry render {}`, checksum {}. A file that was edited is not written again.\n"
+_HEAD_PATTERN = re.compile(re.escape(_HEAD).replace(r"\{\}", "[a-z]+", 1).replace(r"\{\}", "([0-9a-f]{64})"))
 _PLAIN_PATH = re.compile(r"/[A-Za-z0-9._/+@:-]*")
 """What slurm.conf takes as one word: no blank, quotation mark, comment sign or line end, and no pattern of glob(7)."""
 
@@ -73,11 +74,11 @@ class Rendered:
 
 
 def shipped(name: str) -> Path:
-    """Return a folder that is shipped with pageferry, "hooks" or "slurm.conf.d", installed or in the repository."""
+    """Return a folder that is shipped with pageferry: "hooks", or one of contrib/; installed or in the repository."""
     package = Path(__file__).resolve().parent
     installed = package / "share" / name
     repository = package.parents[1]
-    return installed if installed.is_dir() else repository / ("contrib" if name.endswith(".d") else ".") / name
+    return installed if installed.is_dir() else repository / ("." if name == "hooks" else "contrib") / name
 
 
 def render_slurm(folder: Path, options: SlurmOptions) -> tuple[Rendered, ...]:
@@ -88,14 +89,10 @@ def render_slurm(folder: Path, options: SlurmOptions) -> tuple[Rendered, ...]:
     """
     _check(options)
     left_out = _left_out(options)
-    texts = {folder / name: _text(name, options, left_out) for name in FILES}
-    todo = {path for path, text in texts.items() if not _is_written(path, text, options.force)}
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for path in sorted(todo):
-            _replace(path, texts[path])
-    except OSError as error:
-        raise UsageError(f"{folder}: cannot be written: {error.strerror}") from error
+    values = {"hooks": str(options.hooks), "health_check_seconds": options.health_check_seconds, "left_out": left_out}
+    texts = {folder / name: text_of("slurm.conf.d", _TEMPLATES[name], "slurm", name=name, **values) for name in FILES}
+    todo = {path for path, text in texts.items() if not is_written(path, text, options.force)}
+    write_all(folder, {path: texts[path] for path in todo})
     return tuple(
         Rendered(
             path=path,
@@ -120,10 +117,7 @@ def lines(rendered: tuple[Rendered, ...], options: SlurmOptions) -> list[str]:
 
 
 def _check(options: SlurmOptions) -> None:
-    path = str(options.hooks)
-    if not _PLAIN_PATH.fullmatch(path):
-        shown = printable(os.fsencode(path))
-        raise UsageError(f"hooks: not an absolute path that slurm.conf can name: {shown!r}")
+    check_path("hooks", options.hooks)
     if options.health_check_seconds is not None and not 1 <= options.health_check_seconds <= 65533:
         raise UsageError(f"health check: not 1 to 65533 seconds: {options.health_check_seconds}")
     known = {key.lower() for key in _KEYS}
@@ -152,25 +146,31 @@ def _left_out(options: SlurmOptions) -> dict[str, str]:
     return found
 
 
-def _text(name: str, options: SlurmOptions, left_out: dict[str, str]) -> str:
+def check_path(name: str, path: Path, file: str = "slurm.conf") -> None:
+    """Raise UsageError for a path that `file` cannot have as one word."""
+    if not _PLAIN_PATH.fullmatch(str(path)):
+        shown = printable(os.fsencode(path))
+        raise UsageError(f"{name}: not an absolute path that {file} can name: {shown!r}")
+
+
+def text_of(folder: str, template: str, scheduler: str, **values: object) -> str:
+    """Return what a template of a folder of contrib/ gives, under a head by which it is known to be ours."""
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(shipped("slurm.conf.d")),
+        loader=jinja2.FileSystemLoader(shipped(folder)),
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         keep_trailing_newline=True,
         autoescape=False,  # noqa: S701 - no HTML; values are validated before
     )
     try:
-        body = environment.get_template(_TEMPLATES[name]).render(
-            name=name, hooks=str(options.hooks), health_check_seconds=options.health_check_seconds, left_out=left_out
-        )
+        body = environment.get_template(template).render(values)
     except jinja2.TemplateError as error:
-        raise ConfigError(f"{_TEMPLATES[name]}: {error}") from error
+        raise ConfigError(f"{template}: {error}") from error
     body = body.rstrip("\n") + "\n"
-    return _HEAD.format(hashlib.sha256(body.encode()).hexdigest()) + body
+    return _HEAD.format(scheduler, hashlib.sha256(body.encode()).hexdigest()) + body
 
 
-def _is_written(path: Path, text: str, force: bool) -> bool:
+def is_written(path: Path, text: str, force: bool) -> bool:
     """Say whether the file is as it should be; raises UsageError for one that is not ours to write."""
     try:
         old = None if path.is_symlink() else path.read_bytes().decode("utf-8", "backslashreplace")
@@ -187,6 +187,16 @@ def _is_written(path: Path, text: str, force: bool) -> bool:
     elif not force:
         raise UsageError(f"{path}: is not pageferry's; --force overwrites it")
     return False
+
+
+def write_all(folder: Path, texts: Mapping[Path, str]) -> None:
+    """Write files of a folder. Raises UsageError if that cannot be done."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for path, text in sorted(texts.items()):
+            _replace(path, text)
+    except OSError as error:
+        raise UsageError(f"{folder}: cannot be written: {error.strerror}") from error
 
 
 def _replace(path: Path, text: str) -> None:

@@ -7,15 +7,18 @@ at the last moment.
 from __future__ import annotations
 
 import os
+import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+from pageferry.comment import outcome_text
 from pageferry.ferry import Outcome
 from pageferry.kernel.files import printable
 from pageferry.kernel.topology import Topology
 from pageferry_planner.model import ANONYMOUS, SELF, Bucket, Plan, Runs, Snapshot
 
+_STAYS = ("pinned", "no_room", "denied", "not_reached")
 _UNITS = ("KiB", "MiB", "GiB", "TiB")
 
 
@@ -116,6 +119,31 @@ def outcome_json(outcome: Outcome) -> dict[str, Any]:
         "seconds": round(outcome.seconds, 6),
         "seconds_planning": round(outcome.seconds_planning, 6),
     }
+
+
+def outcome_word(outcome: Mapping[str, Any] | None, error: str | None) -> str:
+    """Return in one word what became of a migration; `outcome` as from `outcome_json`, None if nothing was asked."""
+    if error:
+        return "failed"
+    if outcome is None:
+        return "nothing"
+    if outcome["refused"]:
+        return "refused"
+    if not outcome["complete"]:
+        return "partial"
+    return "complete" if outcome["moved_bytes"] else "in place"
+
+
+def told(outcome: Mapping[str, Any] | None, nodes: Iterable[int], error: str | None) -> str:
+    """Return what became of a migration as one line for the operator who asked for it."""
+    at = time.strftime("%H:%M:%S")
+    if outcome is None or error:
+        return f"failed: {error}, {at}"
+    if outcome["refused"]:
+        lacking = outcome["lacking_bytes"]
+        return "refused: no room on " + ", ".join(f"node {node} ({size(lacks)})" for node, lacks in lacking.items())
+    stayed = {bucket: outcome["pages"][bucket] for bucket in _STAYS if outcome["pages"].get(bucket)}
+    return outcome_text(outcome["moved_bytes"], nodes, stayed, at)
 
 
 def outcome_lines(outcome: Mapping[str, Any]) -> list[str]:

@@ -1,4 +1,4 @@
-"""What a command is about: a Slurm job, processes with their children, or a cgroup → pids, and what may be held.
+"""What a command is about: a batch job, processes with their children, or a cgroup → pids, and what may be held.
 
 The differences between them end here.
 """
@@ -19,6 +19,7 @@ from pageferry.kernel.cgroup import read_hierarchies
 from pageferry.kernel.files import printable
 from pageferry.kernel.procfs import descendants, start_time
 from pageferry.schedulers.base import Job
+from pageferry.schedulers.pbs import Pbs, is_job_id
 from pageferry.schedulers.slurm import Slurm
 
 
@@ -48,12 +49,16 @@ def route(job: str | None, pids: Collection[int], cgroup: str | None, *, with_cp
     if not job or pids or cgroup:
         return Route.DIRECT
     try:
-        Slurm().find(job)
+        scheduler = scheduled(job).scheduler
     except UsageError:
-        Slurm().parse_job_id(job)
         if shutil.which("scontrol") is None:
             raise
+        Slurm().parse_job_id(job)
         return Route.REMOTE
+    if scheduler == "pbs":
+        if with_cpus:
+            raise UsageError("--cpus: under PBS a job keeps the CPUs that PBS gave it")
+        return Route.DIRECT
     return Route.AGENT if with_cpus and wire.present() else Route.DIRECT
 
 
@@ -62,15 +67,25 @@ def find(job: str | None, pids: Collection[int], cgroup: str | None) -> Found:
     if bool(job) + bool(pids) + bool(cgroup) != 1:
         raise UsageError("name one target: a job id, --pid or --cgroup")
     if job:
-        return _job(Slurm().find(job))
+        return _job(scheduled(job))
     if cgroup:
         return _cgroup(cgroup)
     return _processes(pids)
 
 
 def find_all() -> list[Found]:
-    """Return all Slurm jobs on this host."""
-    return [_job(job) for job in Slurm().jobs()]
+    """Return all jobs of Slurm's and PBS's on this host."""
+    return [_job(job) for job in (*Slurm().jobs(), *Pbs().jobs())]
+
+
+def scheduled(job: str) -> Job:
+    """Return the job of this ID, Slurm's or else PBS's. Raises UsageError where neither has it here."""
+    try:
+        return Slurm().find(job)
+    except UsageError:
+        if not is_job_id(job):
+            raise
+    return Pbs().find(job)
 
 
 def _job(job: Job) -> Found:

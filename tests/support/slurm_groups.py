@@ -30,11 +30,11 @@ class SlurmJob:
 
     def answers(self) -> bool:
         """Say whether each task answers in good time."""
-        return all(_answers(process, SECONDS) for process in self.processes)
+        return all(answers(process, SECONDS) for process in self.processes)
 
     def is_still(self) -> bool:
         """Say whether no task answers: there is no event to wait for, so a moment must do."""
-        return not any(_answers(process, 0.1) for process in self.processes)
+        return not any(answers(process, 0.1) for process in self.processes)
 
     def start_task(self, stack: ExitStack, step: str) -> Path:
         """Start one more task in a step of its own, and return its group."""
@@ -75,7 +75,8 @@ def _enter(group: Path, pid: int) -> None:
     (group / "cgroup.procs").write_text(str(pid))
 
 
-def _answers(process: subprocess.Popen[bytes], seconds: float) -> bool:
+def answers(process: subprocess.Popen[bytes], seconds: float) -> bool:
+    """Say whether a `cat` answers within some seconds."""
     assert process.stdin is not None
     assert process.stdout is not None
     os.write(process.stdin.fileno(), b".")

@@ -31,6 +31,9 @@ rate = "1G"
 
 [cpus]
 enabled = false
+
+[pbs]
+hold = false
 """
 
 
@@ -61,6 +64,7 @@ def test_every_key_is_read(tmp_path: Path) -> None:
         },
         "spill": {"enabled": False, "least_bytes": 65536, "rate": 1 << 30},
         "cpus": {"enabled": False},
+        "pbs": {"hold": False},
     }
     assert faults(tmp_path / "f.toml") == []
 
@@ -104,8 +108,8 @@ def test_the_words_for_a_full_node_are_the_planners() -> None:
         ('spill.rate = "256Q"', 'f.toml:1: spill.rate = "256Q": expected bytes, such as "512M"'),
         ("spill.rate = 0", "f.toml:1: spill.rate = 0: expected at least 1048576 bytes and less than 2^63"),
         ('agent.when_full = "Spill"', 'f.toml:1: agent.when_full = "Spill": expected one of partial, refuse, spill'),
-        ("[agnet]\nworkers = 1", "f.toml:1: agnet = {...}: unknown key; there are agent, spill, cpus"),
-        ("workers = 1", "f.toml:1: workers = 1: unknown key; there are agent, spill, cpus"),
+        ("[agnet]\nworkers = 1", "f.toml:1: agnet = {...}: unknown key; there are agent, spill, cpus, pbs"),
+        ("workers = 1", "f.toml:1: workers = 1: unknown key; there are agent, spill, cpus, pbs"),
         (
             "\n[spill]\ncolour = 'red'",
             'f.toml:3: spill.colour = "red": unknown key; there are enabled, least_bytes, rate',

@@ -9,15 +9,15 @@ import logging
 import socket
 import time
 from collections import Counter
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
 
 from pageferry.agent.tended import Migration, Tended
-from pageferry.comment import outcome_text
 from pageferry.history import store
 from pageferry.history.store import Store
 from pageferry.kernel.lists import format_list
-from pageferry.report import size
-
-_STAYS = ("pinned", "no_room", "denied", "not_reached")
+from pageferry.report import outcome_word, size, told
 
 _log = logging.getLogger(__name__)
 
@@ -29,12 +29,14 @@ class Chronicle:
         self._history = history
         self.counts: Counter[str] = Counter()
 
-    def tell(self, tended: Tended | None, kind: str, text: str = "", level: int = logging.INFO) -> None:
-        """Say that something happened to a job, or (None) to the agent."""
+    def tell(
+        self, tended: Tended | None, kind: str, text: str = "", level: int = logging.INFO, *, pbs_job: str = ""
+    ) -> None:
+        """Say that something happened to a job, Slurm's or PBS's, or (None) to the agent."""
         self.counts[kind] += 1
-        where = f"job {tended.job}: " if tended else ""
-        _log.log(level, "%s%s%s", where, kind, f": {text}" if text else "")
-        self._history.record_event(tended.job if tended else 0, tended.uid if tended else -1, kind, text)
+        job = tended.job if tended else pbs_job or 0
+        _log.log(level, "%s%s%s", f"job {job}: " if job else "", kind, f": {text}" if text else "")
+        self._history.record_event(job, tended.uid if tended else -1, kind, text)
 
     def lost(self) -> int:
         """Return how many records could not be written down."""
@@ -44,29 +46,16 @@ class Chronicle:
         """Return why the last record could not be written or read, None while all is well."""
         return self._history.fault
 
-    def read(self, job: int | None, user: int | None, limit: int) -> tuple[list[store.Migration], list[store.Event]]:
+    def read(
+        self, job: int | str | None, user: int | None, limit: int
+    ) -> tuple[list[store.Migration], list[store.Event]]:
         """Return the newest migrations and events: of a job, of a user's jobs, or all."""
         return self._history.migrations(job, user, limit), self._history.events(job, user, limit)
 
     def ended(self, tended: Tended, migration: Migration) -> None:
         """Say what became of a migration."""
-        outcome = migration.outcome or {}
-        seconds = (time.monotonic_ns() - migration.began_ns) / 1e9
-        word = migration.outcome_word()
-        self.counts[f"migrations {word}"] += 1
-        moved = size(outcome.get("moved_bytes", 0))
-        _log.log(
-            logging.WARNING if migration.error or word in {"partial", "refused"} else logging.INFO,
-            "job %d: %s: %s, moved %s to %s in %.2f s%s",
-            tended.job,
-            migration.cause.value,
-            word,
-            moved,
-            format_list(migration.nodes) or "nowhere",
-            seconds,
-            f": {migration.error}" if migration.error else "",
-        )
-        self._history.record_migration(
+        self._record(
+            migration.outcome,
             store.Migration(
                 job=tended.job,
                 uid=tended.uid,
@@ -74,29 +63,64 @@ class Chronicle:
                 event=migration.cause.value,
                 rule="",
                 began=migration.began,
-                seconds=seconds,
+                seconds=(time.monotonic_ns() - migration.began_ns) / 1e9,
                 seconds_stopped=migration.seconds_stopped,
                 nodes_from=format_list(migration.sources or ()),
                 nodes_to=format_list(migration.nodes),
-                outcome=word,
+                outcome=migration.outcome_word(),
+                error=migration.error or "",
+                details={"request": migration.text},
+            ),
+        )
+
+    def served(self, told: Mapping[str, Any]) -> None:
+        """Say what became of a job of PBS's: an answer of `pbs.serve`, as plain data."""
+        self._record(
+            told["outcome"],
+            store.Migration(
+                job=told["job"],
+                uid=told["uid"],
+                host=socket.gethostname(),
+                event=told["event"],
+                rule="",
+                began=told["began"],
+                seconds=max(0.0, time.time() - told["began"]),
+                seconds_stopped=told["seconds_stopped"],
+                nodes_from=format_list(told["sources"]),
+                nodes_to=format_list(told["nodes"]),
+                outcome=outcome_word(told["outcome"], told["error"]),
+                error=told["error"] or "",
+                details={"request": told["request"]},
+            ),
+        )
+
+    def _record(self, outcome: Mapping[str, Any] | None, row: store.Migration) -> None:
+        """Log, count and write down a migration; what became of its pages is in `outcome`."""
+        outcome = outcome or {}
+        self.counts[f"migrations {row.outcome}"] += 1
+        _log.log(
+            logging.WARNING if row.error or row.outcome in {"partial", "refused"} else logging.INFO,
+            "job %s: %s: %s, moved %s to %s in %.2f s%s",
+            row.job,
+            row.event,
+            row.outcome,
+            size(outcome.get("moved_bytes", 0)),
+            row.nodes_to or "nowhere",
+            row.seconds,
+            f": {row.error}" if row.error else "",
+        )
+        self._history.record_migration(
+            replace(
+                row,
                 pages=dict(outcome.get("pages", {})),
                 requested=outcome.get("requested_pages", 0),
                 calls=outcome.get("calls", 0),
                 bytes=outcome.get("moved_bytes", 0),
-                error=migration.error or "",
-                details={"request": migration.text, "excluded": outcome.get("excluded", {})},
+                details=row.details | {"excluded": outcome.get("excluded", {})},
             )
         )
 
 
 def for_operator(migration: Migration) -> str:
     """Return a migration's outcome as it is written back into the job's AdminComment."""
-    at = time.strftime("%H:%M:%S")
-    if migration.outcome is None or migration.error:
-        return f"failed: {migration.error}, {at}"
-    if migration.outcome["refused"]:
-        lacking = migration.outcome["lacking_bytes"]
-        return "refused: no room on " + ", ".join(f"node {node} ({size(lacks)})" for node, lacks in lacking.items())
-    pages = migration.outcome["pages"]
-    stayed = {bucket: pages[bucket] for bucket in _STAYS if pages.get(bucket)}
-    return outcome_text(migration.outcome["moved_bytes"], migration.nodes, stayed, at)
+    return told(migration.outcome, migration.nodes, migration.error)

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from pageferry.agent.chronicle import Chronicle
 from pageferry.agent.homes import Homes
+from pageferry.agent.pbs import PbsEvents
 from pageferry.agent.placing import Placing
 from pageferry.agent.service import Service
 from pageferry.agent.tending import Tending
@@ -64,7 +65,8 @@ class _Agent:
         self._watch = Watch()
         placing = Placing(self._assignments, Homes(places.run), settings.cpus.enabled)
         self._tending = Tending(self._gate, placing, self._chronicle, settings)
-        self._service.tending = self._tending
+        self._pbs = PbsEvents(self._tending.errands, self._chronicle, settings, places.run / "pbs")
+        self._service.tending, self._service.pbs = self._tending, self._pbs
         self._again: set[int] = set()
         self._again_at: float | None = None
         self._rescan_at: float | None = None
@@ -79,6 +81,7 @@ class _Agent:
         for text in self._assignments.restore():
             self._chronicle.tell(None, "CPU map", text, logging.WARNING)
         recovered = self._gate.recover()
+        self._pbs.recover()
         self._chronicle.tell(
             None, "started", f"{len(self._watch.jobs())} jobs, {len(recovered)} held by an agent before"
         )
@@ -135,7 +138,7 @@ class _Agent:
             self._rescan()
             self._look_at({*self._watch.jobs(), *self._tending.known()})
         times = [self._server.deadline(), self._again_at, self._rescan_at]
-        times.append(self._tending.due())
+        times += [self._tending.due(), self._pbs.due()]
         if self._guardless_until is not None and now >= self._guardless_until:
             self._guardless_until = None
         times.append(self._guardless_until)

@@ -14,6 +14,7 @@ from typing import Any
 
 from pageferry import wire
 from pageferry.agent.chronicle import Chronicle
+from pageferry.agent.pbs import PbsEvents
 from pageferry.agent.tending import Tending
 from pageferry.agent.wire_server import Reply
 from pageferry.comment import Wish
@@ -22,6 +23,7 @@ from pageferry.cpus.assignments import Assignments
 from pageferry.errors import ConfigError, Denied, PageferryError, UsageError, Vanished
 from pageferry.kernel.lists import parse_list
 from pageferry.kernel.procfs import read_status
+from pageferry.schedulers.pbs import is_job_id
 from pageferry.schedulers.slurm_cgroups import legacy_user_id, slurm_job_cgroups, slurm_job_user_pids
 from pageferry.schedulers.slurm_config import read_settings
 from pageferry.wire import Peer, number, text
@@ -31,9 +33,10 @@ SLURM_CONF = Path("/etc/slurm/slurm.conf")
 
 
 class Service:
-    """The verbs. `tending` is set before the first request is served."""
+    """The verbs. `tending` and `pbs` are set before the first request is served."""
 
     tending: Tending
+    pbs: PbsEvents
 
     def __init__(
         self, settings: Settings, assignments: Assignments, chronicle: Chronicle, rescan: Callable[[], None]
@@ -50,6 +53,7 @@ class Service:
             "cpus": self._cpus,
             "history": self._history,
             "move": self._move,
+            "pbs": self._pbs,
         }
 
     @property
@@ -96,12 +100,17 @@ class Service:
         return self._assignments.view()
 
     def _history(self, peer: Peer, message: dict[str, Any], _reply: Reply) -> Mapping[str, Any]:
-        job = number(message, "job") if "job" in message else None
+        job = message.get("job") if is_job_id(str(message.get("job"))) else None
+        if job is None and "job" in message:
+            raise UsageError("job: expected the ID of a job")
         limit = min(number(message, "limit", 100), 1000)
         user = None if peer.uid in self.trusted else peer.uid
         migrations, events = self._chronicle.read(job, user, limit)
         rows = {"migrations": [asdict(row) for row in migrations], "events": [asdict(row) for row in events]}
         return rows | {"fault": self._chronicle.fault()}
+
+    def _pbs(self, _peer: Peer, message: dict[str, Any], reply: Reply) -> Mapping[str, Any] | None:
+        return self.pbs.happened(message, reply)
 
     def _move(self, _peer: Peer, message: dict[str, Any], reply: Reply) -> None:
         wish = Wish(

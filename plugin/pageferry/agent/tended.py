@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pageferry.comment import Wish
+from pageferry.report import outcome_word
 
 Reply = Callable[[Mapping[str, Any]], None]
 
@@ -84,15 +85,7 @@ class Migration:
 
     def outcome_word(self) -> str:
         """Return in one word what became of it."""
-        if self.error:
-            return "failed"
-        if self.outcome is None:
-            return "nothing"
-        if self.outcome["refused"]:
-            return "refused"
-        if not self.outcome["complete"]:
-            return "partial"
-        return "complete" if self.outcome["moved_bytes"] else "in place"
+        return outcome_word(self.outcome, self.error)
 
 
 @dataclass(slots=True)

@@ -14,6 +14,7 @@ import click
 
 from pageferry import __version__
 from pageferry.cli import job as cli_job
+from pageferry.cli import pbs as cli_pbs
 from pageferry.cli import site as cli_site
 from pageferry.cli.job import complain
 from pageferry.errors import PageferryError
@@ -75,5 +76,6 @@ for command in (
     cli_site.poke,
     cli_site.release,
     cli_site.render,
+    cli_pbs.pbs_event,
 ):
     commands.add_command(command)

@@ -56,11 +56,12 @@ def release(run_folder: Path, force: bool) -> int:
     """Release every job that an agent left held; for systemd's ExecStopPost=, and for emergencies."""
     from pageferry import wire
     from pageferry.gate import gate
+    from pageferry.pbs import hold
 
     if not force and wire.present(run_folder / "agent.sock"):
         raise UsageError("the agent runs, and would hold them again: stop or restart it (systemctl restart pageferry)")
 
-    released = gate.release_all(run_folder / "holds")
+    released = [*map(str, gate.release_all(run_folder / "holds")), *hold.release_left(run_folder / "pbs")]
     for job in released:
         click.echo(f"job {job}: released")
     return 0
@@ -91,10 +92,10 @@ def poke(job: int | None) -> int:
 
 
 @click.command()
-@click.argument("job", type=click.IntRange(min=1), required=False)
+@click.argument("job", required=False)
 @click.option("--limit", type=click.IntRange(1, 1000), default=20, show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def history(job: int | None, limit: int, as_json: bool) -> int:
+def history(job: str | None, limit: int, as_json: bool) -> int:
     """Show what was moved, when and why: the newest migrations of a job, or of all."""
     answer = _ask({"verb": "history", "limit": limit} | ({"job": job} if job else {}))
     if as_json:
@@ -134,6 +135,43 @@ def render_slurm(  # noqa: PLR0917 - an argument for each option
         force=force,
     )
     click.echo("\n".join(rendering.lines(rendering.render_slurm(out, options), options)))
+    return 0
+
+
+@render.command("pbs")
+@click.option("--out", type=click.Path(path_type=Path), default=Path(), show_default=True, help="Where to write them.")
+@click.option(
+    "--hooks", type=click.Path(path_type=Path), help="Where the server has the hooks [default: this package's]."
+)
+@click.option(
+    "--command",
+    type=click.Path(path_type=Path),
+    default=Path("/usr/local/bin/pageferry"),
+    show_default=True,
+    help="What the hook starts on a host without an agent.",
+)
+@click.option("--alarm", type=int, default=30, show_default=True, metavar="SECONDS", help="The hook's alarm.")
+@click.option(
+    "--freq", type=int, default=120, show_default=True, metavar="SECONDS", help="How often MoM looks for drift."
+)
+@click.option("--no-resources", is_flag=True, help="Define no resources for requests and outcomes.")
+@click.option("--force", is_flag=True, help="Write over files that were edited.")
+def render_pbs(  # noqa: PLR0917 - an argument for each option
+    out: Path, hooks: Path | None, command: Path, alarm: int, freq: int, no_resources: bool, force: bool
+) -> int:
+    """Write a qmgr script that installs the hook, and the hook's configuration; see docs/openpbs.md."""
+    from pageferry import render as rendering
+    from pageferry import render_pbs as pbs
+
+    options = pbs.PbsOptions(
+        hooks=hooks or rendering.shipped("hooks"),
+        command=command,
+        alarm_seconds=alarm,
+        freq_seconds=freq,
+        resources=not no_resources,
+        force=force,
+    )
+    click.echo("\n".join(pbs.lines(pbs.render_pbs(out, options))))
     return 0
 
 

@@ -28,10 +28,16 @@ def grown(hold: Hold, root: Path = Path("/")) -> Hold:
     found = [group for path in slurm_job_holds(hold.job, root) if (group := thawed(path)) is not None]
     hold = replace(hold, groups=(*hold.groups, *(group for group in found if group not in known)))
     pids = frozenset(pid for step in _legacy_steps(hold.job, root) for pid in cgroup.pids(step, root))
-    if not pids:
-        return hold
+    return with_moved(hold, pids, hold.job) if pids else hold
+
+
+def with_moved(hold: Hold, pids: frozenset[int], job: int | str) -> Hold:
+    """Return a hold with processes that are to be moved to our own group for a job, which is made.
+
+    Raises KernelError.
+    """
     mount = private_cgroup.unified_mount()
-    private = identified(private_cgroup.make_group(mount, hold.job))
+    private = identified(private_cgroup.make_group(mount, job))
     strangers = pids - {process.pid for process in hold.moved if _is_same(process)}
     moved = [moved for pid in sorted(strangers) if (moved := _origin(pid, mount, private.path)) is not None]
     return replace(hold, private=private, moved=(*hold.moved, *moved))

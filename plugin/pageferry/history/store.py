@@ -52,13 +52,13 @@ _SCHEMA = (
 
 @dataclass(frozen=True, slots=True)
 class Migration:
-    """What became of one job's memory, once.
+    """What became of one job's memory, once. Slurm's job IDs are numbers, PBS's are texts ("12.server").
 
     `began`: seconds since 1970; `nodes_*`: as the kernel lists them; `pages`: base pages by bucket, with `requested`
     and `calls` as in a tally; `event`, `rule`: why it was done. `id` is given by the store.
     """
 
-    job: int
+    job: int | str
     uid: int
     host: str
     event: str
@@ -82,7 +82,7 @@ class Migration:
 class Event:
     """Something that happened to a job, or (`job` 0) to the agent: a hold, a release, a start, a recovery."""
 
-    job: int
+    job: int | str
     uid: int
     kind: str
     text: str
@@ -119,18 +119,18 @@ class Store:
         """Write a migration down, or count it as lost."""
         self._record("migrations", migration)
 
-    def record_event(self, job: int, uid: int, kind: str, text: str) -> None:
+    def record_event(self, job: int | str, uid: int, kind: str, text: str) -> None:
         """Write down what happens now, or count it as lost."""
         self._record("events", Event(job, uid, kind, text, self._clock()))
 
-    def migrations(self, job: int | None = None, user: int | None = None, limit: int = 100) -> list[Migration]:
+    def migrations(self, job: int | str | None = None, user: int | None = None, limit: int = 100) -> list[Migration]:
         """Return the newest migrations, newest first: of a job, of a user's jobs, or all.
 
         None at all when the file cannot be read: `fault` says why.
         """
         return self._select("migrations", Migration, job, user, limit)
 
-    def events(self, job: int | None = None, user: int | None = None, limit: int = 100) -> list[Event]:
+    def events(self, job: int | str | None = None, user: int | None = None, limit: int = 100) -> list[Event]:
         """Return the newest events, as `migrations` does."""
         return self._select("events", Event, job, user, limit)
 
@@ -159,11 +159,11 @@ class Store:
             self._until_prune = _PRUNE_EVERY
         self._until_prune = max(0, self._until_prune - 1)
 
-    def _select(self, table: str, kind: type[Row], job: int | None, user: int | None, limit: int) -> list[Row]:
+    def _select(self, table: str, kind: type[Row], job: int | str | None, user: int | None, limit: int) -> list[Row]:
         found: list[Row] = []
 
         def select(connection: sqlite3.Connection) -> None:
-            wanted: dict[str, int] = {}
+            wanted: dict[str, int | str] = {}
             if job is not None:
                 wanted["job"] = job
             if user is not None:

@@ -35,12 +35,12 @@ def unified_mount() -> Path:
     return MOUNT_POINT
 
 
-def group_path(mount: Path, job: int) -> Path:
-    """Return where our group for a job is, or would be."""
+def group_path(mount: Path, job: int | str) -> Path:
+    """Return where our group for a job is, or would be; the ID of Slurm's is a number, of PBS's a text."""
     return mount / NAME / f"job_{job}"
 
 
-def make_group(mount: Path, job: int) -> Path:
+def make_group(mount: Path, job: int | str) -> Path:
     """Return our group for a job, made if it was not there. Raises as files.read_bytes does."""
     group = group_path(mount, job)
     try:
@@ -50,7 +50,7 @@ def make_group(mount: Path, job: int) -> Path:
     return group
 
 
-def remove_group(job: int) -> None:
+def remove_group(job: int | str) -> None:
     """Remove our group for a job if it was made and nothing is in it."""
     unified = read_hierarchies().unified
     if unified is not None:

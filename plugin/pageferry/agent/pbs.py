@@ -1,0 +1,142 @@
+"""PBS's events in the agent: MoM's hook says what happened, an errand sees to the job's memory, the answer goes back.
+
+What an event means for a job is `pbs.serve`'s. A suspended job's move goes on while MoM does other things; before a
+resume MoM waits until the job is held, or until nothing is left to wait for.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from pageferry.agent.chronicle import Chronicle
+from pageferry.agent.errand import Result, Say
+from pageferry.agent.errands import MOVE_SECONDS, Errands
+from pageferry.config import Settings
+from pageferry.errors import KernelError, PageferryError
+from pageferry.pbs import event as events
+from pageferry.pbs import hold, record, serve
+from pageferry.pbs.event import Event, Kind, PbsJob
+from pageferry.pbs.serve import Case
+
+Reply = Callable[[Mapping[str, Any]], None]
+
+
+class PbsEvents:
+    """The events of a host's MoM; `folder` has the records of its jobs. For one thread; nothing here waits."""
+
+    def __init__(self, errands: Errands, chronicle: Chronicle, settings: Settings, folder: Path) -> None:
+        self._errands = errands
+        self._chronicle = chronicle
+        self._settings = settings
+        self._folder = folder
+        self._under_way: Counter[str] = Counter()
+        self._waiting: dict[str, list[Callable[[], None]]] = {}
+        self._home_at: float | None = None
+        self._coming_home = False
+
+    def recover(self) -> None:
+        """Release what an agent before us held, if it and its guardian were killed; if that fails, say so."""
+        try:
+            for job in hold.release_left(self._folder):
+                self._chronicle.tell(None, "recovered", "released", logging.WARNING, pbs_job=job)
+        except KernelError as error:
+            self._chronicle.tell(None, "not released", str(error), logging.CRITICAL)
+
+    def happened(self, message: Mapping[str, Any], reply: Reply) -> Mapping[str, Any] | None:
+        """Serve what the hook says; None: `reply` gets the answer later. Raises UsageError for what makes no sense."""
+        event = events.parse(message)
+        hosts = frozenset(event.hosts)
+        if event.event is Kind.PERIODIC:
+            return self._periodic(event, hosts)
+        (job,) = event.jobs
+        if event.event in {Kind.EPILOGUE, Kind.END}:
+            self._ended(job)
+            return {}
+        if event.event is Kind.BEGIN:
+            serve.take_note(job, hosts, self._folder)
+            return {}
+        if event.event is not Kind.PRERESUME:
+            self._begin(event.event, job, hosts, lambda _answer: None)
+            return {}
+        if serve.is_settled(job, hosts, self._folder):
+            return {"done": True, "told": record.load(job.id, self._folder).told}
+        self._begin(event.event, job, hosts, reply)
+        return None
+
+    def due(self) -> float | None:
+        """Send for spilled memory, if it is time; return when to come again (monotonic), if ever."""
+        if self._home_at is None or self._coming_home:
+            return None
+        if time.monotonic() < self._home_at:
+            return self._home_at
+        self._home_at, self._coming_home = None, True
+
+        def work(say: Say) -> Mapping[str, Any]:
+            return {"jobs": serve.bring_home(self._settings, say, self._folder)}
+
+        self._errands.send(work, self._came_home, self._chronicle.served, seconds=MOVE_SECONDS)
+        return None
+
+    def _begin(self, kind: Kind, job: PbsJob, hosts: frozenset[str], reply: Reply) -> None:
+        """Send an errand for a job, or have it wait for the one that is on its way."""
+        begin = partial(self._send, kind, job, hosts, reply)
+        if kind is not Kind.PRERESUME and self._under_way[job.id]:
+            self._waiting.setdefault(job.id, []).append(begin)
+            return
+        begin()
+
+    def _send(self, kind: Kind, job: PbsJob, hosts: frozenset[str], reply: Reply) -> None:
+        self._under_way[job.id] += 1
+
+        def work(say: Say) -> Mapping[str, Any]:
+            return serve.serve(Case(kind, job, hosts, self._settings, self._folder), say).as_dict()
+
+        def said(message: Mapping[str, Any]) -> None:
+            if message.get("held"):
+                self._chronicle.tell(None, "held", "until its memory is there", pbs_job=job.id)
+                reply({"held": True, "told": "moving"})
+            else:
+                self._chronicle.tell(None, "not held", str(message.get("live")), pbs_job=job.id)
+
+        def ended(result: Result) -> None:
+            self._under_way -= Counter({job.id: 1})
+            if result.value is None:
+                self._chronicle.tell(None, "not done", result.error or "", logging.ERROR, pbs_job=job.id)
+            elif result.value["outcome"] is not None or result.value["error"]:
+                self._chronicle.served(result.value)
+            reply({"done": True, "told": record.load(job.id, self._folder).told})
+            for begin in self._waiting.pop(job.id, []):
+                begin()
+
+        self._errands.send(work, ended, said, seconds=MOVE_SECONDS)
+
+    def _periodic(self, event: Event, hosts: frozenset[str]) -> Mapping[str, Any]:
+        """See which jobs PBS, or somebody else, has given other nodes; return the last outcome of each job."""
+        told = {}
+        for job in event.jobs:
+            try:
+                if serve.take_note(job, hosts, self._folder) and job.id not in self._under_way:
+                    self._begin(Kind.PERIODIC, job, hosts, lambda _answer: None)
+            except PageferryError as error:
+                self._chronicle.tell(None, "not done", str(error), logging.ERROR, pbs_job=job.id)
+            if text := record.load(job.id, self._folder).told:
+                told[job.id] = text
+        record.forget_others([job.id for job in event.jobs], self._folder)
+        return {"outcomes": told}
+
+    def _ended(self, job: PbsJob) -> None:
+        self._waiting.pop(job.id, None)
+        record.forget(job.id, self._folder)
+        if self._settings.spill.enabled and self._home_at is None:
+            self._home_at = time.monotonic() + serve.WAIT_SECONDS
+
+    def _came_home(self, result: Result) -> None:
+        self._coming_home = False
+        if result.error:
+            self._chronicle.tell(None, "spilled memory stays", result.error, logging.ERROR)

@@ -1,0 +1,102 @@
+"""The command that PBS's hook starts on a host without an agent; what it does for an event is `pbs.serve`'s."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pageferry.cli.job import complain
+
+if TYPE_CHECKING:
+    from pageferry.pbs.event import Event
+
+
+@click.command("pbs-event", hidden=True)
+@click.option("--config", type=click.Path(path_type=Path), help="The settings [default: the site's].")
+def pbs_event(config: Path | None) -> int:
+    """Serve an event of PBS's, a line of JSON on standard input, without an agent: for its hook.
+
+    The first line of the answer is for MoM, which waits for it; what is under way then goes on.
+    """
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    with suppress(OSError):  # MoM is spared when memory runs out; what its hook starts need not be
+        Path("/proc/self/oom_score_adj").write_text("0")
+    from pageferry import config as settings
+    from pageferry import wire
+    from pageferry.pbs import event as events
+    from pageferry.pbs.event import Kind
+
+    chosen = settings.load(config or settings.PATH)
+    message = events.parse(wire.decoded(sys.stdin.buffer.readline(wire.LINE_BYTES)))
+    if message.event is Kind.PERIODIC:
+        return _periodic(message, chosen)
+    if message.event in {Kind.EPILOGUE, Kind.END}:
+        return _ended(message, chosen)
+    return _job(message, chosen)
+
+
+def _job(event: Event, settings: Any) -> int:
+    from pageferry.pbs import hold, record, serve
+    from pageferry.pbs.event import Kind
+
+    (job,), hosts = event.jobs, frozenset(event.hosts)
+    with suppress(Exception):  # what was left by another is no reason not to serve this one
+        hold.release_left()
+    waits = event.event is Kind.PRERESUME
+    if event.event is Kind.BEGIN or (waits and serve.is_settled(job, hosts)):
+        if not waits:
+            serve.take_note(job, hosts)
+        _say({"done": True, "told": record.load(job.id).told if waits else ""})
+        return 0
+    if not waits:
+        _say({"begun": True})
+
+    def say(message: Mapping[str, Any]) -> None:
+        if message.get("held"):
+            _say({"held": True, "told": "moving"})
+
+    served = serve.serve(serve.Case(event.event, job, hosts, settings), say)
+    _say({"done": True, "told": record.load(job.id).told})
+    if served.error:
+        complain(f"job {job.id}: {served.error}")
+    return 0
+
+
+def _periodic(event: Event, settings: Any) -> int:
+    from pageferry.pbs import hold, record, serve
+
+    hosts = frozenset(event.hosts)
+    with suppress(Exception):
+        hold.release_left()
+    outcomes = {job.id: told for job in event.jobs if (told := record.load(job.id).told)}
+    _say({"outcomes": outcomes})
+    record.forget_others([job.id for job in event.jobs])
+    for job in event.jobs:
+        if serve.take_note(job, hosts):
+            serve.serve(serve.Case(event.event, job, hosts, settings), lambda _message: None)
+    return 0
+
+
+def _ended(event: Event, settings: Any) -> int:
+    from pageferry.pbs import record, serve
+
+    _say({"begun": True})
+    record.forget(event.jobs[0].id)
+    if settings.spill.enabled:
+        time.sleep(serve.WAIT_SECONDS)
+        serve.bring_home(settings, lambda _message: None)
+    return 0
+
+
+def _say(answer: Mapping[str, Any]) -> None:
+    """Answer the hook, which may have gone."""
+    with suppress(OSError):
+        os.write(1, json.dumps(answer).encode() + b"\n")

@@ -1,0 +1,69 @@
+"""What PBS's hook says: one JSON object, checked as a whole before anything of it is used.
+
+The hook runs inside MoM and knows the job; what is to be done is decided by those who are handed this.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import Enum
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
+
+from pageferry.errors import UsageError
+from pageferry.kernel.files import printable
+from pageferry.schedulers.pbs import is_job_id
+
+_Text = Annotated[str, Meta(max_length=4096)]
+
+
+class Kind(Enum):
+    """Which of MoM's hook events it was."""
+
+    BEGIN = "execjob_begin"
+    POSTSUSPEND = "execjob_postsuspend"
+    PRERESUME = "execjob_preresume"
+    RESIZE = "execjob_resize"
+    EPILOGUE = "execjob_epilogue"
+    END = "execjob_end"
+    PERIODIC = "exechost_periodic"
+
+
+class PbsJob(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A job as MoM has it here.
+
+    `session`: of its first task on this host, 0 where MoM has none. `asked`: the request that came with the job when it
+    was submitted; `comment`: what an operator wrote. Both are read as `comment.parse` does, the first also without
+    its prefix.
+    """
+
+    id: Annotated[str, Meta(max_length=256)]
+    exec_vnode: Annotated[str, Meta(max_length=32768)] = ""
+    session: Annotated[int, Meta(ge=0, lt=1 << 31)] = 0
+    user: Annotated[str, Meta(max_length=256)] = ""
+    asked: _Text = ""
+    comment: _Text = ""
+
+
+class Event(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """An event, of one job but for `exechost_periodic`, which has all; `hosts`: the names that MoM's host goes by."""
+
+    event: Kind
+    jobs: Annotated[list[PbsJob], Meta(max_length=4096)] = []
+    hosts: Annotated[list[Annotated[str, Meta(max_length=256)]], Meta(max_length=8)] = []
+
+
+def parse(message: Mapping[str, Any]) -> Event:
+    """Return what a message with the verb `pbs` says. Raises UsageError, which names what is wrong with it."""
+    try:
+        event = msgspec.convert({key: value for key, value in message.items() if key != "verb"}, Event)
+    except (msgspec.ValidationError, ValueError) as error:
+        raise UsageError(f"not an event: {printable(str(error)[:200].encode())}") from error
+    for job in event.jobs:
+        if not is_job_id(job.id):
+            raise UsageError(f"not a PBS job ID: {job.id[:80]!a}")
+    if event.event is not Kind.PERIODIC and len(event.jobs) != 1:
+        raise UsageError(f"{event.event.value}: of one job, not of {len(event.jobs)}")
+    return event

@@ -1,0 +1,98 @@
+"""What is to be known of a PBS job from one event to the next: a small file for each, under /run.
+
+It is written as a whole or not at all, and one that cannot be read or written costs no more than what it would have
+saved. The agent and the command that does without one use the same files.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import msgspec
+
+from pageferry.errors import KernelError
+from pageferry.kernel.files import read_bytes
+
+FOLDER = Path("/run/pageferry/pbs")
+_SUFFIX = ".json"
+_LOCK = ".lock"
+_LOOK_SECONDS = 0.02
+
+
+class Record(msgspec.Struct, frozen=True):
+    """A job's record.
+
+    `homes`: the nodes that its memory was last brought to, or began on: the sources of the relative map. `placed`:
+    those that PBS gave it, at our last look. `settled`: where all of its memory is since it was suspended; none once it
+    runs again. `served`: the request that was served last. `told`: the last outcome, for who looks at the job.
+    """
+
+    homes: tuple[int, ...] = ()
+    placed: tuple[int, ...] = ()
+    settled: tuple[int, ...] = ()
+    served: str = ""
+    told: str = ""
+
+
+def load(job_id: str, folder: Path = FOLDER) -> Record:
+    """Return a job's record; an empty one if there is none that can be read."""
+    with suppress(Exception):
+        return msgspec.json.decode(read_bytes(folder / f"{job_id}{_SUFFIX}"), type=Record)
+    return Record()
+
+
+def save(job_id: str, record: Record, folder: Path = FOLDER) -> None:
+    """Write a job's record, if that can be."""
+    with suppress(OSError):
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        fresh = folder / f"{job_id}.{os.getpid()}.new"
+        fresh.write_bytes(msgspec.json.encode(record))
+        fresh.replace(folder / f"{job_id}{_SUFFIX}")
+
+
+def forget(job_id: str, folder: Path = FOLDER) -> None:
+    """Remove what is known of a job that has ended here."""
+    for suffix in (_SUFFIX, _LOCK):
+        with suppress(OSError):
+            (folder / f"{job_id}{suffix}").unlink(missing_ok=True)
+
+
+def forget_others(jobs: Iterable[str], folder: Path = FOLDER) -> None:
+    """Remove the records of all jobs but these; holds are not records."""
+    kept = {f"{job}{suffix}" for job in jobs for suffix in (_SUFFIX, _LOCK)}
+    with suppress(OSError):
+        for path in list(folder.iterdir()):
+            if path.suffix in {_SUFFIX, _LOCK} and path.name not in kept:
+                path.unlink(missing_ok=True)
+
+
+@contextmanager
+def alone(job_id: str, folder: Path = FOLDER, until: Callable[[], bool] = lambda: False) -> Iterator[bool]:
+    """Wait until nobody else moves a job's memory, and keep others from it; yield False if `until` says so before.
+
+    Raises KernelError if there can be no lock.
+    """
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        lock = os.open(folder / f"{job_id}{_LOCK}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except OSError as error:
+        raise KernelError(f"{folder}: {error.strerror}") from error
+    try:
+        while not (ours := _locked(lock)) and not until():
+            time.sleep(_LOOK_SECONDS)
+        yield ours
+    finally:
+        os.close(lock)
+
+
+def _locked(lock: int) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

@@ -1,0 +1,228 @@
+"""What must hold of finding PBS's jobs, and of what its hook says of them: all of it is hostile text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pageferry.errors import UsageError
+from pageferry.kernel.topology import read_topology
+from pageferry.pbs import event as events
+from pageferry.pbs import record
+from pageferry.pbs.event import Kind, PbsJob
+from pageferry.pbs.record import Record
+from pageferry.pbs.serve import understood
+from pageferry.schedulers.pbs import Pbs, claimed_pids, is_job_id, is_stopped, job_nodes, job_pids
+from pageferry.schedulers.pbs_cgroups import pbs_job_cgroups, pbs_job_cpuset, pbs_job_freezers, pbs_job_ids
+from support.trees import plant, write
+
+V1 = "sys/fs/cgroup"
+JOBS = "pbs_jobs.service/jobid"
+STATUS = (
+    "Name:\trank\nState:\t{state}\nTgid:\t{pid}\nPPid:\t1\nUid:\t{uid}\t{uid}\t{uid}\t{uid}\nThreads:\t1\n"
+    "Cpus_allowed_list:\t0\nMems_allowed_list:\t0\n"
+)
+GUEST = frozenset({"guest"})
+
+
+@pytest.fixture
+def legacy(tmp_path: Path) -> Path:
+    """A host of four nodes on version 1, as pbs_cgroups has laid it: two jobs, one of them of an array."""
+    plant("four_nodes", tmp_path)
+    mounts = [
+        f"3{n} 1 0:3{n} / /{V1}/{name} rw - cgroup cgroup rw,{name}" for n, name in enumerate(["cpuset", "memory"])
+    ]
+    write(tmp_path, "proc/self/mountinfo", "\n".join(mounts) + "\n")
+    for job, cpus, pids in (("12.srv", "0-1", "1201\n1202\n"), ("7[3].srv", "2-3", "703\n")):
+        for controller in ("cpuset", "memory"):
+            write(tmp_path, f"{V1}/{controller}/{JOBS}/{job}/cgroup.procs", pids)
+        for name, value in (("cpus", cpus), ("mems", "0-3"), ("effective_cpus", cpus), ("effective_mems", "0-3")):
+            write(tmp_path, f"{V1}/cpuset/{JOBS}/{job}/cpuset.{name}", value + "\n")
+    return tmp_path
+
+
+def process(root: Path, pid: int, uid: int, *, job: str = "", session: int = 1, state: str = "S (sleeping)") -> None:
+    write(root, f"proc/{pid}/status", STATUS.format(pid=pid, uid=uid, state=state))
+    write(root, f"proc/{pid}/environ", f"HOME=/\0PBS_JOBID={job}\0" if job else "HOME=/\0")
+    write(root, f"proc/{pid}/stat", f"{pid} (a) R) S 1 {session} {session} 0 " + "0 " * 40)
+
+
+def test_jobs_are_found_by_the_names_of_their_groups_brackets_included(legacy: Path) -> None:
+    assert pbs_job_ids(legacy) == ("12.srv", "7[3].srv")
+    assert pbs_job_cgroups("7[3].srv", legacy) == tuple(
+        legacy / V1 / controller / JOBS / "7[3].srv" for controller in ("cpuset", "memory")
+    )
+    assert pbs_job_cgroups("73.srv", legacy) == (), "brackets are no pattern"
+    assert Pbs(legacy).find("12.srv").pids == {1201, 1202}
+
+
+def test_a_job_may_be_named_without_its_server_if_that_is_one(legacy: Path) -> None:
+    assert Pbs(legacy).find("12").id == "12.srv"
+    assert Pbs(legacy).find("7[3]").id == "7[3].srv"
+    write(legacy, f"{V1}/cpuset/{JOBS}/12.other/cgroup.procs", "5\n")
+    with pytest.raises(UsageError, match="one of several"):
+        Pbs(legacy).find("12")
+
+
+def test_a_prefix_of_the_sites_own_is_found(legacy: Path) -> None:
+    write(legacy, f"{V1}/cpuset/site.service/jobid/9.srv/cgroup.procs", "99\n")
+    assert Pbs(legacy).find("9.srv").pids == {99}
+
+
+def test_version_2_groups_can_be_frozen_and_version_1_groups_cannot(legacy: Path, tmp_path_factory: Any) -> None:
+    assert pbs_job_freezers("12.srv", legacy) == ()
+    unified = tmp_path_factory.mktemp("v2")
+    write(unified, "proc/self/mountinfo", f"30 1 0:30 / /{V1} rw - cgroup2 cgroup2 rw\n")
+    write(unified, f"{V1}/{JOBS}/12.srv/cgroup.procs", "1201\n")
+    assert pbs_job_freezers("12.srv", unified) == (unified / V1 / JOBS / "12.srv",)
+
+
+def test_the_nodes_are_those_of_the_cpus_and_of_the_mems_where_these_are_fenced(legacy: Path) -> None:
+    topology = read_topology(legacy)
+    assert pbs_job_cpuset("12.srv", legacy)[0] == {0, 1}
+    near = tuple(sorted(topology.nodes_of_cpus({0, 1})))
+    assert job_nodes("12.srv", "", GUEST, topology, legacy) == near
+    write(legacy, f"{V1}/cpuset/{JOBS}/12.srv/cpuset.effective_mems", "3\n")
+    assert job_nodes("12.srv", "", GUEST, topology, legacy) == near, "mems that serve none of its CPUs are no home"
+
+
+def test_without_a_cpuset_the_vnodes_of_this_host_say_which_nodes(legacy: Path) -> None:
+    topology = read_topology(legacy)
+    given = "(guest[1]:ncpus=1:mem=5kb+guest[2]:ncpus=1)+(other[3]:ncpus=1)+(guest:ncpus=1)"
+    assert job_nodes("99.srv", given, GUEST, topology, legacy) == (1, 2)
+    assert job_nodes("99.srv", "(guest[99]:ncpus=1)", GUEST, topology, legacy) == ()
+    assert job_nodes("99.srv", "(guest:ncpus=4)", GUEST, topology, legacy) == ()
+
+
+def test_without_cgroups_a_jobs_session_and_those_that_say_so_are_its_processes(legacy: Path) -> None:
+    process(legacy, 501, 1000, session=501)
+    process(legacy, 502, 1000, session=501)
+    process(legacy, 503, 1000, job="5.srv", session=503)
+    process(legacy, 504, 0, session=501)  # of the session, and not the user's
+    process(legacy, 505, 1001, job="5.srv")  # somebody else who says so
+    process(legacy, 506, 1000, job="5.srvx")
+    assert job_pids("5.srv", 501, 1000, legacy) == {501, 502, 503}
+    assert job_pids("5.srv", 0, 1000, legacy) == {503}
+    assert job_pids("12.srv", 501, 1000, legacy) == {1201, 1202}, "a job with cgroups has those of its cgroups"
+
+
+def test_whoever_says_to_be_of_a_job_is_believed_only_if_nobody_else_does(legacy: Path) -> None:
+    process(legacy, 503, 1000, job="5.srv")
+    assert claimed_pids("5.srv", root=legacy) == {503}
+    process(legacy, 505, 1001, job="5.srv")
+    with pytest.raises(UsageError, match="several users"):
+        claimed_pids("5.srv", root=legacy)
+
+
+def test_a_job_is_stopped_if_all_of_it_is(legacy: Path) -> None:
+    process(legacy, 601, 1000, state="T (stopped)")
+    process(legacy, 602, 1000, state="Z (zombie)")
+    process(legacy, 603, 1000)
+    assert is_stopped(frozenset({601, 602}), legacy)
+    assert not is_stopped(frozenset({601, 603}), legacy)
+    assert not is_stopped(frozenset(), legacy)
+
+
+HOSTILE = ["", "..", "1/2", "1.a/b", "12.", "12..srv", "12.srv\n", "[1]", "1[1", "x.srv", "1[1]x", "\0", "9" * 30]
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_what_is_no_job_id_is_refused(legacy: Path, text: str) -> None:
+    assert not is_job_id(text)
+    with pytest.raises(UsageError, match="not a PBS job ID"):
+        Pbs(legacy).find(text)
+    with pytest.raises(UsageError):
+        events.parse({"event": "execjob_end", "jobs": [{"id": text}]})
+
+
+@given(st.text(max_size=40))
+def test_no_job_id_leaves_its_folder(text: str) -> None:
+    if is_job_id(text):
+        assert "/" not in text
+        assert text not in {".", ".."}
+        assert "\0" not in text
+
+
+def test_what_the_hook_says_is_checked_as_a_whole() -> None:
+    event = events.parse({"verb": "pbs", "event": "execjob_end", "jobs": [{"id": "1.s"}], "hosts": ["a"]})
+    assert (event.event, event.jobs[0].id) == (Kind.END, "1.s")
+    for wrong in (
+        {"event": "execjob_end", "jobs": []},
+        {"event": "execjob_end", "jobs": [{"id": "1.s"}, {"id": "2.s"}]},
+        {"event": "nothing", "jobs": [{"id": "1.s"}]},
+        {"event": "execjob_end", "jobs": [{"id": "1.s", "session": -1}]},
+        {"event": "execjob_end", "jobs": [{"id": "1.s", "comment": "x" * 5000}]},
+        {"event": "execjob_end", "jobs": [{"id": "1.s", "also": 1}]},
+        {"event": "execjob_end", "jobs": [{"id": "1.s"}], "also": 1},
+        {},
+    ):
+        with pytest.raises(UsageError):
+            events.parse(wrong)
+
+
+def test_a_comment_is_served_once_and_what_came_with_the_submission_always() -> None:
+    asked = understood(PbsJob("1.s", comment="pageferry:nodes=2-3"), GUEST, Record())
+    assert asked.fresh
+    assert asked.wish is not None
+    assert asked.wish.nodes == (2, 3)
+    served = Record(served=asked.text)
+    assert understood(PbsJob("1.s", comment="pageferry:nodes=2-3"), GUEST, served).wish is None
+    for text in ("nodes=1", "pageferry:nodes=1"):
+        standing = understood(PbsJob("1.s", comment="pageferry:nodes=2-3", asked=text), GUEST, served)
+        assert standing.wish is not None
+        assert standing.wish.nodes == (1,)
+        assert not standing.fresh
+
+
+def test_comments_that_are_none_of_ours_and_parts_for_other_hosts_ask_for_nothing() -> None:
+    for comment in ("Job run at Wed Nov 25", "", "pageferry:other:nodes=1"):
+        asked = understood(PbsJob("1.s", comment=comment), GUEST, Record())
+        assert (asked.wish, asked.error) == (None, None)
+    part = understood(PbsJob("1.s", comment="pageferry:nodes=1;guest:nodes=2"), GUEST, Record())
+    assert part.wish is not None
+    assert part.wish.nodes == (2,)
+
+
+@pytest.mark.parametrize(
+    ("comment", "why"),
+    [
+        ("nodes=1,cpus=3", "keeps the CPUs"),
+        ("nodes=1,now", "pageferry move"),
+        ("nodes=x", "not a list"),
+        ("", "asked for"),
+    ],
+)
+def test_what_pbs_cannot_do_is_refused_with_a_reason(comment: str, why: str) -> None:
+    asked = understood(PbsJob("1.s", comment=f"pageferry:{comment}"), GUEST, Record())
+    assert asked.wish is None
+    assert why in (asked.error or "")
+
+
+def test_records_are_kept_for_each_job_and_one_that_is_damaged_is_empty(tmp_path: Path) -> None:
+    kept = Record(homes=(1, 2), placed=(1,), settled=(2,), served="pageferry:nodes=1", told="moved")
+    record.save("7[3].s", kept, tmp_path)
+    record.save("12.s", Record(told="x"), tmp_path)
+    assert record.load("7[3].s", tmp_path) == kept
+    record.forget_others(["7[3].s"], tmp_path)
+    assert record.load("12.s", tmp_path) == Record()
+    assert record.load("7[3].s", tmp_path) == kept
+    (tmp_path / "7[3].s.json").write_text("{")
+    assert record.load("7[3].s", tmp_path) == Record()
+    record.save("1.s", kept, tmp_path / "7[3].s.json")  # no folder: it costs no more than the record
+    record.forget("7[3].s", tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_of_one_job_only_one_moves_at_a_time(tmp_path: Path) -> None:
+    with record.alone("1.s", tmp_path) as first:
+        assert first
+        with record.alone("1.s", tmp_path, until=lambda: True) as second:
+            assert not second
+        with record.alone("2.s", tmp_path, until=lambda: True) as other:
+            assert other
+    with record.alone("1.s", tmp_path, until=lambda: True) as again:
+        assert again
