@@ -104,12 +104,12 @@ def _fits(key, value):
 # What the event says.
 
 
-def message_of(kind, event, config):
+def message_of(kind, event, config, until):
     """Return what pageferry is told of an event."""
     every = kind == "exechost_periodic"
     jobs = [event.job_list[name] for name in event.job_list] if every else [event.job]
-    until = time.monotonic() + max(0.5, config["seconds"])
     comment = kind == "execjob_preresume"
+    until = min(until, time.monotonic() + max(0.5, config["seconds"]))
     return {
         "verb": "pbs",
         "event": kind,
@@ -314,7 +314,7 @@ def _serve(kind, event):
         log(f"configuration: {fault}; its default holds", error=True)
     seconds = config["preresume_seconds" if kind == "execjob_preresume" else "seconds"]
     until = time.monotonic() + min(seconds, config["alarm"] - 2)
-    tell(kind, event, ask(message_of(kind, event, config), config, until), config)
+    tell(kind, event, ask(message_of(kind, event, config, until), config, until), config)
 
 
 if pbs is not None:
