@@ -107,6 +107,15 @@ def test_what_was_recorded_is_read_newest_first(store: Store) -> None:
     assert store.fault is None
 
 
+def test_pbs_knows_its_jobs_by_texts_and_slurm_by_numbers(store: Store) -> None:
+    for job in (12, "12.srv", "7[3].srv"):
+        store.record_migration(replace(MIGRATION, job=job))
+        store.record_event(job, 0, "held", "")
+    for asked, job in ((12, 12), ("12", 12), ("12.srv", "12.srv"), ("7[3].srv", "7[3].srv")):
+        assert [row.job for row in store.migrations(asked)] == [job]
+        assert [row.job for row in store.events(asked)] == [job]
+
+
 def test_events_are_kept_with_their_time(store: Store) -> None:
     store.record_event(7, 1000, "hold", "held by the agent")
     (event,) = store.events(job=7)
