@@ -16,6 +16,7 @@ The configuration is JSON; a key that is not there has its default, and what is 
     outcome_resource    the string resource that shows in qstat -f what became of a job's memory, "" for none
 """
 
+import contextlib
 import errno
 import json
 import os
@@ -41,7 +42,10 @@ DEFAULTS = {
     "request_resource": "",
     "outcome_resource": "",
 }
-TEXT_CHARACTERS = 4096
+JOBS_AT_ONCE = 16
+TEXT_CHARACTERS = 1024
+"""Of a request, as pageferry takes it, and of an outcome."""
+
 ANSWER_BYTES = 1 << 20
 EVENTS = (
     "execjob_begin",
@@ -104,18 +108,23 @@ def _fits(key, value):
 # What the event says.
 
 
-def message_of(kind, event, config, until):
-    """Return what pageferry is told of an event."""
+def messages_of(kind, event, config, until):
+    """Return what pageferry is told of an event: of many jobs in several messages, each of which is no long line."""
     every = kind == "exechost_periodic"
     jobs = [event.job_list[name] for name in event.job_list] if every else [event.job]
-    comment = kind == "execjob_preresume"
-    until = min(until, time.monotonic() + max(0.5, config["seconds"]))
-    return {
-        "verb": "pbs",
-        "event": kind,
-        "hosts": _hosts(),
-        "jobs": [_job(job, config, _comment(job.id, until) if comment else "") for job in jobs],
-    }
+    hosts = _hosts()
+    told = []
+    for first in range(0, max(1, len(jobs)), JOBS_AT_ONCE):
+        some = jobs[first : first + JOBS_AT_ONCE]
+        message = {"verb": "pbs", "event": kind, "hosts": hosts, "until": until}
+        message["jobs"] = [_job(job, hosts, config) for job in some]
+        if every:
+            message["keep"] = [str(job.id) for job in jobs]
+        elif kind == "execjob_preresume":
+            seconds = max(0.5, config["seconds"])
+            message["jobs"][0]["comment"] = _comment(event.job.id, min(until, time.monotonic() + seconds))
+        told.append(message)
+    return told
 
 
 def _hosts():
@@ -123,15 +132,22 @@ def _hosts():
     return sorted({name for given in names if given for name in (str(given), str(given).partition(".")[0])})
 
 
-def _job(job, config, comment):
+def _job(job, hosts, config):
     return {
-        "id": _text(job, "id"),
-        "exec_vnode": _text(job, "exec_vnode", 32768),
+        "id": _text(job, "id", 256),
+        "exec_vnode": _vnodes(_text(job, "exec_vnode", 1 << 20), hosts),
         "session": _session(job),
         "user": _text(job, "euser", 256),
         "asked": _resource(job, config["request_resource"]),
-        "comment": comment,
+        "comment": "",
     }
+
+
+def _vnodes(text, hosts):
+    """Return what of exec_vnode is this host's: of a job on a thousand hosts that is little."""
+    names = re.findall(r"[(+]([^:+()]{1,300})", text)
+    ours = [name for name in dict.fromkeys(names) if name.partition("[")[0] in hosts]
+    return f"({'+'.join(ours)})"[:4096] if ours else ""
 
 
 def _text(job, name, most=TEXT_CHARACTERS):
@@ -173,7 +189,7 @@ def _comment(job_id, until):
     try:
         said = b""
         while select.select([read_end], [], [], max(0, until - time.monotonic()))[0]:
-            part = os.read(read_end, TEXT_CHARACTERS)
+            part = os.read(read_end, 65536)
             if not part:
                 return said.decode("utf-8", "replace")
             said += part
@@ -193,7 +209,7 @@ def _comment(job_id, until):
 
 def ask(message, config, until):
     """Return pageferry's answer, {} if there is none in time; what was begun goes on."""
-    line = json.dumps(message).encode() + b"\n"
+    line = json.dumps(message, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
     try:
         return _ask_agent(line, config["socket"], until)
     except OSError as error:
@@ -218,7 +234,8 @@ def _run_command(line, command, until):
     """Start the command in a session of its own: MoM kills our process group when we end, and a move takes longer."""
     with open(os.devnull, "r+b") as null:
         process = subprocess.Popen(
-            command,
+            # Through a shell, which is there at once: the command may be on a file system that hangs.
+            ["/bin/sh", "-c", 'exec "$@"', "sh", *command],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=null,
@@ -227,10 +244,19 @@ def _run_command(line, command, until):
             cwd="/",
             preexec_fn=_unblock,  # noqa: PLW1509 - there is one thread
         )
-    process.stdin.write(line)
+    _write(process.stdin.fileno(), line, until)
     process.stdin.close()
     answer = _answer(process.stdout.fileno(), until)
+    if not answer and process.poll() in (126, 127):
+        raise OSError(f"{command[0]} cannot be started")
     return json.loads(answer) if answer else {}
+
+
+def _write(descriptor, data, until):
+    """Write to a pipe that may be full, until the time is up."""
+    os.set_blocking(descriptor, False)
+    while data and select.select([], [descriptor], [], max(0, until - time.monotonic()))[1]:
+        data = data[os.write(descriptor, data) :]
 
 
 def _unblock():
@@ -300,8 +326,14 @@ def main():
         if kind is not None:
             _serve(kind, event)
     except Exception as error:  # noqa: BLE001 - PBS must go on
+        _complain(error)
+    finally:
+        event.accept()
+
+
+def _complain(error):
+    with contextlib.suppress(Exception):  # there is nobody left to tell
         log(f"{type(error).__name__}: {error}", error=True)
-    event.accept()
 
 
 def _serve(kind, event):
@@ -314,7 +346,8 @@ def _serve(kind, event):
         log(f"configuration: {fault}; its default holds", error=True)
     seconds = config["preresume_seconds" if kind == "execjob_preresume" else "seconds"]
     until = time.monotonic() + min(seconds, config["alarm"] - 2)
-    tell(kind, event, ask(message_of(kind, event, config, until), config, until), config)
+    for message in messages_of(kind, event, config, until):
+        tell(kind, event, ask(message, config, until), config)
 
 
 if pbs is not None:

@@ -17,6 +17,9 @@ from pageferry.pbs.event import Kind
 from pageferry.render import Action, Rendered
 
 SCRIPT, CONFIG = "pageferry.qmgr", "pageferry-hook.json"
+ALARM_SECONDS = 30
+"""PBS's own default."""
+
 ORDER = 200
 """Behind pbs_cgroups, which has 100."""
 
@@ -27,7 +30,7 @@ class PbsOptions:
 
     hooks: Path
     command: Path
-    alarm_seconds: int = 30
+    alarm_seconds: int = ALARM_SECONDS
     freq_seconds: int = 120
     resources: bool = True
     force: bool = False
@@ -57,6 +60,8 @@ def render_pbs(folder: Path, options: PbsOptions) -> tuple[Rendered, ...]:
         config=str(config.absolute()),
         resources=options.resources,
     )
+    if not options.force and config.exists() and alarm_of(config.read_bytes()) != options.alarm_seconds:
+        raise UsageError(f"{config}: says another alarm than --alarm {options.alarm_seconds}: change one of them")
     todo = {} if render.is_written(script, text, options.force) else {script: text}
     if options.force or not config.exists():
         todo[config] = _config(options)
@@ -65,6 +70,16 @@ def render_pbs(folder: Path, options: PbsOptions) -> tuple[Rendered, ...]:
         Rendered(path, Action.WRITTEN if path in todo else Action.UNCHANGED, of, {})
         for path, of in ((script, "qmgr"), (config, "the hook"))
     )
+
+
+def alarm_of(config: bytes) -> float | None:
+    """Return the alarm that a hook's configuration says, or has by default; None if it says none that can be."""
+    try:
+        read = json.loads(config)
+    except ValueError:
+        return None
+    alarm = read.get("alarm", ALARM_SECONDS) if isinstance(read, dict) else None
+    return alarm if isinstance(alarm, int | float) else None
 
 
 def lines(rendered: tuple[Rendered, ...]) -> list[str]:

@@ -22,6 +22,9 @@ from guest.ranks import cpus_of
 from guest.steady import Steady, submit
 from guest.vm import slurmconf
 from guest.vm.jobs import Slurm, wait_until
+from pageferry.kernel.cgroup import read_hierarchies
+
+pytestmark = pytest.mark.v1
 
 MAX_HOLD = 6
 SETTINGS = f"[agent]\nmax_hold_seconds = {MAX_HOLD}\n[spill]\nenabled = false\n"
@@ -133,7 +136,11 @@ def far(job: Steady) -> int:
     """Return how many of its anonymous pages are where `spread` puts them, as the kernel counts them."""
     lines = Path(f"/proc/{rank_pid(job)}/numa_maps").read_text().splitlines()
     return sum(
-        int(word[3:]) for line in lines if "anon=" in line for word in line.split() if word.startswith(f"N{FAR}=")
+        int(word[3:])
+        for line in lines
+        if "anon=" in line and "file=" not in line
+        for word in line.split()
+        if word.startswith(f"N{FAR}=")
     )
 
 
@@ -275,13 +282,15 @@ def test_a_release_that_the_kernel_refuses_is_tried_again(agent: Agent, job: Ste
     errand = stopped_errand(agent)
     freezing.write(job.slurm, job.id, False)
     wait_until(lambda: agent.phase(job.id) == "waits", "it waits for its memory")
-    subprocess.run(["mount", "-o", "remount,bind,ro", "/sys/fs/cgroup"], check=True)
+    mount = read_hierarchies().unified
+    assert mount is not None
+    subprocess.run(["mount", "-o", "remount,bind,ro", str(mount)], check=True)
     try:
         os.kill(errand, signal.SIGCONT)
         wait_until(lambda: agent.count("not released") > 0, "the kernel refuses")
         assert held(job.slurm, job.id)
     finally:
-        subprocess.run(["mount", "-o", "remount,bind,rw", "/sys/fs/cgroup"], check=True)
+        subprocess.run(["mount", "-o", "remount,bind,rw", str(mount)], check=True)
     wait_until(lambda: not held(job.slurm, job.id), "released when the kernel lets us", MAX_HOLD)
     assert job.runs()
     wait_until(lambda: settled(agent, job), "all is as ever")

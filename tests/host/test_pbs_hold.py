@@ -17,6 +17,7 @@ import pytest
 from guest.vm.jobs import wait_until
 from pageferry.errors import KernelError
 from pageferry.gate import guardian
+from pageferry.kernel import private_cgroup
 from pageferry.kernel.cgroup import read_hierarchies
 from pageferry.pbs import hold
 from pageferry.schedulers.pbs_cgroups import pbs_job_pids
@@ -27,7 +28,7 @@ HOLDER = """
 import sys, time
 from pathlib import Path
 from pageferry.pbs import hold
-with hold.held(sys.argv[1], frozenset(map(int, sys.argv[3:])), Path(sys.argv[2])):
+with hold.held(sys.argv[1], frozenset(map(int, sys.argv[3:])), 60, Path(sys.argv[2])):
     print("held", flush=True)
     time.sleep(1000)
 """
@@ -86,11 +87,11 @@ def gone(folder: Path) -> bool:
 def test_a_held_job_stands_still_after_sigcont_and_goes_on_when_released(job: Job, tmp_path: Path) -> None:
     assert pbs_job_pids(job.id) == job.pids
     job.signal(signal.SIGSTOP)
-    with hold.held(job.id, job.pids, tmp_path):
+    with hold.held(job.id, job.pids, 60, tmp_path):
         job.signal(signal.SIGCONT)
         assert job.is_still()
         assert (tmp_path / f"{job.id}.hold").exists()
-        with pytest.raises(KernelError), hold.held(job.id, job.pids, tmp_path):
+        with pytest.raises(hold.HeldAlreadyError), hold.held(job.id, job.pids, 60, tmp_path):
             raise AssertionError("held twice")
     assert job.answers()
     assert list(tmp_path.iterdir()) == []
@@ -98,7 +99,7 @@ def test_a_held_job_stands_still_after_sigcont_and_goes_on_when_released(job: Jo
 
 
 def test_a_job_that_was_stopped_again_stays_so_when_released(job: Job, tmp_path: Path) -> None:
-    with hold.held(job.id, job.pids, tmp_path):
+    with hold.held(job.id, job.pids, 60, tmp_path):
         job.signal(signal.SIGSTOP)
     assert job.is_still()
     job.signal(signal.SIGCONT)
@@ -106,7 +107,7 @@ def test_a_job_that_was_stopped_again_stays_so_when_released(job: Job, tmp_path:
 
 
 def test_a_held_job_can_be_killed(job: Job, tmp_path: Path) -> None:
-    with hold.held(job.id, job.pids, tmp_path):
+    with hold.held(job.id, job.pids, 60, tmp_path):
         job.signal(signal.SIGKILL)
         for process in job.processes:
             assert process.wait(20) == -signal.SIGKILL
@@ -152,7 +153,7 @@ def test_what_a_holder_and_its_guardian_left_is_released_by_whoever_looks(
 
 def test_a_hold_that_cannot_be_recorded_is_not_set(job: Job, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(KernelError, match="cannot be recorded"), hold.held(job.id, job.pids, tmp_path / "file"):
+    with pytest.raises(KernelError, match="cannot be recorded"), hold.held(job.id, job.pids, 60, tmp_path / "file"):
         raise AssertionError("held")
     assert job.answers()
 
@@ -161,6 +162,14 @@ def test_a_guardian_that_cannot_be_started_is_no_hold(
     job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(guardian, "__file__", "/nowhere")
-    with pytest.raises(KernelError), hold.held(job.id, job.pids, tmp_path):
+    with pytest.raises(KernelError), hold.held(job.id, job.pids, 60, tmp_path):
         raise AssertionError("held")
     assert job.answers()
+    assert list(tmp_path.iterdir()) == []
+    assert not private_cgroup.group_path(private_cgroup.unified_mount(), job.id).exists()
+
+
+def test_whatever_its_holder_is_busy_with_a_job_is_held_no_longer_than_it_may_be(job: Job, tmp_path: Path) -> None:
+    with hold.held(job.id, job.pids, 0.5, tmp_path):
+        assert job.answers(), "released by the guardian, while we do nothing about it"
+    assert list(tmp_path.iterdir()) == []

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -39,7 +40,7 @@ class Agent:
     """What listens in the agent's place: notes what it hears, and answers what it is told to; None: nothing at all."""
 
     path: Path
-    answer: dict[str, Any] | None = field(default_factory=lambda: {"ok": True})
+    answer: dict[str, Any] | str | None = field(default_factory=lambda: {"ok": True})
     heard: list[dict[str, Any]] = field(default_factory=list)
 
     def serve(self, listening: socket.socket) -> None:
@@ -52,7 +53,9 @@ class Agent:
                 with client.makefile() as lines:
                     self.heard.append(json.loads(lines.readline()))
                 if self.answer is not None:
-                    client.sendall(json.dumps(self.answer).encode() + b"\n")
+                    client.sendall(
+                        (self.answer if isinstance(self.answer, str) else json.dumps(self.answer)).encode() + b"\n"
+                    )
 
 
 @pytest.fixture
@@ -141,7 +144,9 @@ def test_the_agent_is_told_of_each_event_and_understands_it(tmp_path: Path, agen
     assert event.event.value == kind
     jobs = RECORDED["jobs"] if kind == "exechost_periodic" else RECORDED["jobs"][:1]
     assert [job.id for job in event.jobs] == [job["id"] for job in jobs]
-    assert [job.exec_vnode for job in event.jobs] == [job["exec_vnode"] for job in jobs]
+    for heard, job in zip(event.jobs, jobs, strict=True):
+        assert re.findall(r"guest\[\d\]", heard.exec_vnode) == re.findall(r"guest\[\d\]", job["exec_vnode"])
+        assert "guestb" not in heard.exec_vnode, "what is other hosts' is left out"
     assert [job.user for job in event.jobs] == [job["euser"] for job in jobs]
     assert event.jobs[0].session == int(jobs[0]["session_id"] or 0)
     assert "guest" in event.hosts
@@ -218,6 +223,39 @@ def test_an_answer_that_is_an_error_or_no_json_is_logged_and_pbs_goes_on(tmp_pat
     ran = run(tmp_path, "execjob_resize", {"socket": str(agent.path)})
     assert ran.accepted
     assert any("for root" in error for error in ran.errors)
+    agent.answer = "{"
+    ran = run(tmp_path, "execjob_resize", {"socket": str(agent.path)})
+    assert ran.accepted
+    assert any("JSONDecodeError" in error for error in ran.errors)
+
+
+def test_a_log_that_cannot_be_written_is_no_reason_not_to_accept(tmp_path: Path) -> None:
+    ran = run(tmp_path, "execjob_preresume", {"socket": str(tmp_path / "nobody"), "command": []}, log_raises=True)
+    assert ran.accepted
+    assert ran.log == []
+
+
+def test_of_many_jobs_the_agent_hears_in_messages_that_it_takes(tmp_path: Path, agent: Agent) -> None:
+    jobs = [
+        RECORDED["jobs"][0] | {"id": f"{number}.guest", "Resource_List": {"pageferry": "\U0001f600" * 4096}}
+        for number in range(20)
+    ]
+    config = {"socket": str(agent.path), "request_resource": "pageferry"}
+    assert run(tmp_path, "exechost_periodic", config, jobs=jobs).errors == []
+    heard = [job.id for message in agent.heard for job in events.parse(message).jobs]
+    assert heard == [job["id"] for job in jobs]
+    assert all(len(message["keep"]) == 20 for message in agent.heard)
+    assert all(len(json.dumps(message, ensure_ascii=False).encode()) < 65536 * 2 for message in agent.heard)
+
+
+def test_a_command_that_does_not_read_costs_no_more_either(tmp_path: Path) -> None:
+    script = tmp_path / "command"
+    script.write_text("#!/bin/sh\nexec sleep 20\n")
+    script.chmod(0o755)
+    config = {"socket": str(tmp_path / "nobody"), "command": [str(script)], "preresume_seconds": 1}
+    ran = run(tmp_path, "execjob_preresume", config)
+    assert ran.accepted
+    assert ran.seconds < 1 + SOON_S
 
 
 def test_a_server_that_does_not_answer_holds_up_nobody_for_long(tmp_path: Path, agent: Agent) -> None:
@@ -261,7 +299,7 @@ def test_hostile_comments_arrive_as_bounded_text(tmp_path: Path, agent: Agent, t
     agent.answer = {"ok": True, "done": True, "told": f"failed: {text[:50]}"}
     ran = run(tmp_path, "execjob_preresume", {"socket": str(agent.path)}, jobs=with_comment(text))
     assert ran.accepted
-    assert len(agent.heard[0]["jobs"][0]["comment"]) <= 4096
+    assert len(agent.heard[0]["jobs"][0]["comment"]) <= 1024
     assert all(line.isprintable() and len(line) <= 1000 for line in ran.log)
 
 

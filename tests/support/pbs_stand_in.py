@@ -82,12 +82,17 @@ def module(given: Mapping[str, Any], result_path: str) -> types.ModuleType:
         comments = {job["id"]: job.get("server_comment") for job in given["jobs"]}
         return types.SimpleNamespace(job=lambda name: types.SimpleNamespace(comment=comments[name]))
 
+    def logmsg(level: int, text: str) -> None:
+        if given.get("log_raises"):
+            raise SystemError("PY_SSIZE_T_CLEAN macro must be defined for '#' formats")
+        log.append((level, text))
+
     event = Event(given, jobs, end)
     members = {
         "event": lambda: event,
         "server": server,
         "get_local_nodename": lambda: given.get("local_nodename", "guest"),
-        "logmsg": lambda level, text: log.append((level, text)),
+        "logmsg": logmsg,
         "EVENT_ERROR": 1,
         "EVENT_DEBUG": 128,
         "hook_config_filename": given.get("config_file"),

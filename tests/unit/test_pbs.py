@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pageferry.errors import UsageError
 from pageferry.kernel.topology import read_topology
 from pageferry.pbs import event as events
-from pageferry.pbs import record
+from pageferry.pbs import record, serve
 from pageferry.pbs.event import Kind, PbsJob
 from pageferry.pbs.record import Record
 from pageferry.pbs.serve import understood
@@ -88,6 +88,10 @@ def test_the_nodes_are_those_of_the_cpus_and_of_the_mems_where_these_are_fenced(
     assert job_nodes("12.srv", "", GUEST, topology, legacy) == near
     write(legacy, f"{V1}/cpuset/{JOBS}/12.srv/cpuset.effective_mems", "3\n")
     assert job_nodes("12.srv", "", GUEST, topology, legacy) == near, "mems that serve none of its CPUs are no home"
+    for name, value in (("effective_cpus", "0-7"), ("effective_mems", "1")):
+        write(legacy, f"{V1}/cpuset/{JOBS}/12.srv/cpuset.{name}", value + "\n")
+    assert topology.nodes_of_cpus(set(range(8))) > {1}
+    assert job_nodes("12.srv", "", GUEST, topology, legacy) == (1,), "fenced mems narrow it"
 
 
 def test_without_a_cpuset_the_vnodes_of_this_host_say_which_nodes(legacy: Path) -> None:
@@ -112,6 +116,14 @@ def test_without_cgroups_a_jobs_session_and_those_that_say_so_are_its_processes(
 
 def test_whoever_says_to_be_of_a_job_is_believed_only_if_nobody_else_does(legacy: Path) -> None:
     process(legacy, 503, 1000, job="5.srv")
+    with pytest.raises(UsageError, match="no such job"):
+        Pbs(legacy).find("5.srv")  # a host without PBS
+    write(legacy, "etc/pbs.conf", "")
+    assert Pbs(legacy).find("5.srv").pids == {503}
+    process(legacy, 504, 1000, job="777")
+    with pytest.raises(UsageError, match="no such job"):
+        Pbs(legacy).find("777")  # it may be another scheduler's
+    process(legacy, 504, 1000)
     assert claimed_pids("5.srv", root=legacy) == {503}
     process(legacy, 505, 1001, job="5.srv")
     with pytest.raises(UsageError, match="several users"):
@@ -139,7 +151,9 @@ def test_what_is_no_job_id_is_refused(legacy: Path, text: str) -> None:
         events.parse({"event": "execjob_end", "jobs": [{"id": text}]})
 
 
-@given(st.text(max_size=40))
+@given(
+    st.text(alphabet="0123456789[]./a-z_\0\n", max_size=12) | st.from_regex(r"[0-9]{1,3}(\[[0-9]\])?(\.[a/.]{0,4})?")
+)
 def test_no_job_id_leaves_its_folder(text: str) -> None:
     if is_job_id(text):
         assert "/" not in text
@@ -226,3 +240,30 @@ def test_of_one_job_only_one_moves_at_a_time(tmp_path: Path) -> None:
             assert other
     with record.alone("1.s", tmp_path, until=lambda: True) as again:
         assert again
+
+
+def test_a_lock_that_is_held_is_not_removed(tmp_path: Path) -> None:
+    with record.alone("1.s", tmp_path):
+        record.forget("1.s", tmp_path)
+        record.forget_others([], tmp_path)
+        with record.alone("1.s", tmp_path, until=lambda: True) as second:
+            assert not second
+    record.forget("1.s", tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_job_that_runs_here_again_begins_anew(tmp_path: Path) -> None:
+    record.save("99.s", Record(homes=(3,), placed=(3,), settled=(3,), served="pageferry:nodes=3"), tmp_path)
+    serve.begin(PbsJob("99.s"), GUEST, tmp_path)
+    assert record.load("99.s", tmp_path) == Record()
+
+
+def test_a_job_of_which_nobody_says_where_it_belongs_has_nothing_to_wait_for(tmp_path: Path) -> None:
+    assert serve.is_settled(PbsJob("99.s"), GUEST, tmp_path)
+    assert not serve.is_settled(PbsJob("99.s", comment="pageferry:nodes=0"), GUEST, tmp_path)
+
+
+def test_what_was_settled_before_a_suspension_is_not_settled_by_it(tmp_path: Path) -> None:
+    record.save("99.s", Record(homes=(0,), settled=(0,)), tmp_path)
+    serve.unsettle(PbsJob("99.s"), tmp_path)
+    assert record.load("99.s", tmp_path) == Record(homes=(0,))

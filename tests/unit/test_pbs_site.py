@@ -51,6 +51,8 @@ def test_the_sites_configuration_and_edited_scripts_are_left(tmp_path: Path) -> 
     (tmp_path / CONFIG).write_text('{"seconds": 1}')
     assert [file.action for file in render_pbs(tmp_path, options())] == [Action.UNCHANGED, Action.UNCHANGED]
     assert (tmp_path / CONFIG).read_text() == '{"seconds": 1}'
+    with pytest.raises(UsageError, match="another alarm"):
+        render_pbs(tmp_path, options(alarm_seconds=10))
     (tmp_path / SCRIPT).write_text((tmp_path / SCRIPT).read_text() + "set hook pageferry enabled = False\n")
     with pytest.raises(UsageError, match="was edited"):
         render_pbs(tmp_path, options())
@@ -100,6 +102,11 @@ def test_a_host_as_it_should_be_has_nothing_to_change_and_one_without_pbs_has_no
             "pageferry.HK",
             HK.format(events=",".join(k.value for k in Kind), order=200) + "fail_action=offline_vnodes\n",
             "fail_action offline_vnodes",
+        ),
+        (
+            "pageferry.HK",
+            HK.format(events=",".join(k.value for k in Kind), order=200).replace("alarm=30", "alarm=10"),
+            "its alarm is 10 s, and pageferry-hook.json says 30",
         ),
         ("pageferry.PY", "print(1)", "not this version's"),
         ("pageferry.CF", '{\n"secondss": 1}', 'line 2: "secondss": unknown key'),

@@ -59,14 +59,16 @@ class PbsEvents:
             self._ended(job)
             return {}
         if event.event is Kind.BEGIN:
-            serve.take_note(job, hosts, self._folder)
+            serve.begin(job, hosts, self._folder)
             return {}
         if event.event is not Kind.PRERESUME:
-            self._begin(event.event, job, hosts, lambda _answer: None)
+            if event.event is Kind.POSTSUSPEND:
+                serve.unsettle(job, self._folder)
+            self._begin(Case(event.event, job, hosts, self._settings, self._folder), lambda _answer: None)
             return {}
-        if serve.is_settled(job, hosts, self._folder):
+        if not self._under_way[job.id] and serve.is_settled(job, hosts, self._folder):
             return {"done": True, "told": record.load(job.id, self._folder).told}
-        self._begin(event.event, job, hosts, reply)
+        self._begin(Case(event.event, job, hosts, self._settings, self._folder, event.until), reply)
         return None
 
     def due(self) -> float | None:
@@ -83,19 +85,21 @@ class PbsEvents:
         self._errands.send(work, self._came_home, self._chronicle.served, seconds=MOVE_SECONDS)
         return None
 
-    def _begin(self, kind: Kind, job: PbsJob, hosts: frozenset[str], reply: Reply) -> None:
-        """Send an errand for a job, or have it wait for the one that is on its way."""
-        begin = partial(self._send, kind, job, hosts, reply)
-        if kind is not Kind.PRERESUME and self._under_way[job.id]:
+    def _begin(self, case: Case, reply: Reply) -> None:
+        """Send an errand for a job, or have it wait for the one that is on its way; what holds waits for nobody."""
+        job = case.job
+        begin = partial(self._send, case, reply)
+        if case.kind is not Kind.PRERESUME and self._under_way[job.id]:
             self._waiting.setdefault(job.id, []).append(begin)
             return
         begin()
 
-    def _send(self, kind: Kind, job: PbsJob, hosts: frozenset[str], reply: Reply) -> None:
+    def _send(self, case: Case, reply: Reply) -> None:
+        job = case.job
         self._under_way[job.id] += 1
 
         def work(say: Say) -> Mapping[str, Any]:
-            return serve.serve(Case(kind, job, hosts, self._settings, self._folder), say).as_dict()
+            return serve.serve(case, say).as_dict()
 
         def said(message: Mapping[str, Any]) -> None:
             if message.get("held"):
@@ -122,12 +126,12 @@ class PbsEvents:
         for job in event.jobs:
             try:
                 if serve.take_note(job, hosts, self._folder) and job.id not in self._under_way:
-                    self._begin(Kind.PERIODIC, job, hosts, lambda _answer: None)
+                    self._begin(Case(Kind.PERIODIC, job, hosts, self._settings, self._folder), lambda _answer: None)
             except PageferryError as error:
                 self._chronicle.tell(None, "not done", str(error), logging.ERROR, pbs_job=job.id)
             if text := record.load(job.id, self._folder).told:
                 told[job.id] = text
-        record.forget_others([job.id for job in event.jobs], self._folder)
+        record.forget_others([*event.keep, *(job.id for job in event.jobs)], self._folder)
         return {"outcomes": told}
 
     def _ended(self, job: PbsJob) -> None:

@@ -50,20 +50,26 @@ def _job(event: Event, settings: Any) -> int:
     (job,), hosts = event.jobs, frozenset(event.hosts)
     with suppress(Exception):  # what was left by another is no reason not to serve this one
         hold.release_left()
-    waits = event.event is Kind.PRERESUME
-    if event.event is Kind.BEGIN or (waits and serve.is_settled(job, hosts)):
-        if not waits:
-            serve.take_note(job, hosts)
-        _say({"done": True, "told": record.load(job.id).told if waits else ""})
-        return 0
-    if not waits:
+    if event.event is Kind.BEGIN:
+        serve.begin(job, hosts)
         _say({"begun": True})
+        return 0
+    if event.event is Kind.PRERESUME:
+        with record.alone(job.id, until=lambda: True) as ours:
+            settled = ours and serve.is_settled(job, hosts)
+        if settled:
+            _say({"done": True, "told": record.load(job.id).told})
+            return 0
+    else:
+        _say({"begun": True})
+        if event.event is Kind.POSTSUSPEND:
+            serve.unsettle(job)
 
     def say(message: Mapping[str, Any]) -> None:
         if message.get("held"):
             _say({"held": True, "told": "moving"})
 
-    served = serve.serve(serve.Case(event.event, job, hosts, settings), say)
+    served = serve.serve(serve.Case(event.event, job, hosts, settings, until=event.until), say)
     _say({"done": True, "told": record.load(job.id).told})
     if served.error:
         complain(f"job {job.id}: {served.error}")
@@ -78,7 +84,7 @@ def _periodic(event: Event, settings: Any) -> int:
         hold.release_left()
     outcomes = {job.id: told for job in event.jobs if (told := record.load(job.id).told)}
     _say({"outcomes": outcomes})
-    record.forget_others([job.id for job in event.jobs])
+    record.forget_others([*event.keep, *(job.id for job in event.jobs)])
     for job in event.jobs:
         if serve.take_note(job, hosts):
             serve.serve(serve.Case(event.event, job, hosts, settings), lambda _message: None)

@@ -16,6 +16,7 @@ from pageferry.errors import PageferryError, Vanished
 from pageferry.kernel.files import printable, read_bytes
 from pageferry.pbs.event import Kind
 from pageferry.render import shipped
+from pageferry.render_pbs import ALARM_SECONDS, alarm_of
 
 _INSTALL = "pageferry render pbs, and qmgr < pageferry.qmgr on the server's host"
 _CHECK_SECONDS = 10.0
@@ -43,7 +44,9 @@ def examine_pbs(root: Path = Path("/")) -> Iterator[Finding]:
     if text.strip() != read_bytes(shipped("hooks") / "pbs/pageferry_hook.py").strip():
         yield warn("PBS hook file", f"MoM's is not this version's: {_INSTALL}")
     with suppress(Vanished):
-        yield from _configured(read_bytes(hooks / "pageferry.CF"))
+        config = read_bytes(hooks / "pageferry.CF")
+        yield from _timed(hook, config)
+        yield from _configured(config)
 
 
 def _registered(hook: dict[str, str]) -> Iterator[Finding]:
@@ -60,6 +63,17 @@ def _registered(hook: dict[str, str]) -> Iterator[Finding]:
         yield warn("PBS hook", text)
     if not missing:
         yield ok("PBS hook", f"MoM has it, alarm {hook.get('alarm', '30')} s")
+
+
+def _timed(hook: dict[str, str], config: bytes) -> Iterator[Finding]:
+    """A hook that waits as long as its alarm leaves its job suspended, to be tried again at once and without end."""
+    alarm = hook.get("alarm", str(ALARM_SECONDS))
+    known = alarm_of(config)
+    if alarm.isdigit() and known is not None and int(alarm) < known:
+        text = (
+            f"its alarm is {alarm} s, and pageferry-hook.json says {known:g}: say there what qmgr says, and import it"
+        )
+        yield warn("PBS hook", text)
 
 
 def _configured(text: bytes) -> Iterator[Finding]:

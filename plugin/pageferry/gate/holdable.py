@@ -1,4 +1,4 @@
-"""Finds what of a Slurm job can be held on this host, and sets a hold that has been promised to the guardian.
+"""Finds what of a job can be held on this host, and sets a hold that has been promised to the guardian.
 
 Version 2: the groups of tasks, `step_*/user/task_*`, below what Slurm itself freezes and beside the slurmstepds; one
 that is frozen by itself is somebody else's hold. Version 1, where Slurm thaws every group that it has: the processes

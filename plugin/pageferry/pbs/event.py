@@ -5,6 +5,7 @@ The hook runs inside MoM and knows the job; what is to be done is decided by tho
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from enum import Enum
 from typing import Annotated, Any
@@ -16,7 +17,7 @@ from pageferry.errors import UsageError
 from pageferry.kernel.files import printable
 from pageferry.schedulers.pbs import is_job_id
 
-_Text = Annotated[str, Meta(max_length=4096)]
+_Text = Annotated[str, Meta(max_length=1024)]
 
 
 class Kind(Enum):
@@ -48,11 +49,17 @@ class PbsJob(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Event(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """An event, of one job but for `exechost_periodic`, which has all; `hosts`: the names that MoM's host goes by."""
+    """An event, of one job but for `exechost_periodic`, which has several.
+
+    `hosts`: the names that MoM's host goes by; `keep`: all jobs that there are on it; `until`: when (by the monotonic
+    clock) MoM no longer waits for an answer.
+    """
 
     event: Kind
     jobs: Annotated[list[PbsJob], Meta(max_length=4096)] = []
     hosts: Annotated[list[Annotated[str, Meta(max_length=256)]], Meta(max_length=8)] = []
+    keep: Annotated[list[Annotated[str, Meta(max_length=256)]], Meta(max_length=4096)] = []
+    until: float = math.inf
 
 
 def parse(message: Mapping[str, Any]) -> Event:

@@ -7,12 +7,11 @@ record whose lock nobody has is of somebody who has ended, with the guardian.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from pageferry.errors import KernelError
@@ -20,34 +19,53 @@ from pageferry.gate import guardian, holdable
 from pageferry.gate.guard import Guard
 from pageferry.gate.holds import Hold
 from pageferry.kernel.cgroup import read_hierarchies
+from pageferry.pbs import record
 from pageferry.pbs.record import FOLDER
 from pageferry.schedulers.pbs_cgroups import pbs_job_freezers
 
 _SUFFIX = ".hold"
 
 
-@contextmanager
-def held(job_id: str, pids: frozenset[int], folder: Path = FOLDER, root: Path = Path("/")) -> Iterator[Hold]:
-    """Hold a job's tasks, and release them at the end, whatever happens. Raises KernelError, with nothing held.
+class HeldAlreadyError(KernelError):
+    """Somebody of ours holds the job as yet, for an earlier resume."""
 
-    What somebody else froze is left out; so is what starts meanwhile, since nothing of the job can.
+
+@contextmanager
+def held(
+    job_id: str, pids: frozenset[int], seconds: float, folder: Path = FOLDER, root: Path = Path("/")
+) -> Iterator[Hold]:
+    """Hold a job's tasks, and release them at the end, whatever happens; after so many seconds the guardian does.
+
+    What somebody else froze is left out; so is what starts meanwhile, since nothing of the job can. Raises KernelError,
+    of which HeldAlreadyError is one, with nothing held by us.
     """
-    found = [group for path in pbs_job_freezers(job_id, root) if (group := holdable.thawed(path)) is not None]
-    hold = Hold(0, time.clock_gettime(time.CLOCK_MONOTONIC), time.time(), tuple(found))
-    if not found:
-        if "cpuset" not in read_hierarchies(root).legacy:
-            raise KernelError(f"job {job_id}: no freezer of its own")
-        hold = holdable.with_moved(hold, pids, job_id)
-    with _recorded(job_id, hold, folder) as record, Guard() as guard:
-        guard.hold(0, hold.entries())
+    with _recorded(job_id, folder) as path:
+        entries: list[guardian.Entry] = []
         try:
-            holdable.set_hold(hold)
-            yield hold
+            hold = _found(job_id, pids, root)
+            entries = hold.entries()
+            path.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+            # It hears nothing more of us: whatever we are busy with, a job is held no longer than this.
+            with Guard(pulse_seconds=seconds) as guard:
+                guard.hold(0, entries)
+                holdable.set_hold(hold)
+                yield hold
+        except OSError as error:
+            raise KernelError(f"the hold of job {job_id} cannot be recorded: {error.strerror}") from error
         finally:
-            if not guardian.undo(hold.entries()):
-                record.unlink(missing_ok=True)
-            with suppress(KernelError):  # it was killed, and there is nothing left for it to do
-                guard.forget(0)
+            if not guardian.undo(entries):
+                path.unlink(missing_ok=True)
+
+
+def _found(job_id: str, pids: frozenset[int], root: Path) -> Hold:
+    """Return what of a job can be held. Raises KernelError if nothing can."""
+    groups = [group for path in pbs_job_freezers(job_id, root) if (group := holdable.thawed(path)) is not None]
+    hold = Hold(0, time.clock_gettime(time.CLOCK_MONOTONIC), time.time(), tuple(groups))
+    if groups:
+        return hold
+    if "cpuset" not in read_hierarchies(root).legacy:
+        raise KernelError(f"job {job_id}: no freezer of its own")
+    return holdable.with_moved(hold, pids, job_id)
 
 
 def release_left(folder: Path = FOLDER) -> tuple[str, ...]:
@@ -59,19 +77,18 @@ def release_left(folder: Path = FOLDER) -> tuple[str, ...]:
     standing: list[str] = []
     for path in sorted(folder.glob(f"*{_SUFFIX}")):
         try:
-            lock = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            lock = record.taken(path)
         except OSError:
             continue
+        if lock is None:
+            continue
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             entries, _ = guardian.read_record(str(path))
             if complaints := guardian.undo(entries):
                 standing += complaints
                 continue
             path.unlink(missing_ok=True)
             released.append(path.name.removesuffix(_SUFFIX))
-        except BlockingIOError:
-            continue
         finally:
             os.close(lock)
     if standing:
@@ -80,22 +97,17 @@ def release_left(folder: Path = FOLDER) -> tuple[str, ...]:
 
 
 @contextmanager
-def _recorded(job_id: str, hold: Hold, folder: Path) -> Iterator[Path]:
-    """Have a hold on record, locked, before anything of it is set; yield the file, which is to be removed."""
+def _recorded(job_id: str, folder: Path) -> Iterator[Path]:
+    """Have the record of a job's hold, locked; yield the file. Raises HeldAlreadyError, KernelError."""
     path = folder / f"{job_id}{_SUFFIX}"
-    text = "".join(json.dumps(entry) + "\n" for entry in hold.entries())
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        lock = record.taken(path)
     except OSError as error:
         raise KernelError(f"the hold of job {job_id} cannot be recorded: {error.strerror}") from error
+    if lock is None:
+        raise HeldAlreadyError(f"job {job_id} is held for an earlier resume")
     try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            os.truncate(lock, 0)
-            os.write(lock, text.encode())
-        except OSError as error:
-            raise KernelError(f"the hold of job {job_id} cannot be recorded: {error.strerror}") from error
         yield path
     finally:
         os.close(lock)

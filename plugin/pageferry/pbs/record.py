@@ -30,6 +30,7 @@ class Record(msgspec.Struct, frozen=True):
     `homes`: the nodes that its memory was last brought to, or began on: the sources of the relative map. `placed`:
     those that PBS gave it, at our last look. `settled`: where all of its memory is since it was suspended; none once it
     runs again. `served`: the request that was served last. `told`: the last outcome, for who looks at the job.
+    `begun`: a move has begun and, if nobody has the job's lock, was cut short: `homes` no longer tells where memory is.
     """
 
     homes: tuple[int, ...] = ()
@@ -37,6 +38,7 @@ class Record(msgspec.Struct, frozen=True):
     settled: tuple[int, ...] = ()
     served: str = ""
     told: str = ""
+    begun: bool = False
 
 
 def load(job_id: str, folder: Path = FOLDER) -> Record:
@@ -57,9 +59,9 @@ def save(job_id: str, record: Record, folder: Path = FOLDER) -> None:
 
 def forget(job_id: str, folder: Path = FOLDER) -> None:
     """Remove what is known of a job that has ended here."""
-    for suffix in (_SUFFIX, _LOCK):
-        with suppress(OSError):
-            (folder / f"{job_id}{suffix}").unlink(missing_ok=True)
+    with suppress(OSError):
+        (folder / f"{job_id}{_SUFFIX}").unlink(missing_ok=True)
+    _remove_lock(folder / f"{job_id}{_LOCK}")
 
 
 def forget_others(jobs: Iterable[str], folder: Path = FOLDER) -> None:
@@ -67,8 +69,10 @@ def forget_others(jobs: Iterable[str], folder: Path = FOLDER) -> None:
     kept = {f"{job}{suffix}" for job in jobs for suffix in (_SUFFIX, _LOCK)}
     with suppress(OSError):
         for path in list(folder.iterdir()):
-            if path.suffix in {_SUFFIX, _LOCK} and path.name not in kept:
+            if path.suffix == _SUFFIX and path.name not in kept:
                 path.unlink(missing_ok=True)
+            elif path.suffix == _LOCK and path.name not in kept:
+                _remove_lock(path)
 
 
 @contextmanager
@@ -77,22 +81,35 @@ def alone(job_id: str, folder: Path = FOLDER, until: Callable[[], bool] = lambda
 
     Raises KernelError if there can be no lock.
     """
+    path = folder / f"{job_id}{_LOCK}"
+    lock = None
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        lock = os.open(folder / f"{job_id}{_LOCK}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    except OSError as error:
-        raise KernelError(f"{folder}: {error.strerror}") from error
-    try:
-        while not (ours := _locked(lock)) and not until():
-            time.sleep(_LOOK_SECONDS)
-        yield ours
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            while (lock := taken(path)) is None and not until():
+                time.sleep(_LOOK_SECONDS)
+        except OSError as error:
+            raise KernelError(f"{path}: {error.strerror}") from error
+        yield lock is not None
     finally:
-        os.close(lock)
+        if lock is not None:
+            os.close(lock)
 
 
-def _locked(lock: int) -> bool:
-    try:
+def taken(path: Path) -> int | None:
+    """Return a lock that we have, None if another has it: of the file that has the name, which others may remove."""
+    lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    with suppress(BlockingIOError, FileNotFoundError):
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
+        if os.fstat(lock).st_ino == path.stat().st_ino:
+            return lock
+    os.close(lock)
+    return None
+
+
+def _remove_lock(path: Path) -> None:
+    """Remove a lock that nobody has."""
+    with suppress(OSError):
+        if path.exists() and (lock := taken(path)) is not None:
+            path.unlink(missing_ok=True)
+            os.close(lock)

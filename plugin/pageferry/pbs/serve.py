@@ -10,13 +10,14 @@ else is moved while it runs.
 
 from __future__ import annotations
 
+import math
 import pwd
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -27,8 +28,11 @@ from pageferry.kernel.topology import Topology, read_topology
 from pageferry.pbs import hold, record
 from pageferry.pbs.event import Kind, PbsJob
 from pageferry.pbs.record import FOLDER, Record
-from pageferry.schedulers.pbs import is_stopped, job_nodes, job_pids
+from pageferry.schedulers.pbs import is_stopped, job_nodes, job_pids, owner
 from pageferry_planner.model import Strategy, Target, WhenFull
+
+if TYPE_CHECKING:  # numpy comes with it
+    from pageferry import spill
 
 Say = Callable[[Mapping[str, Any]], None]
 """Who waits for the job is told {"held": true}, and lets it go on; or {"live": why}, and can only wait for the end."""
@@ -37,16 +41,23 @@ Say = Callable[[Mapping[str, Any]], None]
 WAIT_SECONDS = 1.0
 """How long after a job has ended spilled memory is looked for: its own must be free first."""
 
+SLICE_SECONDS = 2.0
+"""How long a job is moved at a time while it runs on, so that its suspension waits for no more than that."""
+
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """What has happened to a job on this host, which goes by the names `hosts`; `folder` has the jobs' records."""
+    """What has happened to a job on this host, which goes by the names `hosts`; `folder` has the jobs' records.
+
+    `until`: when MoM no longer waits; a job that it has let go since is not held any more.
+    """
 
     kind: Kind
     job: PbsJob
     hosts: frozenset[str]
     settings: Settings
     folder: Path = FOLDER
+    until: float = math.inf
 
     @property
     def max_hold_seconds(self) -> float:
@@ -81,6 +92,7 @@ class Served:
     request: str = ""
     uid: int = -1
     seconds_stopped: float = 0.0
+    released_at: float = 0.0
     began: float = field(default_factory=time.time)
 
     def as_dict(self) -> dict[str, Any]:
@@ -116,10 +128,25 @@ def is_settled(job: PbsJob, hosts: frozenset[str], folder: Path = FOLDER) -> boo
     known = record.load(job.id, folder)
     asked = understood(job, hosts, known)
     where = asked.wish.nodes if asked.wish else job_nodes(job.id, job.exec_vnode, hosts, read_topology())
+    if not where and not asked.text:
+        return True  # neither PBS nor anybody says where its memory belongs
     if not known.settled or known.settled != where or asked.fresh or asked.error:
         return False
     record.save(job.id, msgspec.structs.replace(known, settled=()), folder)
     return True
+
+
+def begin(job: PbsJob, hosts: frozenset[str], folder: Path = FOLDER) -> None:
+    """Take note of where a job begins, which may have run here before under the same ID."""
+    nodes = job_nodes(job.id, job.exec_vnode, hosts, read_topology())
+    record.save(job.id, Record(homes=nodes, placed=nodes), folder)
+
+
+def unsettle(job: PbsJob, folder: Path = FOLDER) -> None:
+    """Take note that a job was suspended again: what was known of an earlier suspension holds no more."""
+    known = record.load(job.id, folder)
+    if known.settled:
+        record.save(job.id, msgspec.structs.replace(known, settled=()), folder)
 
 
 def take_note(job: PbsJob, hosts: frozenset[str], folder: Path = FOLDER) -> bool:
@@ -141,14 +168,14 @@ def serve(case: Case, say: Say) -> Served:
         served = _serve(case, say)
     except Vanished:
         served = Served(case.job.id, case.kind.value)
-    except PageferryError as error:
+    except (PageferryError, OSError) as error:
         served = Served(case.job.id, case.kind.value, error=str(error))
     return replace(served, uid=user_id(case.job.user), began=began)
 
 
 def bring_home(settings: Settings, say: Say, folder: Path = FOLDER) -> int:
     """Bring the spilled memory of PBS's jobs home, live, one by one; say what became of each, and return how many."""
-    from pageferry import ferry, report, spill
+    from pageferry import spill
     from pageferry.schedulers.pbs_cgroups import pbs_job_cgroups, pbs_job_ids, pbs_job_pids
 
     def groups(job: str, root: Path) -> spill.Groups:
@@ -158,41 +185,61 @@ def bring_home(settings: Settings, say: Say, folder: Path = FOLDER) -> int:
     def candidates(jobs: list[str]) -> list[spill.Homecoming[str]]:
         jobs = [job for job in jobs if not is_stopped(pbs_job_pids(job))]
         wanted = settings.spill
-        return spill.candidates(jobs, groups_of=groups, least_bytes=wanted.least_bytes, bytes_per_second=wanted.rate)
+        return spill.candidates(
+            jobs,
+            groups_of=groups,
+            least_bytes=wanted.least_bytes,
+            bytes_per_second=wanted.rate,
+            seconds=SLICE_SECONDS,
+        )
 
     moved = 0
     for job in [found.job for found in candidates(list(pbs_job_ids()))]:
-        began = time.time()
-        with suppress(Vanished), record.alone(job, folder):
-            for found in candidates([job]):  # it may have been suspended, or given other nodes
-                outcome = ferry.move(pbs_job_pids(job), found.request)
-                nodes = found.request.target.nodes
-                say(Served(job, "spill", nodes, outcome=report.outcome_json(outcome), began=began).as_dict())
-                moved += 1
+        # In slices, each with a look of its own: it may have been suspended, or given other nodes, and others wait.
+        while _slice_home(job, candidates, say, folder):
+            moved += 1
     return moved
+
+
+def _slice_home(
+    job: str, candidates: Callable[[list[str]], list[spill.Homecoming[str]]], say: Say, folder: Path
+) -> bool:
+    """Bring a part of a job's spilled memory home, and say whether there may be more; not if somebody else moves it."""
+    from pageferry import ferry, report
+    from pageferry.schedulers.pbs_cgroups import pbs_job_pids
+
+    began = time.time()
+    with suppress(Vanished), record.alone(job, folder, lambda: True) as ours:
+        for found in candidates([job]) if ours else ():
+            pids = pbs_job_pids(job)
+            outcome = report.outcome_json(ferry.move(pids, found.request))
+            nodes, uid = found.request.target.nodes, owner(pids)
+            say(Served(job, "spill", nodes, outcome=outcome, began=began, uid=-1 if uid is None else uid).as_dict())
+            return bool(outcome["moved_bytes"]) and not outcome["complete"]
+    return False
 
 
 def _serve(case: Case, say: Say) -> Served:
     with ExitStack() as holding:
         held_at = time.monotonic() if case.kind is Kind.PRERESUME and _hold(holding, case, say) else None
-
-        def used_up() -> bool:
-            return held_at is not None and time.monotonic() > held_at + case.max_hold_seconds
-
-        with record.alone(case.job.id, case.folder, used_up) as ours:
-            if ours:
-                return _alone(case, holding, held_at)
-        holding.close()  # an earlier move takes longer than the job may wait for it
         with record.alone(case.job.id, case.folder):
-            return replace(_alone(case, holding, None), seconds_stopped=case.max_hold_seconds)
+            served = _alone(case, holding)
+    if held_at is None:
+        return served
+    return replace(served, seconds_stopped=min(served.released_at - held_at, case.max_hold_seconds))
 
 
 def _hold(holding: ExitStack, case: Case, say: Say) -> bool:
     """Hold a job, if the site has it so and the kernel can; say to who waits which it is."""
     why = "[pbs] hold = false"
-    if case.settings.pbs.hold:
+    if time.monotonic() > case.until:
+        why = "it was let go before we were asked"
+    elif case.settings.pbs.hold:
         try:
-            holding.enter_context(hold.held(case.job.id, case.pids(), case.folder))
+            holding.enter_context(hold.held(case.job.id, case.pids(), case.max_hold_seconds, case.folder))
+        except hold.HeldAlreadyError:
+            say({"held": True})
+            return False
         except KernelError as error:
             why = str(error)
         else:
@@ -202,8 +249,8 @@ def _hold(holding: ExitStack, case: Case, say: Say) -> bool:
     return False
 
 
-def _alone(case: Case, holding: ExitStack, held_at: float | None) -> Served:
-    """Move a job's memory, with nobody else moving it; let it go on (`holding`) when that is done or its time is up."""
+def _alone(case: Case, holding: ExitStack) -> Served:
+    """Move a job's memory, with nobody else moving it, and let it go on (`holding`) when that is done."""
     job, known = case.job, record.load(case.job.id, case.folder)
     asked = understood(job, case.hosts, known)
     topology = read_topology()
@@ -211,53 +258,49 @@ def _alone(case: Case, holding: ExitStack, held_at: float | None) -> Served:
     nodes = asked.wish.nodes if asked.wish else placed
     strategy = asked.wish.strategy if asked.wish else Strategy.RELATIVE
     error, outcome = asked.error, None
-    if nodes and not (case.kind is Kind.PRERESUME and known.settled == nodes):
+    settled = case.kind is Kind.PRERESUME and (known.settled == nodes or error is not None)
+    if nodes and not settled:
+        record.save(job.id, msgspec.structs.replace(known, settled=(), begun=True), case.folder)
+        # Where a move was cut short, what it brought to a target stays there: the rest goes to the nearest.
+        sources = frozenset() if known.begun else frozenset(known.homes) if known.homes else None
         try:
-            outcome = _move(case, _target(nodes, strategy, known.homes, case.settings, topology), holding, held_at)
+            outcome = _move(case, _target(nodes, strategy, sources, case.settings, topology))
         except PageferryError as failure:
             error = error or str(failure)
     holding.close()
+    released_at = time.monotonic()
     complete = outcome is not None and outcome["complete"]
+    stands = case.kind is Kind.POSTSUSPEND and complete and is_stopped(case.pids())
     after = Record(
         homes=nodes if outcome is not None and not outcome["refused"] else known.homes,
         placed=placed or known.placed,
-        settled=nodes if case.kind is Kind.POSTSUSPEND and complete else (),
+        settled=nodes if stands else (),
         served=asked.text if asked.fresh else known.served,
         told=_told(outcome, nodes, error) if outcome is not None or error else known.told,
     )
     record.save(job.id, after, case.folder)
-    stopped = time.monotonic() - held_at if held_at is not None else 0.0
-    return Served(job.id, case.kind.value, nodes, known.homes, outcome, error, asked.text, seconds_stopped=stopped)
+    return Served(job.id, case.kind.value, nodes, known.homes, outcome, error, asked.text, released_at=released_at)
 
 
-def _move(case: Case, target: Target, holding: ExitStack, held_at: float | None) -> dict[str, Any]:
-    """Move what is misplaced: as far as it goes while the job is held, the rest while it runs."""
+def _move(case: Case, target: Target) -> dict[str, Any]:
     from pageferry import ferry, report
     from pageferry.mover import Limits
 
-    left = None if held_at is None else max(0.0, held_at + case.max_hold_seconds - time.monotonic())
-    limits = Limits(workers=case.settings.agent.workers, seconds=left)
-    first = report.outcome_json(ferry.move(case.pids(), ferry.Request(target=target, limits=limits)))
-    if held_at is None or not first["pages"]["not_reached"]:
-        return first
-    holding.close()
-    unlimited = replace(limits, seconds=None)
-    rest = report.outcome_json(ferry.move(case.pids(), ferry.Request(target=target, limits=unlimited)))
-    moved = first["pages"]["moved"]
-    rest["pages"]["moved"] += moved
-    rest["pages"]["in_place"] = max(0, rest["pages"]["in_place"] - moved)
-    for key in ("moved_bytes", "requested_pages", "retried_pages", "addresses", "calls", "seconds"):
-        rest[key] += first[key]
-    return rest
+    limits = Limits(workers=case.settings.agent.workers)
+    return report.outcome_json(ferry.move(case.pids(), ferry.Request(target=target, limits=limits)))
 
 
 def _target(
-    nodes: tuple[int, ...], strategy: Strategy, homes: tuple[int, ...], settings: Settings, topology: Topology
+    nodes: tuple[int, ...],
+    strategy: Strategy,
+    sources: frozenset[int] | None,
+    settings: Settings,
+    topology: Topology,
 ) -> Target:
     return Target(
         nodes=nodes,
         strategy=strategy,
-        sources=frozenset(homes) if homes else None,
+        sources=sources,
         when_full=WhenFull(settings.agent.when_full),
         spill=topology.nodes_with_memory(),
     )

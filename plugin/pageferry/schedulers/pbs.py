@@ -56,7 +56,7 @@ class Pbs:
         if len(found) > 1:
             raise UsageError(f"job {wanted} is one of several: {', '.join(found)}")
         name = found[0] if found else wanted
-        if job := self._job(name, pbs_job_pids(name, self.root) or claimed_pids(name, root=self.root)):
+        if job := self._job(name, pbs_job_pids(name, self.root) or self._claimed(name)):
             return job
         raise UsageError(f"no such job on this host: {wanted}")
 
@@ -65,6 +65,15 @@ class Pbs:
         names = [name for name in pbs_job_ids(self.root) if _JOB_ID.fullmatch(name)]
         found = (self._job(name, pbs_job_pids(name, self.root)) for name in names)
         return tuple(job for job in found if job is not None)
+
+    def _claimed(self, name: str) -> frozenset[int]:
+        """Return the processes that say to be a job's: on PBS's hosts, and by its whole ID alone.
+
+        Elsewhere anyone could make an ID of another scheduler's a job of this host.
+        """
+        if "." in name and (self.root / "etc/pbs.conf").exists():
+            return claimed_pids(name, root=self.root)
+        return frozenset()
 
     def _job(self, name: str, pids: frozenset[int]) -> Job | None:
         if not pids:
