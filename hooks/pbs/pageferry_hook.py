@@ -209,9 +209,18 @@ def _comment(job_id, until):
 
 def ask(message, config, until):
     """Return pageferry's answer, {} if there is none in time; what was begun goes on."""
+    answer = _asked(message, config, until)
+    if answer is None:
+        log(f"{message['event']}: no answer in time; PBS goes on", error=True)
+    return answer or {}
+
+
+def _asked(message, config, until):
     line = json.dumps(message, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
     try:
         return _ask_agent(line, config["socket"], until)
+    except socket.timeout:  # noqa: UP041 - its name before Python 3.10
+        return None
     except OSError as error:
         if error.errno not in (errno.ENOENT, errno.ECONNREFUSED):
             raise
@@ -227,7 +236,7 @@ def _ask_agent(line, path, until):
         agent.connect(path)
         agent.sendall(line)
         answer = _answer(agent.fileno(), until)
-    return json.loads(answer) if answer else {}
+    return json.loads(answer) if answer else None
 
 
 def _run_command(line, command, until):
@@ -249,7 +258,7 @@ def _run_command(line, command, until):
     answer = _answer(process.stdout.fileno(), until)
     if not answer and process.poll() in (126, 127):
         raise OSError(f"{command[0]} cannot be started")
-    return json.loads(answer) if answer else {}
+    return json.loads(answer) if answer else None
 
 
 def _write(descriptor, data, until):
@@ -305,8 +314,15 @@ def tell(kind, event, answer, config):
 
 def _show(job, text, config):
     name = config["outcome_resource"]
-    if name:
-        job.resources_used[name] = text[:TEXT_CHARACTERS]
+    if not name:
+        return
+    text = text[:TEXT_CHARACTERS]
+    nodes = {
+        vnode.partition("[")[0] for vnode in re.findall(r"[(+]([^:+()]{1,300})", _text(job, "exec_vnode", 1 << 20))
+    }
+    if len(nodes) > 1:  # PBS joins what several MoMs say, if it is JSON
+        text = json.dumps({_hosts()[0]: text})
+    job.resources_used[name] = text
 
 
 def kind_of(event):
@@ -331,6 +347,13 @@ def main():
         event.accept()
 
 
+def _age():
+    """Return how long we have run: Python's start takes its time, and the alarm counts that too."""
+    with open("/proc/self/stat", "rb") as stat, open("/proc/uptime", "rb") as uptime:
+        began = int(stat.read().rpartition(b")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")
+        return max(0, float(uptime.read().split()[0]) - began)
+
+
 def _complain(error):
     with contextlib.suppress(Exception):  # there is nobody left to tell
         log(f"{type(error).__name__}: {error}", error=True)
@@ -345,7 +368,7 @@ def _serve(kind, event):
     for fault in faults:
         log(f"configuration: {fault}; its default holds", error=True)
     seconds = config["preresume_seconds" if kind == "execjob_preresume" else "seconds"]
-    until = time.monotonic() + min(seconds, config["alarm"] - 2)
+    until = time.monotonic() + max(0, min(seconds, config["alarm"] - 2) - _age())
     for message in messages_of(kind, event, config, until):
         tell(kind, event, ask(message, config, until), config)
 

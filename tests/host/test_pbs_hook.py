@@ -172,13 +172,14 @@ def test_an_agent_that_hangs_costs_what_the_site_allows_and_no_more(tmp_path: Pa
     assert ran.accepted
     assert ran.seconds < 1 + SOON_S
     assert len(agent.heard) == 1
+    assert any("no answer in time" in error for error in ran.errors)
 
 
 def test_a_hook_never_waits_as_long_as_its_alarm(tmp_path: Path, agent: Agent) -> None:
     agent.answer = None
     ran = run(tmp_path, "execjob_preresume", {"socket": str(agent.path), "preresume_seconds": 3600, "alarm": 3})
     assert ran.accepted
-    assert 0.9 < ran.seconds < 1 + SOON_S
+    assert 0.5 < ran.seconds < 1 + SOON_S
 
 
 def test_a_full_queue_of_a_hung_agent_costs_no_more_either(tmp_path: Path) -> None:
@@ -209,6 +210,9 @@ def test_what_an_operator_wrote_reaches_the_agent_and_the_outcome_comes_back(tmp
     assert ran.set == {RECORDED["jobs"][0]["id"]: {"pageferry_outcome": "moved 34 MiB to nodes 2-3, 14:02:11"}}
     assert ran.accepted
     assert ran.errors == []
+    ran = run(tmp_path, "execjob_preresume", config, jobs=RECORDED["jobs"][-1:], local_nodename="guestb")
+    (said,) = ran.set.values()
+    assert list(json.loads(said["pageferry_outcome"]).values()) == [agent.answer["told"]], "which PBS can join"
 
 
 def test_a_refused_request_is_an_error_in_moms_log_and_the_job_resumes(tmp_path: Path, agent: Agent) -> None:
@@ -284,7 +288,7 @@ def test_an_outcome_that_pbs_has_no_resource_for_is_no_reason_to_stay_suspended(
 
 
 def test_outcomes_of_moves_that_took_longer_come_with_the_next_period(tmp_path: Path, agent: Agent) -> None:
-    job = RECORDED["jobs"][-1]["id"]
+    job = RECORDED["jobs"][1]["id"]
     agent.answer = {"ok": True, "outcomes": {job: "moved 1 MiB to node 1", "7.gone": "moved"}}
     ran = run(tmp_path, "exechost_periodic", {"socket": str(agent.path), "outcome_resource": "pageferry_outcome"})
     assert ran.set == {job: {"pageferry_outcome": "moved 1 MiB to node 1"}}

@@ -259,8 +259,18 @@ def test_a_job_that_runs_here_again_begins_anew(tmp_path: Path) -> None:
 
 
 def test_a_job_of_which_nobody_says_where_it_belongs_has_nothing_to_wait_for(tmp_path: Path) -> None:
-    assert serve.is_settled(PbsJob("99.s"), GUEST, tmp_path)
-    assert not serve.is_settled(PbsJob("99.s", comment="pageferry:nodes=0"), GUEST, tmp_path)
+    assert serve.ready(PbsJob("99.s"), GUEST, tmp_path).settled
+    assert not serve.ready(PbsJob("99.s", asked="nodes=0"), GUEST, tmp_path).settled
+
+
+@pytest.mark.parametrize("text", ["nodes=x", "nodes=1,cpus=3", "nodes=999"])
+def test_a_request_that_makes_no_sense_is_refused_before_anything_is_held(tmp_path: Path, text: str) -> None:
+    job = PbsJob("99.s", comment=f"pageferry:{text}")
+    found = serve.ready(job, GUEST, tmp_path)
+    assert found.settled, "nothing is left to do"
+    assert found.refused.startswith("failed: ")
+    assert record.load("99.s", tmp_path).told == found.refused
+    assert serve.ready(job, GUEST, tmp_path).refused == "", "once"
 
 
 def test_what_was_settled_before_a_suspension_is_not_settled_by_it(tmp_path: Path) -> None:

@@ -66,9 +66,10 @@ class PbsEvents:
                 serve.unsettle(job, self._folder)
             self._begin(Case(event.event, job, hosts, self._settings, self._folder), lambda _answer: None)
             return {}
-        if not self._under_way[job.id] and serve.is_settled(job, hosts, self._folder):
-            return {"done": True, "told": record.load(job.id, self._folder).told}
-        self._begin(Case(event.event, job, hosts, self._settings, self._folder, event.until), reply)
+        found = serve.ready(job, hosts, self._folder)
+        if found.settled and not self._under_way[job.id]:
+            return {"done": True, "told": found.refused or record.load(job.id, self._folder).told}
+        self._begin(Case(event.event, job, hosts, self._settings, self._folder, event.until), reply, found.refused)
         return None
 
     def due(self) -> float | None:
@@ -85,16 +86,16 @@ class PbsEvents:
         self._errands.send(work, self._came_home, self._chronicle.served, seconds=MOVE_SECONDS)
         return None
 
-    def _begin(self, case: Case, reply: Reply) -> None:
+    def _begin(self, case: Case, reply: Reply, refused: str = "") -> None:
         """Send an errand for a job, or have it wait for the one that is on its way; what holds waits for nobody."""
         job = case.job
-        begin = partial(self._send, case, reply)
+        begin = partial(self._send, case, reply, refused)
         if case.kind is not Kind.PRERESUME and self._under_way[job.id]:
             self._waiting.setdefault(job.id, []).append(begin)
             return
         begin()
 
-    def _send(self, case: Case, reply: Reply) -> None:
+    def _send(self, case: Case, reply: Reply, refused: str) -> None:
         job = case.job
         self._under_way[job.id] += 1
 
@@ -104,7 +105,7 @@ class PbsEvents:
         def said(message: Mapping[str, Any]) -> None:
             if message.get("held"):
                 self._chronicle.tell(None, "held", "until its memory is there", pbs_job=job.id)
-                reply({"held": True, "told": "moving"})
+                reply({"held": True, "told": refused or "moving"})
             else:
                 self._chronicle.tell(None, "not held", str(message.get("live")), pbs_job=job.id)
 
@@ -114,7 +115,7 @@ class PbsEvents:
                 self._chronicle.tell(None, "not done", result.error or "", logging.ERROR, pbs_job=job.id)
             elif result.value["outcome"] is not None or result.value["error"]:
                 self._chronicle.served(result.value)
-            reply({"done": True, "told": record.load(job.id, self._folder).told})
+            reply({"done": True, "told": refused or record.load(job.id, self._folder).told})
             for begin in self._waiting.pop(job.id, []):
                 begin()
 

@@ -76,7 +76,7 @@ def _request(command: Command) -> Command:
 def status(job: str | None, pid: tuple[int, ...], cgroup: str | None, as_json: bool) -> int:
     """Show where a job's memory is, per node, against where its CPUs are.
 
-    JOB is a Slurm job id; without any target, all of Slurm's jobs on this host.
+    JOB is an ID of Slurm's or PBS's; without any target, all of their jobs on this host.
     """
     from pageferry import ferry, report, targets
     from pageferry_planner.policy import Rules
@@ -91,7 +91,7 @@ def status(job: str | None, pid: tuple[int, ...], cgroup: str | None, as_json: b
     if as_json:
         click.echo(json.dumps(answers))
     elif not answers:
-        click.echo("no Slurm job on this host")
+        click.echo("no batch job on this host")
     else:
         from pageferry.cli import tables
 

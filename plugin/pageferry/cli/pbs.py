@@ -47,7 +47,7 @@ def _job(event: Event, settings: Any) -> int:
     from pageferry.pbs import hold, record, serve
     from pageferry.pbs.event import Kind
 
-    (job,), hosts = event.jobs, frozenset(event.hosts)
+    (job,), hosts, refused = event.jobs, frozenset(event.hosts), ""
     with suppress(Exception):  # what was left by another is no reason not to serve this one
         hold.release_left()
     if event.event is Kind.BEGIN:
@@ -56,9 +56,10 @@ def _job(event: Event, settings: Any) -> int:
         return 0
     if event.event is Kind.PRERESUME:
         with record.alone(job.id, until=lambda: True) as ours:
-            settled = ours and serve.is_settled(job, hosts)
-        if settled:
-            _say({"done": True, "told": record.load(job.id).told})
+            found = serve.ready(job, hosts)
+        refused = found.refused
+        if ours and found.settled:
+            _say({"done": True, "told": refused or record.load(job.id).told})
             return 0
     else:
         _say({"begun": True})
@@ -67,10 +68,10 @@ def _job(event: Event, settings: Any) -> int:
 
     def say(message: Mapping[str, Any]) -> None:
         if message.get("held"):
-            _say({"held": True, "told": "moving"})
+            _say({"held": True, "told": refused or "moving"})
 
     served = serve.serve(serve.Case(event.event, job, hosts, settings, until=event.until), say)
-    _say({"done": True, "told": record.load(job.id).told})
+    _say({"done": True, "told": refused or record.load(job.id).told})
     if served.error:
         complain(f"job {job.id}: {served.error}")
     return 0

@@ -40,7 +40,8 @@ def examine_pbs(root: Path = Path("/")) -> Iterator[Finding]:
     except Vanished:
         yield warn("PBS hook", f"MoM has none: {_INSTALL}")
         return
-    yield from _registered(hook)
+    wrong = list(_registered(hook))
+    yield from wrong or [ok("PBS hook", f"MoM has it, alarm {hook.get('alarm', str(ALARM_SECONDS))} s")]
     if text.strip() != read_bytes(shipped("hooks") / "pbs/pageferry_hook.py").strip():
         yield warn("PBS hook file", f"MoM's is not this version's: {_INSTALL}")
     with suppress(Vanished):
@@ -61,8 +62,6 @@ def _registered(hook: dict[str, str]) -> Iterator[Finding]:
     if hook.get("fail_action", "none").lower() not in {"none", ""}:
         text = f"fail_action {printable(hook['fail_action'].encode())}: qmgr -c 'set hook pageferry fail_action = none'"
         yield warn("PBS hook", text)
-    if not missing:
-        yield ok("PBS hook", f"MoM has it, alarm {hook.get('alarm', '30')} s")
 
 
 def _timed(hook: dict[str, str], config: bytes) -> Iterator[Finding]:

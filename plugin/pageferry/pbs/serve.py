@@ -120,20 +120,48 @@ def understood(job: PbsJob, hosts: frozenset[str], known: Record) -> Asked:
     return Asked(text, wish, None, fresh)
 
 
-def is_settled(job: PbsJob, hosts: frozenset[str], folder: Path = FOLDER) -> bool:
-    """Say whether a job that is about to run again has all of its memory where it belongs, since it was suspended.
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """Whether nothing is left to do for a job that is about to run again; `refused`: why its fresh request is."""
 
-    Takes note that it runs. Few files are read, and no page table: MoM waits for this.
+    settled: bool
+    refused: str = ""
+
+
+def ready(job: PbsJob, hosts: frozenset[str], folder: Path = FOLDER) -> Ready:
+    """See whether a job that is about to run again has all of its memory where it belongs, since it was suspended.
+
+    A request that makes no sense is refused. What is known of the job says so, and that it runs. Few files are read,
+    and no page table: MoM waits for this.
     """
     known = record.load(job.id, folder)
     asked = understood(job, hosts, known)
-    where = asked.wish.nodes if asked.wish else job_nodes(job.id, job.exec_vnode, hosts, read_topology())
+    topology = read_topology()
+    refused = ""
+    if asked.fresh and (error := asked.error or _unfit(asked.wish, topology)):
+        refused = _told(None, (), error)
+        known = msgspec.structs.replace(known, served=asked.text, told=refused)
+        record.save(job.id, known, folder)
+        asked = understood(job, hosts, known)
+    where = asked.wish.nodes if asked.wish else job_nodes(job.id, job.exec_vnode, hosts, topology)
     if not where and not asked.text:
-        return True  # neither PBS nor anybody says where its memory belongs
+        return Ready(True, refused)  # neither PBS nor anybody says where its memory belongs
     if not known.settled or known.settled != where or asked.fresh or asked.error:
-        return False
+        return Ready(False, refused)
     record.save(job.id, msgspec.structs.replace(known, settled=()), folder)
-    return True
+    return Ready(True, refused)
+
+
+def _unfit(wish: Wish | None, topology: Topology) -> str | None:
+    """Return why this host cannot do what is wished."""
+    from pageferry import ferry
+
+    try:
+        if wish is not None:
+            ferry.check(Target(wish.nodes), topology)
+    except PageferryError as error:
+        return str(error)
+    return None
 
 
 def begin(job: PbsJob, hosts: frozenset[str], folder: Path = FOLDER) -> None:
@@ -183,7 +211,7 @@ def bring_home(settings: Settings, say: Say, folder: Path = FOLDER) -> int:
         return spill.Groups(found, found)
 
     def candidates(jobs: list[str]) -> list[spill.Homecoming[str]]:
-        jobs = [job for job in jobs if not is_stopped(pbs_job_pids(job))]
+        jobs = [job for job in jobs if not is_stopped(pbs_job_pids(job)) and not _sent_elsewhere(job, folder)]
         wanted = settings.spill
         return spill.candidates(
             jobs,
@@ -199,6 +227,12 @@ def bring_home(settings: Settings, say: Say, folder: Path = FOLDER) -> int:
         while _slice_home(job, candidates, say, folder):
             moved += 1
     return moved
+
+
+def _sent_elsewhere(job: str, folder: Path) -> bool:
+    """Say whether a request had a job's memory brought to other nodes than PBS gave it: there it is at home."""
+    known = record.load(job, folder)
+    return bool(known.homes and known.placed) and set(known.homes) != set(known.placed)
 
 
 def _slice_home(
@@ -276,10 +310,15 @@ def _alone(case: Case, holding: ExitStack) -> Served:
         placed=placed or known.placed,
         settled=nodes if stands else (),
         served=asked.text if asked.fresh else known.served,
-        told=_told(outcome, nodes, error) if outcome is not None or error else known.told,
+        told=_told(outcome, nodes, error) if error or _is_news(outcome, asked) else known.told,
     )
     record.save(job.id, after, case.folder)
     return Served(job.id, case.kind.value, nodes, known.homes, outcome, error, asked.text, released_at=released_at)
+
+
+def _is_news(outcome: Mapping[str, Any] | None, asked: Asked) -> bool:
+    """Say whether an outcome is to take the place of the last one: a look that found all in place is not."""
+    return outcome is not None and bool(asked.fresh or outcome["moved_bytes"] or not outcome["complete"])
 
 
 def _move(case: Case, target: Target) -> dict[str, Any]:
