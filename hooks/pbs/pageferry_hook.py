@@ -256,8 +256,9 @@ def _run_command(line, command, until):
     _write(process.stdin.fileno(), line, until)
     process.stdin.close()
     answer = _answer(process.stdout.fileno(), until)
-    if not answer and process.poll() in (126, 127):
-        raise OSError(f"{command[0]} cannot be started")
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        if not answer and process.wait(max(0, until - time.monotonic())) in (126, 127):
+            raise OSError(f"{command[0]} cannot be started")
     return json.loads(answer) if answer else None
 
 
@@ -317,10 +318,8 @@ def _show(job, text, config):
     if not name:
         return
     text = text[:TEXT_CHARACTERS]
-    nodes = {
-        vnode.partition("[")[0] for vnode in re.findall(r"[(+]([^:+()]{1,300})", _text(job, "exec_vnode", 1 << 20))
-    }
-    if len(nodes) > 1:  # PBS joins what several MoMs say, if it is JSON
+    vnodes = re.findall(r"[(+]([^:+()]{1,300})", _text(job, "exec_vnode", 1 << 20))
+    if len({vnode.partition("[")[0] for vnode in vnodes}) > 1:  # PBS joins what several MoMs say, if it is JSON
         text = json.dumps({_hosts()[0]: text})
     job.resources_used[name] = text
 
