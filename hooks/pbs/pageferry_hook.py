@@ -253,7 +253,8 @@ def _run_command(line, command, until):
             cwd="/",
             preexec_fn=_unblock,  # noqa: PLW1509 - there is one thread
         )
-    _write(process.stdin.fileno(), line, until)
+    with contextlib.suppress(BrokenPipeError):  # it has ended; how, is seen below
+        _write(process.stdin.fileno(), line, until)
     process.stdin.close()
     answer = _answer(process.stdout.fileno(), until)
     with contextlib.suppress(subprocess.TimeoutExpired):
