@@ -41,8 +41,8 @@ Say = Callable[[Mapping[str, Any]], None]
 WAIT_SECONDS = 1.0
 """How long after a job has ended spilled memory is looked for: its own must be free first."""
 
-SLICE_SECONDS = 2.0
-"""How long a job is moved at a time while it runs on, so that its suspension waits for no more than that."""
+SLICE_SECONDS = 15.0
+"""How long a job is moved at a time while it runs on, looking at it included: its suspension waits for no more than that."""
 
 
 @dataclass(frozen=True, slots=True)
