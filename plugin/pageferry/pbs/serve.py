@@ -42,7 +42,7 @@ WAIT_SECONDS = 1.0
 """How long after a job has ended spilled memory is looked for: its own must be free first."""
 
 SLICE_SECONDS = 15.0
-"""How long a job is moved at a time while it runs on, looking at it included: its suspension waits for no more than that."""
+"""How long a job is moved at a time while it runs on, the look at it included: a suspension waits for no more."""
 
 
 @dataclass(frozen=True, slots=True)
