@@ -192,3 +192,20 @@ def test_a_legacy_step_without_processes_does_not_keep_a_job_from_being_suspende
     legacy_step(hybrid, "step_0", "FROZEN", own=1)
     legacy_step(hybrid, "step_1", "THAWED", own=0, pids="")
     assert slurm_job_suspension(5, hybrid) == SUSPENDED
+
+
+def test_a_group_that_goes_while_jobs_are_looked_for_is_not_in_the_way(
+    hybrid: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scandir = os.scandir
+    gone: list[object] = []
+
+    def vanishing(path: os.PathLike[str]) -> object:
+        if Path(path).name.startswith("uid_") and len(gone) < 3:
+            gone.append(path)
+            raise FileNotFoundError(2, "No such file or directory", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", vanishing)
+    assert slurm_cgroups.slurm_jobs(hybrid) == (77,)
+    assert len(gone) == 3

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +25,7 @@ _SCOPE_SUFFIX = "slurmstepd.scope"
 _SCOPE_DEPTH = 4
 """Slurm's scope is in system.slice, or in the slice that CgroupSlice names, perhaps within a container's group."""
 
+_ROUNDS = 20
 _LEGACY_CONTROLLERS = ("freezer", "cpuset", "memory")
 _LEGACY_USER = re.compile(r"/uid_([0-9]{1,10})/job_[0-9]+$")
 
@@ -46,7 +48,7 @@ def slurm_job_cgroups(job_id: int, root: Path = Path("/")) -> tuple[Path, ...]:
     if hierarchies.unified is not None:
         found += [scope / f"job_{job_id}" for scope in slurm_scopes(hierarchies.unified)]
     for mount in _legacy_mounts(hierarchies.legacy):
-        found += sorted(mount.glob(f"slurm*/uid_*/job_{job_id}"))
+        found += _matches(mount, f"slurm*/uid_*/job_{job_id}")
     return tuple(group for group in found if group.is_dir())
 
 
@@ -76,7 +78,7 @@ def slurm_job_holds(job_id: int, root: Path = Path("/")) -> tuple[Path, ...]:
     groups = []
     for job in slurm_job_cgroups(job_id, root):
         if job.parent.name.endswith(_SCOPE_SUFFIX):
-            groups += [task for task in job.glob("step_*/user/task_*") if task.is_dir()]
+            groups += [task for task in _matches(job, "step_*/user/task_*") if task.is_dir()]
     return tuple(sorted(groups))
 
 
@@ -108,8 +110,8 @@ def slurm_job_cpusets(job_id: int, root: Path = Path("/")) -> tuple[tuple[Path, 
 def slurm_jobs(root: Path = Path("/")) -> tuple[int, ...]:
     """Return the IDs of all jobs that have cgroups on this host, ascending."""
     hierarchies = read_hierarchies(root)
-    places = [scope.glob("job_*") for scope in slurm_scopes(hierarchies.unified)] if hierarchies.unified else []
-    places += [mount.glob("slurm*/uid_*/job_*") for mount in _legacy_mounts(hierarchies.legacy)]
+    places = [_matches(scope, "job_*") for scope in slurm_scopes(hierarchies.unified)] if hierarchies.unified else []
+    places += [_matches(mount, "slurm*/uid_*/job_*") for mount in _legacy_mounts(hierarchies.legacy)]
     numbers = (group.name.removeprefix("job_") for place in places for group in place)
     return tuple(sorted({int(number) for number in numbers if number.isascii() and number.isdigit()}))
 
@@ -176,3 +178,11 @@ def _step_suspension(group: Path, root: Path) -> Suspension | None:
 def _legacy_mounts(legacy: Mapping[str, Path]) -> list[Path]:
     """Return the mounts that Slurm uses, once each: two controllers may share one."""
     return list(dict.fromkeys(legacy[name] for name in _LEGACY_CONTROLLERS if name in legacy))
+
+
+def _matches(place: Path, pattern: str) -> list[Path]:
+    """Return the groups below a place that a pattern matches; Path.glob gives up when one goes while it looks."""
+    for _ in range(_ROUNDS):
+        with suppress(FileNotFoundError):
+            return sorted(place.glob(pattern))
+    return []
