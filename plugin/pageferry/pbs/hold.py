@@ -44,14 +44,12 @@ def held(
         try:
             hold = _found(job_id, pids, root)
             entries = hold.entries()
-            path.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+            _write(path, entries)
             # It hears nothing more of us: whatever we are busy with, a job is held no longer than this.
             with Guard(pulse_seconds=seconds) as guard:
                 guard.hold(0, entries)
                 holdable.set_hold(hold)
                 yield hold
-        except OSError as error:
-            raise KernelError(f"the hold of job {job_id} cannot be recorded: {error.strerror}") from error
         finally:
             if not guardian.undo(entries):
                 path.unlink(missing_ok=True)
@@ -111,3 +109,10 @@ def _recorded(job_id: str, folder: Path) -> Iterator[Path]:
         yield path
     finally:
         os.close(lock)
+
+
+def _write(path: Path, entries: list[guardian.Entry]) -> None:
+    try:
+        path.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+    except OSError as error:
+        raise KernelError(f"{path}: the hold cannot be recorded: {error.strerror}") from error
