@@ -42,6 +42,9 @@ DEFAULTS = {
     "request_resource": "",
     "outcome_resource": "",
 }
+_VNODE = re.compile(r"[(+]([^:+()]{1,300})")
+"""The name of each vnode in exec_vnode: (a[0]:ncpus=1+a[1]:ncpus=1)+(b:ncpus=2)."""
+
 JOBS_AT_ONCE = 16
 TEXT_CHARACTERS = 1024
 """Of a request, as pageferry takes it, and of an outcome."""
@@ -145,8 +148,7 @@ def _job(job, hosts, config):
 
 def _vnodes(text, hosts):
     """Return what of exec_vnode is this host's: of a job on a thousand hosts that is little."""
-    names = re.findall(r"[(+]([^:+()]{1,300})", text)
-    ours = [name for name in dict.fromkeys(names) if name.partition("[")[0] in hosts]
+    ours = [name for name in dict.fromkeys(_VNODE.findall(text)) if name.partition("[")[0] in hosts]
     return f"({'+'.join(ours)})"[:4096] if ours else ""
 
 
@@ -319,7 +321,7 @@ def _show(job, text, config):
     if not name:
         return
     text = text[:TEXT_CHARACTERS]
-    vnodes = re.findall(r"[(+]([^:+()]{1,300})", _text(job, "exec_vnode", 1 << 20))
+    vnodes = _VNODE.findall(_text(job, "exec_vnode", 1 << 20))
     if len({vnode.partition("[")[0] for vnode in vnodes}) > 1:  # PBS joins what several MoMs say, if it is JSON
         text = json.dumps({_hosts()[0]: text})
     job.resources_used[name] = text

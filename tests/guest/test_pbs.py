@@ -104,6 +104,12 @@ def migrations(agent: Agent, job: PbsJob) -> list[dict[str, Any]]:
     return sorted(answer["migrations"], key=lambda row: row["id"])
 
 
+def suspended(job: PbsJob) -> None:
+    """Suspend a job, and wait until its memory has been looked at."""
+    job.suspend()
+    wait_until(lambda: bool(record.load(job.id).settled), "its memory has been looked at")
+
+
 def test_a_suspended_jobs_memory_is_moved_while_it_is_stopped_and_a_resume_waits_for_nothing(
     agent: Agent, job: PbsJob
 ) -> None:
@@ -135,8 +141,7 @@ def test_a_suspended_jobs_memory_is_moved_while_it_is_stopped_and_a_resume_waits
 def test_what_an_operator_asks_of_a_suspended_job_is_there_before_its_first_instruction(
     agent: Agent, job: PbsJob
 ) -> None:
-    job.suspend()
-    wait_until(lambda: bool(record.load(job.id).settled), "its memory has been looked at")
+    suspended(job)
     job.comment = "pageferry:nodes=2"
     counts, noted = job.steady.counts(), job.noted()
     did, _ = job.resume()
@@ -157,8 +162,7 @@ def test_what_an_operator_asks_of_a_suspended_job_is_there_before_its_first_inst
 def test_a_job_is_held_beyond_its_resume_until_its_pages_are_there_and_no_longer_than_max_hold(
     agent: Agent, job: PbsJob
 ) -> None:
-    job.suspend()
-    wait_until(lambda: bool(record.load(job.id).settled), "its memory has been looked at")
+    suspended(job)
     job.comment = "pageferry:nodes=3"
     counts = job.steady.counts()
     with record.alone(job.id) as ours:  # as an earlier move that takes its time
@@ -175,8 +179,7 @@ def test_a_job_is_held_beyond_its_resume_until_its_pages_are_there_and_no_longer
 def test_a_request_that_makes_no_sense_is_refused_and_the_job_resumes_as_it_was(
     agent: Agent, job: PbsJob, text: str
 ) -> None:
-    job.suspend()
-    wait_until(lambda: bool(record.load(job.id).settled), "its memory has been looked at")
+    suspended(job)
     job.comment = text
     job.resume()
     wait_until(lambda: record.load(job.id).told.startswith("failed"), "it is refused")
@@ -233,8 +236,7 @@ def test_when_a_job_ends_the_spilled_memory_of_others_comes_home(
 
 
 def test_an_agent_that_is_killed_while_it_holds_a_job_leaves_it_running(agent: Agent, job: PbsJob) -> None:
-    job.suspend()
-    wait_until(lambda: bool(record.load(job.id).settled), "its memory has been looked at")
+    suspended(job)
     job.comment = "pageferry:nodes=1"
     counts = job.steady.counts()
     with record.alone(job.id) as ours:
@@ -249,8 +251,7 @@ def test_an_agent_that_is_killed_while_it_holds_a_job_leaves_it_running(agent: A
 
 
 def test_what_an_agent_and_its_guardian_left_is_released_by_the_next_agent(agent: Agent, job: PbsJob) -> None:
-    job.suspend()
-    wait_until(lambda: bool(record.load(job.id).settled), "its memory has been looked at")
+    suspended(job)
     job.comment = "pageferry:nodes=1"
     counts = job.steady.counts()
     with record.alone(job.id) as ours:
