@@ -14,6 +14,8 @@ from typing import Any
 from guest.vm.jobs import Slurm, wait_until
 
 PROGRAM = Path(__file__).with_name("steady_rank.py")
+UNDER_WAY = (0, 1)
+"""How far a rank may have counted when it notes a gap: a step that was under way when it was stopped is finished."""
 
 
 @dataclass(frozen=True, slots=True)
