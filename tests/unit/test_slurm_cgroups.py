@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 
 from pageferry.schedulers import slurm_cgroups
-from pageferry.schedulers.slurm_cgroups import Suspension, slurm_job_suspension
+from pageferry.schedulers.slurm_cgroups import Suspension, slurm_job_suspension, slurm_job_user_groups, slurm_suspension
 from support.trees import plant, write
 
 SLICE = "sys/fs/cgroup/system.slice"
@@ -158,6 +159,17 @@ def test_a_step_without_processes_or_without_its_groups_does_not_keep_a_job_from
     (root / f"{SLICE}/n2_slurmstepd.scope/job_5/step_2").mkdir()
     (root / f"{SLICE}/n2_slurmstepd.scope/job_5/step_3/user").mkdir(parents=True)
     assert slurm_job_suspension(5, root) == SUSPENDED
+
+
+def test_groups_that_are_known_are_looked_at_without_a_search_and_those_that_are_gone_do_not_count(root: Path) -> None:
+    for number, freeze in enumerate((0, 1)):
+        user_group(root, f"step_{number}", freeze=freeze, frozen=freeze)
+    groups = slurm_job_user_groups(5, root)
+    user_group(root, "step_2", freeze=1, frozen=0)
+    assert slurm_suspension(groups, root) == ON_THE_WAY
+    assert slurm_suspension(groups[1:], root) == SUSPENDED
+    shutil.rmtree(groups[1])
+    assert slurm_suspension(groups, root) == NOT
 
 
 def test_a_job_of_empty_steps_that_nobody_suspended_is_not_suspended(root: Path) -> None:

@@ -108,6 +108,9 @@ class Tended:
 
     served: str = ""
     answered_at: float = math.inf
+    groups: tuple[Path, ...] = ()
+    """What Slurm freezes of it, as of the last event that may have changed that."""
+
     unheld: bool = False
     thawed_at: float = 0.0
     deadline: float | None = None

@@ -30,7 +30,7 @@ from pageferry.config import Settings
 from pageferry.errors import KernelError, PageferryError, UsageError, Vanished
 from pageferry.gate.gate import Gate
 from pageferry.kernel.cgroup import pids
-from pageferry.schedulers.slurm_cgroups import slurm_job_suspension
+from pageferry.schedulers.slurm_cgroups import slurm_job_suspension, slurm_job_user_groups, slurm_suspension
 
 POLL_SECONDS = 0.05
 """How often a job is looked at that is about to stand still, and whose tasks (on version 1) appear without an event."""
@@ -82,7 +82,10 @@ class Tending:
         tended = self._jobs.setdefault(job, Tended(job))
         if fresh or cpus or tasks:
             self._see_cpus(tended)
-        suspended = slurm_job_suspension(job).asked
+        # A write to a freezer that is known needs no search for others: a job may wait for its release.
+        if tasks or not writes or not writes.keys() <= set(tended.groups):
+            tended.groups = slurm_job_user_groups(job)
+        suspended = slurm_suspension(tended.groups).asked
         if tended.phase is Phase.RUNS:
             if suspended and not tended.unheld:
                 self._hold(tended)

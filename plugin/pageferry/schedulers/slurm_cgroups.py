@@ -10,7 +10,7 @@ slurmctld. Sources: Slurm's src/plugins/cgroup/v2/cgroup_v2.c, src/plugins/cgrou
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -123,7 +123,11 @@ def slurm_job_suspension(job_id: int, root: Path = Path("/")) -> Suspension:
     on its way to either side. A hold on the tasks below, or on a group above, is not Slurm's wish. A step without
     processes stands still. Source: src/slurmd/slurmd/req.c, _rpc_suspend_job(). Raises Denied and KernelError.
     """
-    groups = slurm_job_user_groups(job_id, root)
+    return slurm_suspension(slurm_job_user_groups(job_id, root), root)
+
+
+def slurm_suspension(groups: Iterable[Path], root: Path = Path("/")) -> Suspension:
+    """Return the same for a job whose `slurm_job_user_groups` are known; one that is gone since is left out."""
     steps = [step for group in groups if (step := _step_suspension(group, root)) is not None]
     asked = any(step.asked for step in steps)
     return Suspension(asked, asked and all(step.frozen for step in steps))
