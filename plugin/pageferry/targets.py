@@ -25,12 +25,16 @@ from pageferry.schedulers.slurm import Slurm
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A target: its name for people, its processes, the version 2 groups that hold them, and its cpusets."""
+    """A target: its name for people, its processes, the version 2 groups that hold them, and its cpusets.
+
+    `pbs_job`: PBS's ID of a job, which hooks of PBS's may be moving as well.
+    """
 
     name: str
     pids: frozenset[int]
     holds: tuple[Path, ...]
     cpusets: Cpusets
+    pbs_job: str = ""
 
 
 class Route(Enum):
@@ -91,7 +95,8 @@ def scheduled(job: str) -> Job:
 def _job(job: Job) -> Found:
     if not job.pids:
         raise UsageError(f"job {job.id} has no processes on this host")
-    return Found(f"job {job.id}", job.pids, job.holds, Cpusets(job.cpusets_outer, job.cpusets_inner))
+    pbs_job = job.id if job.scheduler == "pbs" else ""
+    return Found(f"job {job.id}", job.pids, job.holds, Cpusets(job.cpusets_outer, job.cpusets_inner), pbs_job)
 
 
 def _processes(pids: Collection[int]) -> Found:

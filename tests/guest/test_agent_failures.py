@@ -259,16 +259,16 @@ def test_without_slurms_controller_the_memory_goes_to_the_jobs_cpus(agent: Agent
     number, gaps = len(agent.migrations(job.id)), len(job.diary())
     spread(job)
     controller = int((slurmconf.RUN / "slurmctld.pid").read_text())
-    subprocess.run(["scontrol", "suspend", str(job.id)], check=True)
     os.kill(controller, signal.SIGSTOP)
     try:
+        freezing.write(job.slurm, job.id, True)
         wait_until(lambda: len(agent.migrations(job.id)) > number, "its memory moves all the same")
     finally:
         os.kill(controller, signal.SIGCONT)
     assert agent.migrations(job.id)[number]["outcome"] == "complete"
     assert "did not answer" in events(agent, job, "not asked")[0]
     assert agent.phase(job.id) == "held"
-    job.slurm.resume(job.id)
+    freezing.write(job.slurm, job.id, False)
     wait_until(lambda: not held(job.slurm, job.id), "released")
     assert job.runs()
     assert set(job.entries(gaps)[0]["nodes"]) == {"0"}

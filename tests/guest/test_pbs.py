@@ -309,6 +309,7 @@ def test_a_job_by_its_id_is_found_by_the_commands(job: PbsJob, agent: Agent) -> 
     words = [sys.executable, "-m", "pageferry", "move", job.id, "--to", "2", "--freeze"]
     subprocess.run(words, check=True, capture_output=True)
     assert far(job, 2) < MIB, "what it touched since is on the node of its CPUs"
+    assert record.load(job.id).homes == (2,), "it stays there when another job ends"
     assert job.steady.runs()
     refused = subprocess.run([*words, "--cpus", "2-3"], check=False, capture_output=True, text=True)
     assert refused.returncode == 2

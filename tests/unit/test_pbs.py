@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,8 @@ from hypothesis import strategies as st
 
 from pageferry.errors import UsageError
 from pageferry.kernel.topology import read_topology
+from pageferry.pbs import by_hand, record, serve
 from pageferry.pbs import event as events
-from pageferry.pbs import record, serve
 from pageferry.pbs.event import Kind, PbsJob
 from pageferry.pbs.record import Record
 from pageferry.pbs.serve import understood
@@ -250,6 +251,22 @@ def test_a_lock_that_is_held_is_not_removed(tmp_path: Path) -> None:
             assert not second
     record.forget("1.s", tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_move_by_hand_keeps_others_away_and_its_target_is_the_jobs_home(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record.save("1.s", Record(homes=(0,), placed=(0,), settled=(0,), served="x", told="moved", begun=True), tmp_path)
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    with by_hand.moving("1.s", tmp_path) as went, record.alone("1.s", tmp_path, until=lambda: True) as other:
+        assert not other
+        went((2, 3))
+    assert record.load("1.s", tmp_path) == Record(homes=(2, 3), placed=(0,), served="x", told="moved")
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    with by_hand.moving("1.s", tmp_path) as went, record.alone("1.s", tmp_path, until=lambda: True) as other:
+        assert other, "who may not write the records waits for nobody"
+        went((1,))
+    assert record.load("1.s", tmp_path).homes == (2, 3)
 
 
 def test_a_job_that_runs_here_again_begins_anew(tmp_path: Path) -> None:

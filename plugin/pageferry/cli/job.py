@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -181,16 +181,22 @@ def _directly(target: Found, as_json: bool, cpus: str | None, freeze: bool, **op
     from pageferry.cpus import assign
     from pageferry.gate import gate
     from pageferry.kernel.topology import read_topology
+    from pageferry.pbs import by_hand
 
     request = _read_request(**options)
     warn_of_gaps()
     ferry.check(request.target, read_topology())
     wanted = _list(cpus, "--cpus") if cpus is not None else None
-    with gate.held(target.holds, target.pids if not target.holds else ()) if freeze else nullcontext():
+    with ExitStack() as during:
+        went = during.enter_context(by_hand.moving(target.pbs_job)) if target.pbs_job else None
+        if freeze:
+            during.enter_context(gate.held(target.holds, target.pids if not target.holds else ()))
         if wanted is not None:
             assign.assign(wanted, target.pids, target.cpusets)
         with _progress(as_json) as progress:
             outcome = ferry.move(target.pids, request, progress)
+        if went is not None and not outcome.plan.lacking:
+            went(request.target.nodes)
     return _told(report.outcome_json(outcome), as_json)
 
 
