@@ -1,4 +1,4 @@
-"""What was measured, as JSON → docs/benchmarks.md. `python -m bench.report GUEST_JSON PLANNING_JSON RESUME_JSON`."""
+"""What was measured, as JSON → docs/benchmarks.md. `python -m bench.report GUEST PLANNING RESUME NEWCOMER` (files)."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from bench.scenarios import SCENARIOS
 ROOT = Path(__file__).resolve().parent.parent
 PLANNING_RATIO, PLANNING_MB = 1.5, 200
 RESUME_MS = 50
+NEWCOMER_MS = 100
 
 _HEAD = """# Benchmarks
 
@@ -59,6 +60,13 @@ _RESUME = """
 From Slurm's own thaw of a job to the job's next step, on a real Slurm in the guest, in milliseconds: half of the
 resumes with no agent on the host, half with one. Nothing is left to move, since it was looked at while the job was
 suspended. The clock of whoever watches the thaw starts a little late on an emulated CPU, alike in both ways.
+"""
+
+_NEWCOMER = """
+## How soon a newcomer is on its own CPUs
+
+From the first instruction of a job that Slurm started on CPUs which another job was moved to, until it may run on none
+of them, on a real Slurm in the guest, in milliseconds.
 """
 
 
@@ -160,8 +168,23 @@ def resumes(told: Mapping[str, Sequence[float]]) -> Iterator[str]:
         yield _row(name, str(len(delays)), *numbers, *last)
 
 
+def newcomers(told: Sequence[float]) -> Iterator[str]:
+    """Return the table of how long newcomers ran on CPUs of others, in milliseconds."""
+    yield "| newcomers | median | 90 % within | most | target | met |"
+    yield "|---|---|---|---|---|---|"
+    delays = sorted(told)
+    within = sum(delay <= NEWCOMER_MS for delay in delays)
+    met = "yes" if within == len(delays) else f"**{within} of {len(delays)}**"
+    numbers = (f"{statistics.median(delays):.1f}", f"{delays[len(delays) * 9 // 10 - 1]:.1f}", f"{delays[-1]:.1f}")
+    yield _row(str(len(delays)), *numbers, f"≤ {NEWCOMER_MS}", met)
+
+
 def page(
-    guest: Mapping[str, Any], native: Mapping[str, Any], resumed: Mapping[str, Sequence[float]], notes: str
+    guest: Mapping[str, Any],
+    native: Mapping[str, Any],
+    resumed: Mapping[str, Sequence[float]],
+    arrived: Sequence[float],
+    notes: str,
 ) -> str:
     """Return docs/benchmarks.md."""
     results = guest["scenarios"]
@@ -177,6 +200,8 @@ def page(
         *planning(native),
         _RESUME,
         *resumes(resumed),
+        _NEWCOMER,
+        *newcomers(arrived),
     ]
     return "\n".join(parts) + "\n" + (f"\n{notes.strip()}\n" if notes else "")
 
@@ -189,13 +214,14 @@ def _row(*cells: str) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def main(guest: str, native: str, resumed: str) -> None:
-    """Write docs/benchmarks.md from the three files."""
+def main(guest: str, native: str, resumed: str, arrived: str) -> None:
+    """Write docs/benchmarks.md from the four files."""
     notes = ROOT / "bench" / "notes.md"
     text = page(
         json.loads(Path(guest).read_text()),
         json.loads(Path(native).read_text()),
         json.loads(Path(resumed).read_text()),
+        json.loads(Path(arrived).read_text()),
         notes.read_text() if notes.exists() else "",
     )
     (ROOT / "docs" / "benchmarks.md").write_text(text)

@@ -21,28 +21,32 @@ def main() -> int:
     results = CACHE / "results"
     results.mkdir(parents=True, exist_ok=True)
     # Compiled here: what the guest compiles is lost with it. Two workers need emulated CPUs that run side by side.
-    compiled = "from bench.programs import program; [program(name) for name in ('ranks', 'peers', 'mappings')]"
+    names = ("ranks", "peers", "mappings", "newcomer")
+    compiled = f"from bench.programs import program; [program(name) for name in {names}]"
     guest = [
         *("guest.vm", "run", "--layout", "four", "--smp-threads", "multi"),
         *("--timeout", str(TIMEOUT_S), "--results", str(results)),
         *("--", "env", f"PYTHONPATH={paths}", "python", "-m", "bench.guest"),
     ]
-    resumed = [
-        *("guest.vm", "run", "--layout", "four", "--timeout", str(TIMEOUT_S), "--results", str(results)),
-        *("--", "env", f"PYTHONPATH={paths}", "python", "-m", "bench.resume", "/run/results/resume.json"),
+    on_slurm = [
+        [
+            *("guest.vm", "run", "--layout", "four", "--timeout", str(TIMEOUT_S), "--results", str(results)),
+            *("--", "env", f"PYTHONPATH={paths}", "python", "-m", f"bench.{name}", f"/run/results/{name}.json"),
+        ]
+        for name in ("resume", "newcomer")
     ]
     parts = (
         ["-c", compiled],
         ["-m", "bench.planning", str(CACHE / "planning.json")],
         ["-m", *guest],
-        ["-m", *resumed],
+        *(["-m", *part] for part in on_slurm),
     )
     for part in parts:
         code = subprocess.run([sys.executable, *part], cwd=ROOT, env=environment, check=False).returncode
         if code:
             return code
     _add_host(results / "bench.json")
-    told = (results / "bench.json", CACHE / "planning.json", results / "resume.json")
+    told = (results / "bench.json", CACHE / "planning.json", results / "resume.json", results / "newcomer.json")
     report = ["-m", "bench.report", *map(str, told)]
     return subprocess.run([sys.executable, *report], cwd=ROOT, env=environment, check=False).returncode
 
