@@ -13,6 +13,9 @@ CACHE = ROOT / ".cache" / "bench"
 TIMEOUT_S = 1080
 """With the native part, the whole stays under twenty minutes."""
 
+OTHERS = ("resume", "newcomer", "precopy")
+"""What is measured in guests of their own, in the order in which the report takes it."""
+
 
 def main() -> int:
     """Run all parts; the exit code is that of the first part that failed."""
@@ -21,32 +24,32 @@ def main() -> int:
     results = CACHE / "results"
     results.mkdir(parents=True, exist_ok=True)
     # Compiled here: what the guest compiles is lost with it. Two workers need emulated CPUs that run side by side.
-    names = ("ranks", "peers", "mappings", "newcomer")
+    names = ("ranks", "peers", "mappings", "newcomer", "busy")
     compiled = f"from bench.programs import program; [program(name) for name in {names}]"
     guest = [
         *("guest.vm", "run", "--layout", "four", "--smp-threads", "multi"),
         *("--timeout", str(TIMEOUT_S), "--results", str(results)),
         *("--", "env", f"PYTHONPATH={paths}", "python", "-m", "bench.guest"),
     ]
-    on_slurm = [
+    others = [
         [
             *("guest.vm", "run", "--layout", "four", "--timeout", str(TIMEOUT_S), "--results", str(results)),
             *("--", "env", f"PYTHONPATH={paths}", "python", "-m", f"bench.{name}", f"/run/results/{name}.json"),
         ]
-        for name in ("resume", "newcomer")
+        for name in OTHERS
     ]
     parts = (
         ["-c", compiled],
         ["-m", "bench.planning", str(CACHE / "planning.json")],
         ["-m", *guest],
-        *(["-m", *part] for part in on_slurm),
+        *(["-m", *part] for part in others),
     )
     for part in parts:
         code = subprocess.run([sys.executable, *part], cwd=ROOT, env=environment, check=False).returncode
         if code:
             return code
     _add_host(results / "bench.json")
-    told = (results / "bench.json", CACHE / "planning.json", results / "resume.json", results / "newcomer.json")
+    told = (results / "bench.json", CACHE / "planning.json", *(results / f"{name}.json" for name in OTHERS))
     report = ["-m", "bench.report", *map(str, told)]
     return subprocess.run([sys.executable, *report], cwd=ROOT, env=environment, check=False).returncode
 

@@ -111,6 +111,17 @@ def move(
     return Outcome(first, tally, time.monotonic() - began, planning)
 
 
+def after(request: Request, first: Plan) -> Request:
+    """Return what is left to ask for when `first` was carried out while the job ran: what is on a target stays there.
+
+    Memory that the job has had since on its old nodes goes where that of the same node went, unless an old node is a
+    target too: then it goes to the nearest.
+    """
+    sources = frozenset(first.sources)
+    apart = sources.isdisjoint(request.target.nodes)
+    return replace(request, target=replace(request.target, sources=sources if apart else frozenset()))
+
+
 def host(topology: Topology, reserve_bytes: int | None) -> Host:
     """Return what placement must know of the host.
 

@@ -121,6 +121,27 @@ def outcome_json(outcome: Outcome) -> dict[str, Any]:
     }
 
 
+def joined(first: Mapping[str, Any], again: Mapping[str, Any]) -> dict[str, Any]:
+    """Return two outcomes of `outcome_json` as one: of a move while a job ran, and of the look at the rest of it.
+
+    What the first brought to a target is in place at the second, unless the job has freed it since.
+    """
+    arrived = min(first["pages"]["moved"], again["pages"]["in_place"])
+    pages = again["pages"] | {
+        "moved": again["pages"]["moved"] + arrived,
+        "in_place": again["pages"]["in_place"] - arrived,
+    }
+    summed = ("requested_pages", "retried_pages", "addresses", "calls", "seconds", "seconds_planning")
+    return {
+        **again,
+        **{key: first[key] + again[key] for key in summed},
+        "pages": pages,
+        "moved_bytes": pages["moved"] * again["page_bytes"],
+        "precopied_bytes": arrived * again["page_bytes"],
+        "asked_per_process_pages": first["asked_per_process_pages"],
+    }
+
+
 def outcome_word(outcome: Mapping[str, Any] | None, error: str | None) -> str:
     """Return in one word what became of a migration; `outcome` as from `outcome_json`, None if nothing was asked."""
     if error:
@@ -165,6 +186,8 @@ def outcome_lines(outcome: Mapping[str, Any]) -> list[str]:
     )
     rate = f", {size(moved / seconds)}/s" if moved and seconds else ""
     lines.append(f"{seconds:.2f} s, {outcome['seconds_planning']:.2f} s of it to plan{rate}")
+    if (stopped := outcome.get("seconds_stopped")) is not None:
+        lines.append(f"the job stood still for {stopped:.2f} s")
     return lines
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from guest.ranks import SHARED, Job, job
 from guest.vm.layouts import Layout
-from guest.witness import census
+from guest.witness import census, vmstat
 
 CGROUP = Path("/sys/fs/cgroup/pageferry-command")
 
@@ -57,6 +57,7 @@ def test_a_plan_says_what_a_move_then_does_and_a_second_move_finds_nothing_to_do
 
         moved = answer("move", *pids(made), "--to", "2")
         assert moved["complete"]
+        assert "seconds_stopped" not in moved
         assert moved["pages"]["moved"] == moved["requested_pages"] == plan["requested_pages"]
         assert sum(moved["pages"].values()) == moved["total_pages"] == before.total
 
@@ -64,6 +65,18 @@ def test_a_plan_says_what_a_move_then_does_and_a_second_move_finds_nothing_to_do
         assert again.returncode == 0, again.stderr
         assert "moved" not in again.stdout
         assert "requested 0 pages" in again.stdout
+
+
+def test_what_moved_ahead_is_moved_once_and_the_rest_while_the_job_stands_still() -> None:
+    with job(node=0) as made:
+        shared_by_three(made)
+        before, counters = census(made.pids), vmstat()
+        moved = answer("move", *pids(made), "--to", "2", "--precopy")
+        assert moved["complete"]
+        assert moved["total_pages"] == before.total
+        assert moved["requested_pages"] == moved["pages"]["moved"] == (vmstat() - counters)["pgmigrate_success"]
+        assert moved["precopied_bytes"] == moved["moved_bytes"] > 0
+        assert 0 < moved["seconds_stopped"] < moved["seconds"]
 
 
 def test_status_shows_what_is_away_from_its_cpus() -> None:

@@ -18,7 +18,7 @@ from guest.ranks import cpus_of
 from guest.steady import Steady, submit
 from guest.test_capacity import LEFT_PAGES, ballast
 from guest.vm.jobs import Slurm, wait_until
-from guest.witness import node_vector, vmas
+from guest.witness import node_vector, vmas, vmstat
 from pageferry.kernel.inotify import IN_MODIFY, Inotify
 from pageferry.schedulers import slurm_api
 
@@ -276,6 +276,23 @@ def test_a_job_is_held_for_a_move_that_is_to_freeze_it_and_let_go(agent: Agent, 
     assert job.runs()
     assert set(nodes_of(job)) == {2}
     assert agent.migrations(job.id)[0]["seconds_stopped"] > 0
+
+
+def test_a_job_that_is_moved_ahead_is_held_for_its_cpus_and_the_rest_alone(agent: Agent, job: Steady) -> None:
+    counters = vmstat()
+    cpus = ",".join(map(str, cpus_of(2)))
+    said = pageferry("move", job.id, "--to", "2", "--cpus", cpus, "--precopy", "--json")
+    assert said.returncode == 0, said.stderr
+    moved = vmstat() - counters
+    outcome = json.loads(said.stdout)
+    assert outcome["complete"]
+    assert outcome["precopied_bytes"] >= 8 << 20, "its memory went while it ran"
+    assert outcome["requested_pages"] == outcome["pages"]["moved"] == moved["pgmigrate_success"]
+    assert outcome["seconds_stopped"] > 0
+    wait_until(lambda: agent.phase(job.id) == "runs", "it was let go")
+    assert set(nodes_of(job)) == {2}
+    assert agent.ask("cpus")["jobs"][str(job.id)]["real"] == "4-5"
+    assert job.runs()
 
 
 def test_a_user_sees_their_own_history_and_may_move_nothing(agent: Agent, job: Steady) -> None:

@@ -14,7 +14,9 @@ from pageferry.agent.errand import Result, Say
 from pageferry.agent.errands import Errands
 from pageferry.agent.migrations import Migrations
 from pageferry.agent.tended import Cause, Migration, Phase, Stage, Tended
+from pageferry.comment import Wish
 from pageferry.config import Settings
+from pageferry_planner.model import Bucket
 
 
 def sleeps(_say: Say) -> Mapping[str, Any]:
@@ -63,6 +65,24 @@ def test_without_a_process_the_errand_ends_at_once_and_leaks_nothing(monkeypatch
     assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
+OUTCOME = {
+    "complete": True,
+    "refused": False,
+    "lacking_bytes": {},
+    "pages": {bucket.value: 4 * (bucket in {Bucket.MOVED, Bucket.IN_PLACE}) for bucket in Bucket},
+    "excluded": {},
+    "page_bytes": 4096,
+    "moved_bytes": 4 * 4096,
+    "requested_pages": 4,
+    "retried_pages": 0,
+    "addresses": 4,
+    "calls": 1,
+    "asked_per_process_pages": 9,
+    "seconds": 1.0,
+    "seconds_planning": 0.5,
+}
+
+
 class Sent:
     """Stands for Errands: keeps what is to follow."""
 
@@ -89,12 +109,23 @@ class Placed(Silent):
     def nodes(self, _job: int) -> tuple[int, ...]:
         return (0,)
 
+    def home(self, _job: int) -> tuple[int, ...]:
+        return (0,)
 
-def made(jobs: dict[int, Tended], sent: Sent, idle: Any = lambda _tended: None) -> Migrations:
+    def give(self, _job: int, _wish: Wish) -> tuple[int, ...]:
+        return ()
+
+
+def nothing(_tended: Tended) -> None:
+    pass
+
+
+def made(jobs: dict[int, Tended], sent: Sent, idle: Any = nothing, stop: Any = nothing) -> Migrations:
     silent: Any = Silent()
     placed: Any = Placed()
     errands: Any = sent
-    return Migrations(jobs, errands, gate=silent, placing=placed, chronicle=silent, settings=Settings(), idle=idle)
+    rest = {"chronicle": silent, "settings": Settings(), "stop": stop, "idle": idle}
+    return Migrations(jobs, errands, gate=silent, placing=placed, **rest)
 
 
 def test_a_thousand_pokes_are_one_question_and_one_more() -> None:
@@ -122,6 +153,22 @@ def test_the_end_of_an_errand_for_a_job_that_is_gone_does_nothing_to_the_next_of
     assert fresh.migration is present
     assert present.stage is Stage.ASKS
     assert idle == []
+
+
+@pytest.mark.parametrize("copied", [Result(OUTCOME, None), Result(None, "it was killed")])
+def test_a_job_is_held_for_the_rest_only_when_what_can_has_moved_while_it_ran(copied: Result) -> None:
+    sent = Sent()
+    stopped: list[Tended] = []
+    answers: list[Any] = []
+    job = Tended(7)
+    ours = made({7: job}, sent, stop=stopped.append)
+    ours.begin(job, migration := Migration(Cause.REQUEST, Stage.COPIES, Wish((2,)), reply=answers.append))
+    assert (stopped, migration.stage) == ([], Stage.COPIES)
+    sent.ended.pop()(copied)
+    assert (stopped, migration.stage) == ([job], Stage.MOVES)
+    sent.ended.pop()(Result(OUTCOME, None))
+    assert job.migration is None
+    assert answers[0]["outcome"]["requested_pages"] == (8 if copied.value else 4)
 
 
 def test_of_two_requests_for_now_the_later_one_is_served() -> None:

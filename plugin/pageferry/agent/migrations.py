@@ -3,6 +3,8 @@
     asks Slurm ──► gives CPUs ──► ready ──the job stands still, or is not held──► moves ──► told
       (errand)                                                                   (errand)   (record, comment, reply)
 
+A request may have what can be moved while the job runs moved first (an errand); then it is held, and given CPUs.
+
 When a job is held and let go is `tending`'s: it is told when the last migration of a job has ended.
 """
 
@@ -15,6 +17,7 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
+from pageferry import report
 from pageferry.agent import chores
 from pageferry.agent.chores import Destination
 from pageferry.agent.chronicle import Chronicle, for_operator
@@ -29,7 +32,11 @@ from pageferry.gate.gate import Gate
 
 
 class Migrations:
-    """`jobs` are those of the host, by ID; `idle` is called with a job once nothing is left to do for its memory."""
+    """`jobs` are those of the host, by ID.
+
+    `stop` is called with a job that is to be held for the rest of its memory; `idle` with one for whose memory nothing
+    is left to do.
+    """
 
     def __init__(
         self,
@@ -40,6 +47,7 @@ class Migrations:
         placing: Placing,
         chronicle: Chronicle,
         settings: Settings,
+        stop: Callable[[Tended], None],
         idle: Callable[[Tended], None],
     ) -> None:
         self._jobs = jobs
@@ -48,6 +56,7 @@ class Migrations:
         self._errands = errands
         self._chronicle = chronicle
         self._settings = settings
+        self._stop = stop
         self._idle = idle
         self._pokes: set[int] = set()
         self._poking = False
@@ -67,6 +76,9 @@ class Migrations:
                 job=tended.job,
                 seconds=ASK_SECONDS,
             )
+        elif migration.stage is Stage.COPIES and migration.wish is not None:
+            migration.nodes = migration.wish.nodes
+            self._carry(tended, migration, self._copied)
         else:
             self._assign(tended, migration)
 
@@ -81,13 +93,33 @@ class Migrations:
             self._finish(tended, migration)
             return
         migration.stage = Stage.MOVES
-        migration.sources = self._placing.home(tended.job)
-        destination = Destination(migration.nodes, sources=migration.sources)
+        self._carry(tended, migration, self._moved)
+
+    def _carry(self, tended: Tended, migration: Migration, then: Callable[[Tended, Migration, Result], None]) -> None:
+        """Send an errand that moves a job's memory to the migration's nodes."""
+        sources = migration.sources = self._placing.home(tended.job)
+        if migration.copied is not None and (sources is None or set(sources) & set(migration.nodes)):
+            sources = ()  # what is on a target has come there just now
+        destination = Destination(migration.nodes, sources=sources)
         if migration.wish is not None:
-            destination = Destination(migration.nodes, migration.wish.strategy, migration.sources)
+            destination = Destination(migration.nodes, migration.wish.strategy, sources)
         chore = chores.move(tended.job, destination, self._settings)
-        ended = partial(self._moved, tended, migration)
+        ended = partial(then, tended, migration)
         self._errands.send(chore, ended, job=tended.job, seconds=MOVE_SECONDS)
+
+    def _copied(self, tended: Tended, migration: Migration, result: Result) -> None:
+        """Hold a job whose memory was moved while it ran, and see to its CPUs and the rest.
+
+        One that cannot be held goes on running, as one that nobody wanted held.
+        """
+        if not self._is_present(tended, migration):
+            return
+        migration.copied = result.value
+        try:
+            self._stop(tended)
+        except PageferryError as error:
+            self._chronicle.tell(tended, "not held", str(error), logging.ERROR)
+        self._assign(tended, migration)
 
     def poke(self, jobs: Iterable[int]) -> None:
         """See whether any of these jobs has a request that is to be served at once; one question at a time."""
@@ -147,6 +179,8 @@ class Migrations:
 
     def _moved(self, tended: Tended, migration: Migration, result: Result) -> None:
         migration.outcome = result.value
+        if migration.copied is not None and result.value is not None:
+            migration.outcome = report.joined(migration.copied, result.value)
         if result.error and not migration.error:
             migration.error, migration.exit_code = result.error, result.exit_code
         if not self._is_present(tended, migration):
@@ -168,7 +202,9 @@ class Migrations:
                 self._errands.send(chore, ended, job=tended.job, seconds=ASK_SECONDS)
         if migration.reply is not None:
             failed = {"error": migration.error, "code": migration.exit_code}
-            migration.reply(failed if migration.error else {"outcome": migration.outcome})
+            stopped = {"seconds_stopped": migration.seconds_stopped} if migration.seconds_stopped else {}
+            outcome = migration.outcome and {**migration.outcome, **stopped}
+            migration.reply(failed if migration.error else {"outcome": outcome})
         self._next(tended)
 
     def _written(self, tended: Tended, migration: Migration, result: Result) -> None:

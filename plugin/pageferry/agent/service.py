@@ -118,7 +118,8 @@ class Service:
             cpus=_list(message, "cpus") if message.get("cpus") is not None else None,
             strategy=_strategy(text(message, "strategy", Strategy.RELATIVE.value)),
         )
-        self.tending.request(number(message, "job"), wish, message.get("hold") is True, reply)
+        hold, precopy = (message.get(word) is True for word in ("hold", "precopy"))
+        self.tending.request(number(message, "job"), wish, reply, hold=hold, precopy=precopy)
 
 
 def slurm_user(settings: Settings) -> int | None:

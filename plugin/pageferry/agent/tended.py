@@ -37,6 +37,9 @@ class Stage(Enum):
     """How far a migration is."""
 
     ASKS = "asks Slurm"
+    COPIES = "moves while it runs"
+    """It is held for the rest, when that is done."""
+
     READY = "ready"
     """It waits for the job to stand still, if the job is held."""
 
@@ -77,6 +80,9 @@ class Migration:
     nodes: tuple[int, ...] = ()
     sources: tuple[int, ...] | None = None
     outcome: Mapping[str, Any] | None = None
+    copied: Mapping[str, Any] | None = None
+    """What became of its memory before it was held, as an outcome."""
+
     error: str | None = None
     exit_code: int = 4
     began: float = field(default_factory=time.time)

@@ -66,6 +66,7 @@ class Tending:
             placing=placing,
             chronicle=chronicle,
             settings=settings,
+            stop=self._stop,
             idle=self._idle,
         )
 
@@ -120,16 +121,20 @@ class Tending:
         if known:
             self._migrations.poke(known)
 
-    def request(self, job: int, wish: Wish, hold: bool, reply: Reply) -> None:
-        """Serve a request that came over the socket; `reply` gets the outcome. Raises UsageError, KernelError."""
+    def request(self, job: int, wish: Wish, reply: Reply, *, hold: bool, precopy: bool) -> None:
+        """Serve a request that came over the socket; `reply` gets the outcome. Raises UsageError, KernelError.
+
+        `hold`: a job that runs is held meanwhile; `precopy`: what can move while it runs does so first.
+        """
         if job not in self._jobs:
             raise UsageError(f"no such job on this host: {job}")
         tended = self._jobs[job]
-        if hold and tended.phase is Phase.RUNS:
-            self._gate.hold(job)
-            tended.phase = Phase.WAITS
-            self._count_down(tended)
-        self._migrations.begin(tended, Migration(Cause.REQUEST, Stage.READY, wish, reply=reply))
+        copies = precopy and tended.phase is Phase.RUNS
+        if hold and not copies:
+            self._stop(tended)
+        self._migrations.begin(
+            tended, Migration(Cause.REQUEST, Stage.COPIES if copies else Stage.READY, wish, reply=reply)
+        )
 
     def due(self) -> float | None:
         """Do what its time has come for; return when to come again (monotonic), None: not before something happens."""
@@ -233,6 +238,13 @@ class Tending:
             self._chronicle.tell(tended, "held", "Slurm suspends it")
         self._migrations.begin(tended, Migration(Cause.SUSPEND, Stage.ASKS))
         self._migrations.advance(tended)
+
+    def _stop(self, tended: Tended) -> None:
+        """Hold a job that runs, for its memory's sake. Raises KernelError."""
+        if tended.phase is Phase.RUNS:
+            self._gate.hold(tended.job)
+            tended.phase = Phase.WAITS
+            self._count_down(tended)
 
     def _thawed(self, tended: Tended) -> None:
         tended.phase = Phase.WAITS

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -141,6 +142,7 @@ def plan(job: str | None, pid: tuple[int, ...], cgroup: str | None, as_json: boo
 @click.option("--budget", type=click.FloatRange(min=0), metavar="SECONDS", help="Stop after so long, between calls.")
 @click.option("--workers", type=click.IntRange(1, 256), help="Threads that move [default: by CPUs and pages].")
 @click.option("--freeze", is_flag=True, help="Hold the job while its memory moves.")
+@click.option("--precopy", is_flag=True, help="Move what can be while it runs; hold it for its CPUs and the rest.")
 @click.option("--wait", type=click.FloatRange(min=0), default=600, show_default=True, help="Seconds, for other hosts.")
 def move(
     *,
@@ -152,6 +154,7 @@ def move(
     budget: float | None,
     workers: int | None,
     freeze: bool,
+    precopy: bool,
     wait: float,
     **options: Any,
 ) -> int:
@@ -166,17 +169,18 @@ def move(
     route = targets.route(job, pid, cgroup, with_cpus=cpus is not None)
     if route is targets.Route.DIRECT:
         found = targets.find(job, pid, cgroup)
-        return _directly(found, as_json, cpus, freeze, budget=budget, workers=workers, **options)
+        words = {"budget": budget, "workers": workers, **options}
+        return _directly(found, as_json, cpus, freeze=freeze or precopy, precopy=precopy, **words)
     assert job is not None
     words = {"nodes": options["nodes"], "cpus": cpus, "strategy": options["strategy"]}
     if route is targets.Route.AGENT:
-        _only(route, {"freeze"})
-        return _through_agent(job, words, freeze, as_json)
+        _only(route, {"freeze", "precopy"})
+        return _through_agent(job, words | {"hold": freeze or precopy, "precopy": precopy}, as_json)
     _only(route, {"wait"})
     return _remotely(job, words, wait, as_json)
 
 
-def _directly(target: Found, as_json: bool, cpus: str | None, freeze: bool, **options: Any) -> int:
+def _directly(target: Found, as_json: bool, cpus: str | None, *, freeze: bool, precopy: bool, **options: Any) -> int:
     from pageferry import ferry, report
     from pageferry.cpus import assign
     from pageferry.gate import gate
@@ -187,24 +191,31 @@ def _directly(target: Found, as_json: bool, cpus: str | None, freeze: bool, **op
     warn_of_gaps()
     ferry.check(request.target, read_topology())
     wanted = _list(cpus, "--cpus") if cpus is not None else None
+    first: dict[str, Any] | None = None
     with ExitStack() as during:
         went = during.enter_context(by_hand.moving(target.pbs_job)) if target.pbs_job else None
-        if freeze:
-            during.enter_context(gate.held(target.holds, target.pids if not target.holds else ()))
-        if wanted is not None:
-            assign.assign(wanted, target.pids, target.cpusets)
-        with _progress(as_json) as progress:
+        progress = during.enter_context(_progress(as_json))
+        if precopy:
+            copied = ferry.move(target.pids, request, progress)
+            first, request = report.outcome_json(copied), ferry.after(request, copied.plan)
+        began = time.monotonic()
+        with gate.held(target.holds, target.pids if not target.holds else ()) if freeze else nullcontext():
+            if wanted is not None:
+                assign.assign(wanted, target.pids, target.cpusets)
             outcome = ferry.move(target.pids, request, progress)
+        stopped = time.monotonic() - began
         if went is not None and not outcome.plan.lacking:
             went(request.target.nodes)
-    return _told(report.outcome_json(outcome), as_json)
+    answer = report.outcome_json(outcome)
+    answer = report.joined(first, answer) if first is not None else answer
+    return _told(answer | ({"seconds_stopped": round(stopped, 6)} if freeze else {}), as_json)
 
 
-def _through_agent(job: str, words: dict[str, Any], freeze: bool, as_json: bool) -> int:
+def _through_agent(job: str, words: dict[str, Any], as_json: bool) -> int:
     from pageferry import wire
     from pageferry.schedulers.slurm import Slurm
 
-    message = {"verb": "move", "job": int(Slurm().find(job).id), "hold": freeze, **words}
+    message = {"verb": "move", "job": int(Slurm().find(job).id), **words}
     return _told(wire.ask(wire.PATH, message, timeout=3600)["outcome"], as_json)
 
 
