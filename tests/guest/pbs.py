@@ -83,6 +83,25 @@ class PbsJob:
 
     def hook(self, kind: str, **also: Any) -> dict[str, Any]:
         """Have MoM run the hook for an event; it must accept. When it ends, its process group is killed."""
+        result = self.folder / "hook.result"
+        began = time.monotonic()
+        with self._mom(kind, result, also) as mom:
+            mom.wait(120)
+        with suppress(ProcessLookupError):
+            os.killpg(mom.pid, signal.SIGKILL)
+        did: dict[str, Any] = json.loads(result.read_text())
+        assert did["accepted"], did
+        return did | {"seconds": time.monotonic() - began, "errors": [text for level, text in did["log"] if level == 1]}
+
+    def hook_that_meets_its_alarm(self, kind: str, seconds: float) -> None:
+        """Have MoM run the hook for an event, and kill it with its process group after so many seconds."""
+        with self._mom(kind, self.folder / "hook.result", {}) as mom:
+            with suppress(subprocess.TimeoutExpired):
+                mom.wait(seconds)
+                raise AssertionError("the hook ended before its alarm")
+            os.killpg(mom.pid, signal.SIGKILL)
+
+    def _mom(self, kind: str, result: Path, also: Mapping[str, Any]) -> subprocess.Popen[bytes]:
         job = {
             "id": self.id,
             "exec_vnode": self.exec_vnode,
@@ -90,21 +109,14 @@ class PbsJob:
             "euser": "root",
             "server_comment": self.comment,
         }
-        config, event, result = (self.folder / f"hook.{name}" for name in ("config", "event", "result"))
+        config, event = (self.folder / f"hook.{name}" for name in ("config", "event"))
         config.write_text(json.dumps(self.config))
         given = {"event": kind, "type": RECORDED["types"][kind], "types": RECORDED["types"], "config_file": str(config)}
-        defined = {"jobs": [job | also], "resources_defined": ["pageferry", "pageferry_outcome"]}
+        defined = {"jobs": [{**job, **also}], "resources_defined": ["pageferry", "pageferry_outcome"]}
         event.write_text(json.dumps(given | defined))
         words = ["/usr/bin/python3", "-I", "-S", str(MOM), str(HOOK), str(event), str(result)]
-        began = time.monotonic()
         null = subprocess.DEVNULL
-        with subprocess.Popen(words, stdin=null, stdout=null, env={}, start_new_session=True) as mom:
-            mom.wait(120)
-        with suppress(ProcessLookupError):
-            os.killpg(mom.pid, signal.SIGKILL)
-        did: dict[str, Any] = json.loads(result.read_text())
-        assert did["accepted"], did
-        return did | {"seconds": time.monotonic() - began, "errors": [text for level, text in did["log"] if level == 1]}
+        return subprocess.Popen(words, stdin=null, stdout=null, env={}, start_new_session=True)
 
     def noted(self) -> list[int]:
         """Return how many diary entries each rank has; for a job that stands still."""

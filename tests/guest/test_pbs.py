@@ -305,6 +305,24 @@ def test_an_agent_that_hangs_costs_mom_its_limit_and_the_job_resumes_as_it_was(a
     assert job.steady.runs()
 
 
+def test_a_resume_that_mom_gave_up_on_is_not_served_and_the_next_one_is(agent: Agent, job: PbsJob) -> None:
+    suspended(job)
+    before = len(migrations(agent, job))
+    job.comment = "pageferry:nodes=2"
+    agent.signal(signal.SIGSTOP)
+    try:
+        for _ in range(2):
+            job.hook_that_meets_its_alarm("execjob_preresume", 1.0)
+    finally:
+        agent.signal(signal.SIGCONT)
+    wait_until(lambda: agent.ask("status") is not None, "it answers again")
+    wait_until(lambda: not freezing.errands(agent), "nothing is under way")
+    assert len(migrations(agent, job)) == before
+    noted = job.noted()
+    job.resume()
+    assert {node for entry in job.first_steps(noted) for node in entry["nodes"]} == {"2"}, "as it was asked for"
+
+
 def test_a_job_by_its_id_is_found_by_the_commands(job: PbsJob, agent: Agent) -> None:
     words = [sys.executable, "-m", "pageferry", "move", job.id, "--to", "2", "--freeze"]
     subprocess.run(words, check=True, capture_output=True)

@@ -48,8 +48,11 @@ class PbsEvents:
         except KernelError as error:
             self._chronicle.tell(None, "not released", str(error), logging.CRITICAL)
 
-    def happened(self, message: Mapping[str, Any], reply: Reply) -> Mapping[str, Any] | None:
-        """Serve what the hook says; None: `reply` gets the answer later. Raises UsageError for what makes no sense."""
+    def happened(self, message: Mapping[str, Any], reply: Reply, peer: int) -> Mapping[str, Any] | None:
+        """Serve what the hook, process `peer`, says; None: `reply` gets the answer later.
+
+        Raises UsageError for what makes no sense.
+        """
         event = events.parse(message)
         hosts = frozenset(event.hosts)
         if event.event is Kind.PERIODIC:
@@ -61,11 +64,17 @@ class PbsEvents:
         if event.event is Kind.BEGIN:
             serve.begin(job, hosts, self._folder)
             return {}
-        if event.event is not Kind.PRERESUME:
-            if event.event is Kind.POSTSUSPEND:
-                serve.unsettle(job, self._folder)
-            self._begin(Case(event.event, job, hosts, self._settings, self._folder), lambda _answer: None)
-            return {}
+        if event.event is Kind.PRERESUME:
+            return self._resumes(event, hosts, reply, peer)
+        if event.event is Kind.POSTSUSPEND:
+            serve.unsettle(job, self._folder)
+        self._begin(Case(event.event, job, hosts, self._settings, self._folder), lambda _answer: None)
+        return {}
+
+    def _resumes(self, event: Event, hosts: frozenset[str], reply: Reply, peer: int) -> Mapping[str, Any] | None:
+        (job,) = event.jobs
+        if (time.monotonic() > event.until or not Path(f"/proc/{peer}").exists()) and serve.stands(job):
+            return {"done": True}  # MoM has given up on this resume: it comes with another
         found = serve.ready(job, hosts, self._folder)
         if found.settled and not self._under_way[job.id]:
             return {"done": True, "told": found.refused or record.load(job.id, self._folder).told}

@@ -109,8 +109,8 @@ class Service:
         rows = {"migrations": [asdict(row) for row in migrations], "events": [asdict(row) for row in events]}
         return rows | {"fault": self._chronicle.fault()}
 
-    def _pbs(self, _peer: Peer, message: dict[str, Any], reply: Reply) -> Mapping[str, Any] | None:
-        return self.pbs.happened(message, reply)
+    def _pbs(self, peer: Peer, message: dict[str, Any], reply: Reply) -> Mapping[str, Any] | None:
+        return self.pbs.happened(message, reply, peer.pid)
 
     def _move(self, _peer: Peer, message: dict[str, Any], reply: Reply) -> None:
         wish = Wish(

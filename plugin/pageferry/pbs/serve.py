@@ -66,7 +66,7 @@ class Case:
 
     def pids(self) -> frozenset[int]:
         """Return the job's processes."""
-        return job_pids(self.job.id, self.job.session, user_id(self.job.user) if self.job.user else None)
+        return _pids(self.job)
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +162,11 @@ def _unfit(wish: Wish | None, topology: Topology) -> str | None:
     except PageferryError as error:
         return str(error)
     return None
+
+
+def stands(job: PbsJob) -> bool:
+    """Say whether all of a job stands still, as MoM has it stopped."""
+    return is_stopped(_pids(job))
 
 
 def begin(job: PbsJob, hosts: frozenset[str], folder: Path = FOLDER) -> None:
@@ -349,6 +354,10 @@ def _told(outcome: Mapping[str, Any] | None, nodes: tuple[int, ...], error: str 
     from pageferry import report
 
     return report.told(outcome, nodes, error)
+
+
+def _pids(job: PbsJob) -> frozenset[int]:
+    return job_pids(job.id, job.session, user_id(job.user) if job.user else None)
 
 
 def user_id(name: str) -> int:
