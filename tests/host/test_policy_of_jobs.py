@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import signal
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -27,8 +28,12 @@ from pageferry.agent.tending import Tending
 from pageferry.applied import Destination
 from pageferry.comment import Wish
 from pageferry.config import Agent, Settings, Spill
+from pageferry.errors import SchedulerError, UsageError
+from pageferry.history.store import Migration as StoredMigration
 from pageferry.history.store import Store
 from pageferry.policy import Facts, Globs, Match, Name, Policy, Rule, RuleSpill
+from pageferry.schedulers.control import JobRecord
+from pageferry.schedulers.slurm_commands import SlurmCommands
 from pageferry_planner.model import Strategy
 
 OUTCOME = {"refused": False, "complete": True, "moved_bytes": 4096, "pages": {}, "seconds": 0.1, "lacking_bytes": {}}
@@ -389,6 +394,47 @@ def test_new_settings_take_the_place_of_the_old_ones_and_wrong_ones_do_not(tmp_p
     (tmp_path / "policy.d/b.toml").write_text('[agent]\nslurm_user = "nobody-here"\n')
     assert site.reload() == ("agent.slurm_user: no such user: 'nobody-here'",)
     assert site.settings is held
+
+
+def test_each_fault_of_new_settings_is_told_and_right_ones_hold_for_the_history_too(
+    tmp_path: Path, world: World
+) -> None:
+    path = tmp_path / "pageferry.toml"
+    path.write_text("[agent]\nworkers = 0\nx = 1\n")
+    agent = object.__new__(loop._Agent)
+    agent._site = Site(Settings(agent=Agent(slurm_user="root")), path)
+    agent._chronicle = cast(Chronicle, SimpleNamespace(tell=world.tell))
+    agent._history = Store(tmp_path / "history.sqlite3")
+    agent._reload()
+    assert [line.partition(" = ")[0] for line in world.told] == [
+        f"settings not read: {path}:2: agent.workers",
+        f"settings not read: {path}:3: agent.x",
+        "not reloaded: the settings that were read before still hold",
+    ]
+    path.write_text('[agent]\nslurm_user = "root"\nretention_days = 1\n[[rule]]\nname = "a"\n')
+    agent._history.record_migration(StoredMigration(7, 0, "h", "e", "", time.time() - 2 * 86400, 0, 0, "", "", "x"))
+    agent._reload()
+    assert world.told[-1] == "reloaded: 1 rules"
+    for _ in range(256):
+        agent._history.record_event(7, 0, "kind", "")
+    assert agent._history.migrations(7) == [], "kept for a day from now on"
+
+
+@pytest.mark.parametrize("error", [SchedulerError("away"), UsageError("it has ended")])
+def test_a_job_of_which_slurm_says_nothing_is_not_known_and_others_are(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    record = JobRecord(8, "8", "RUNNING", 0, (), "", "main", "a")
+
+    def job(_self: Any, number: int) -> JobRecord:
+        if number == 9:
+            raise error
+        return record
+
+    monkeypatch.setattr(SlurmCommands, "job", job)
+    monkeypatch.setattr(chores, "cluster_name", lambda: "tux")
+    known = Facts("slurm", partition="known")
+    assert chores._known({7: known, 8: None, 9: None}) == {7: known, 8: record.facts("tux"), 9: None}
 
 
 def test_memory_comes_home_for_those_whose_rule_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
