@@ -153,7 +153,10 @@ class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ] = None
     owners_may_ask: Annotated[
         bool | None,
-        Meta(description="The job's user may have its memory moved (`pageferry request`), and nobody else's."),
+        Meta(
+            description="The job's user may have its memory moved, and nobody else's: by `pageferry request`, or under "
+            "Slurm by a request in the job's `Comment`."
+        ),
     ] = None
     spill: RuleSpill = RuleSpill()
 

@@ -55,6 +55,10 @@ history --json` (`rule`) and in `pageferry explain`.
   and at the next suspensions it is not held to begin with.
 - `off` and `observe` are about the job's memory: a request for another job may still give it other CPUs, unless
   `[cpus] enabled = false`.
+- `owners_may_ask`: `scontrol update JobId=N Comment=pageferry:nodes=2` (or `sbatch --comment`) is read with the next
+  suspension, after the operator's AdminComment; `cpus=` and `now` are refused. The text stays there, is served once,
+  and again when it has become another. `pageferry request JOB --to NODES`, on the host, is served at once, while the
+  job runs. Either way the job keeps its CPUs.
 - Whoever moves memory by hand (`pageferry move` as root, but for `--cpus` through the agent) is not asked for a rule.
 """
 
@@ -89,8 +93,6 @@ _TAIL = """
 - **Narrowing cpuset.mems** after a move: on cgroup version 2 the kernel then moves by itself whatever lies outside,
   libraries of the whole host and all that a rule keeps; and Slurm writes the file again for each step. So
   `cpuset.mems` is left as the scheduler has it.
-- **A comment field for owners.** Owners ask by `pageferry request`, on the host. The `Comment` that a Slurm user may
-  write is not read.
 """
 
 

@@ -139,6 +139,16 @@ def test_a_job_is_moved_by_the_rule_that_knows_it_and_explain_says_which(
     assert int(private["nodes"]["2"]) >= 4 << 20
 
 
+def test_what_an_owner_wrote_into_the_comment_is_served_with_the_next_suspension(agent: Agent, named: Any) -> None:
+    job = named("owners")
+    subprocess.run(["scontrol", "update", f"JobId={job.id}", "Comment=pageferry:nodes=3"], check=True)
+    job.slurm.suspend(job.id)
+    wait_until(lambda: bool(agent.migrations(job.id)), "the memory moves while the job is suspended")
+    job.slurm.resume(job.id)
+    assert nodes(job) <= {"3"}
+    assert agent.ask("cpus")["jobs"][str(job.id)]["slurm"] == agent.ask("cpus")["jobs"][str(job.id)]["real"]
+
+
 def test_settings_are_read_again_at_the_signal_and_wrong_ones_are_not(agent: Agent, named: Any, settings: Path) -> None:
     job = named("other-2")
     folder = settings.parent / "policy.d"

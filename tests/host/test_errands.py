@@ -182,7 +182,14 @@ def test_of_two_requests_for_now_the_later_one_is_served() -> None:
 
     def typed(text: str) -> None:
         ours.poke([7])
-        answer = {"state": "RUNNING", "comment": text, "hosts": ["here"], "uid": 0, "facts": asdict(Facts("slurm"))}
+        answer = {
+            "state": "RUNNING",
+            "comment": text,
+            "hosts": ["here"],
+            "uid": 0,
+            "owners_comment": "",
+            "facts": asdict(Facts("slurm")),
+        }
         sent.ended.pop()(Result({"jobs": {"7": answer}}, None))
 
     typed("pageferry:nodes=2,now")

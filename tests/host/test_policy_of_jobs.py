@@ -21,6 +21,7 @@ from pageferry.agent import chores, loop, tending
 from pageferry.agent.chronicle import Chronicle
 from pageferry.agent.errand import Result
 from pageferry.agent.errands import Errands
+from pageferry.agent.homes import Homes
 from pageferry.agent.migrations import Migrations
 from pageferry.agent.site import Site
 from pageferry.agent.tended import Cause, Migration, Phase, Stage, Tended
@@ -52,6 +53,7 @@ class World:
     told: list[str] = field(default_factory=list)
     ended: list[Migration] = field(default_factory=list)
     suspended: bool = True
+    owners: str = ""
 
     # As Errands: the last chore's end is kept, for the test to bring about.
     def send(self, chore: Any, ended: Callable[[Result], None], *_said: Any, **_words: Any) -> Any:
@@ -86,6 +88,12 @@ class World:
 
     def keep_served(self, _job: int, _text: str) -> None:
         return
+
+    def served_owner(self, _job: int) -> str:
+        return self.owners
+
+    def keep_served_owner(self, _job: int, text: str) -> None:
+        self.owners = text
 
     def nodes(self, _job: int) -> tuple[int, ...]:
         return (0,)
@@ -134,9 +142,15 @@ def rule(name: str, partition: str = "", **said: Any) -> Rule:
     return Rule(name=Name(name), match=match, **said)
 
 
-def said(partition: str, comment: str = "") -> Result:
-    facts = asdict(Facts("slurm", partition=partition))
-    answer = {"state": "SUSPENDED", "comment": comment, "hosts": ["here"], "uid": 1, "facts": facts}
+def said(partition: str, comment: str = "", owners: str = "") -> Result:
+    answer = {
+        "state": "SUSPENDED",
+        "comment": comment,
+        "owners_comment": owners,
+        "hosts": ["here"],
+        "uid": 1,
+        "facts": asdict(Facts("slurm", partition=partition)),
+    }
     return Result({"jobs": {"7": answer}}, None)
 
 
@@ -371,6 +385,80 @@ def test_an_owner_may_ask_where_the_jobs_rule_says_so_and_gets_nobody_elses_cpus
     else:
         assert replies == [{"error": "rule a lets the job's owner ask for no move (owners_may_ask)", "code": 4}]
         assert world.sent == []
+
+
+MAY = rule("may", "main", owners_may_ask=True)
+
+
+def test_an_owners_comment_is_a_request_for_memory_alone_and_served_once(world: World) -> None:
+    ours, _ = jobs_of(world, MAY)
+    for again in (False, True):
+        ours._jobs.clear()
+        ours.look(7)
+        answered(world, said("main", owners="pageferry:nodes=1,strategy=pack"))
+        chore, _, where, _, _ = world.sent[-1]
+        assert chore == "move"
+        assert where == (Destination((0,), None, (0,)) if again else Destination((1,), Strategy.PACK, (0,)))
+        answered(world, Result(OUTCOME, None))
+        world.sent.clear()
+    assert world.given == []
+    assert world.owners == "pageferry:nodes=1,strategy=pack"
+
+
+def test_an_operators_request_goes_before_an_owners_which_waits(world: World) -> None:
+    ours, _ = jobs_of(world, MAY)
+    ours.look(7)
+    answered(world, said("main", "pageferry:nodes=2", "pageferry:nodes=1"))
+    assert world.sent[-1][2].nodes == (2,)
+    answered(world, Result(OUTCOME, None))
+    assert world.owners == ""
+
+
+@pytest.mark.parametrize(
+    ("owners", "why"),
+    [
+        ("pageferry:nodes=1,cpus=3", "an owner asks for memory alone"),
+        ("pageferry:nodes=1,now", "an owner asks for memory alone"),
+        ("pageferry:nodes=x", "not a list of numbers"),
+    ],
+)
+def test_an_owners_request_that_cannot_be_served_is_answered_once_with_the_reason(
+    world: World, owners: str, why: str
+) -> None:
+    ours, _ = jobs_of(world, MAY)
+    ours.look(7)
+    answered(world, said("main", owners=owners))
+    assert world.sent[-1][2].nodes == (0,), "its memory is brought to its CPUs all the same"
+    answered(world, Result(OUTCOME, None))
+    (migration,) = world.ended
+    assert why in str(migration.error)
+    assert world.owners == owners
+
+
+@pytest.mark.parametrize(
+    ("partition", "owners"),
+    [("other", "pageferry:nodes=1"), ("main", "my words"), ("main", "pageferry:elsewhere:nodes=1")],
+)
+def test_an_owners_words_that_are_no_request_here_are_none(world: World, partition: str, owners: str) -> None:
+    ours, _ = jobs_of(world, MAY)
+    ours.look(7)
+    answered(world, said(partition, owners=owners))
+    assert world.sent[-1][2].nodes == (0,)
+    answered(world, Result(OUTCOME, None))
+    assert [(one.text, one.error) for one in world.ended] == [("", None)]
+
+
+def test_which_requests_were_served_is_known_to_the_next_agent_and_forgotten_with_the_job(tmp_path: Path) -> None:
+    homes = Homes(tmp_path)
+    homes.put_served(7, "operator's")
+    homes.put_owners(7, "owner's")
+    homes.put_owners(8, "another's")
+    homes.keep([7])
+    again = Homes(tmp_path)
+    assert (again.served(7), again.owners(7), again.owners(8)) == ("operator's", "owner's", "")
+    (tmp_path / "homes.json").write_text('{"nodes": {"7": [1]}, "served": {"7": "a"}}')
+    older = Homes(tmp_path)
+    assert (older.get(7), older.served(7), older.owners(7)) == ((1,), "a", "")
 
 
 # The settings that hold.

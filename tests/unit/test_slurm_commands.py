@@ -74,6 +74,7 @@ def row(raw: int, **more: str) -> dict[str, str]:
         "NumCPUs": "4",
         "NodeList": "n1",
         "admin_comment": "(null)",
+        "Comment": "(null)",
         "Name": "a.sh",
         **more,
     }
@@ -103,11 +104,15 @@ def test_it_is_a_way_to_the_controller(commands: SlurmCommands) -> None:
 
 
 def test_a_job_is_what_the_controller_knows_of_it(commands: SlurmCommands, tmp_path: Path) -> None:
-    known(tmp_path, {"7": [row(7, NodeList="n[1-2]", admin_comment=" é 'x' \"y\"\nz  ", State="SUSPENDED")]})
+    known(
+        tmp_path,
+        {"7": [row(7, NodeList="n[1-2]", admin_comment=" é 'x' \"y\"\nz  ", Comment="mine", State="SUSPENDED")]},
+    )
     job = commands.job(7)
     assert (job.id, job.address, job.state, job.user_id) == (7, "7", "SUSPENDED", 1000)
     assert (job.hosts, job.partition, job.name) == (("n1", "n2"), "main", "a.sh")
     assert job.admin_comment == " é 'x' \"y\"\nz"
+    assert job.comment == "mine"
 
 
 def test_rules_are_told_what_the_controller_knows(commands: SlurmCommands, tmp_path: Path) -> None:

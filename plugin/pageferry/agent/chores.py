@@ -29,7 +29,7 @@ Chore = Callable[[Say], Mapping[str, Any]]
 
 
 def ask(jobs: Sequence[int]) -> Chore:
-    """Return for each of these jobs its state, its AdminComment, what rules ask of it, and Slurm's name for this host.
+    """Return for each of these jobs its state, its comments, what rules ask of it, and Slurm's name for this host.
 
     The answer has the job's user, too.
     """
@@ -46,6 +46,7 @@ def ask(jobs: Sequence[int]) -> Chore:
             answers[str(job)] = {
                 "state": record.state,
                 "comment": record.admin_comment,
+                "owners_comment": record.comment,
                 "hosts": names or [socket.gethostname().partition(".")[0]],
                 "uid": record.user_id,
                 "facts": asdict(record.facts(cluster())),

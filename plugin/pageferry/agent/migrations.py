@@ -26,7 +26,7 @@ from pageferry.agent.placing import Placing
 from pageferry.agent.site import Site
 from pageferry.agent.tended import Cause, Migration, Phase, Stage, Tended
 from pageferry.applied import Destination
-from pageferry.comment import Wish, format_request, parse
+from pageferry.comment import PREFIX, Wish, format_request, parse
 from pageferry.errors import Denied, PageferryError, UsageError
 from pageferry.gate.gate import Gate
 from pageferry.policy import Facts, Mode
@@ -154,6 +154,9 @@ class Migrations:
         self.poke(())
 
     def _serving(self, tended: Tended, migration: Migration) -> None:
+        if migration.by_owner:
+            self._placing.keep_served_owner(tended.job, migration.text)
+            return
         tended.served, tended.answered_at = migration.text, math.inf
         self._placing.keep_served(tended.job, migration.text)
 
@@ -297,6 +300,26 @@ class Migrations:
             text = format_request(request) if request is not None and wish is not None else ""
         if text != tended.served or at > tended.answered_at:
             migration.text, migration.wish, migration.error = text, wish, wrong
+        if not migration.text and self._site.policy(tended.facts).owners_may_ask:
+            self._understand_owner(tended, migration, answer["owners_comment"])
+
+    def _understand_owner(self, tended: Tended, migration: Migration, comment: str) -> None:
+        """Take the owner's request out of the comment that users may write; it stays there, and is served once."""
+        text = comment.strip()
+        if not text.startswith(PREFIX) or text == self._placing.served_owner(tended.job):
+            return
+        migration.text, migration.memory_only, migration.by_owner = text, True, True
+        try:
+            request = parse(text)
+            wishes = [request.for_host(host) for host in tended.hosts] if request is not None else []
+            wish = next((wish for wish in wishes if wish is not None), None)
+            if wish is None:  # it is for other hosts
+                migration.text, migration.memory_only, migration.by_owner = "", False, False
+            elif wish.cpus is not None or wish.now:
+                raise UsageError("cpus=, now: an owner asks for memory alone, with a suspension")
+            migration.wish = wish
+        except UsageError as error:
+            migration.error = str(error)
 
 
 def _check(migration: Migration) -> None:

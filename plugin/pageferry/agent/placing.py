@@ -61,6 +61,14 @@ class Placing:
         """Take note that a job's request is served."""
         self._homes.put_served(job, text)
 
+    def served_owner(self, job: int) -> str:
+        """Return the request of a job's owner that was served last, as `served` does."""
+        return self._homes.owners(job)
+
+    def keep_served_owner(self, job: int, text: str) -> None:
+        """Take note that a request of a job's owner is served."""
+        self._homes.put_owners(job, text)
+
     def give(self, job: int, wish: Wish) -> tuple[int, ...]:
         """Give a job the CPUs that were asked for, or some on the nodes that were; return the jobs that got others.
 

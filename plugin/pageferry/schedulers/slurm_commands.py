@@ -41,6 +41,7 @@ _FIELDS = {
     "NumCPUs": 16,
     "NodeList": 8192,
     "admin_comment": 4096,
+    "Comment": 1024,
     "Name": 256,
 }
 _NOTHING = b"(null)"
@@ -103,6 +104,7 @@ class SlurmCommands:
             admin_comment=_value(record["admin_comment"]).decode("utf-8", "surrogateescape"),
             partition=_text(record["Partition"]),
             name=_text(record["Name"]),
+            comment=_value(record["Comment"]).decode("utf-8", "surrogateescape"),
             qos=_text(record["QOS"]),
             account=_text(record["Account"]),
             user_name=_text(record["UserName"]),
