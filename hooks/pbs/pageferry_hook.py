@@ -143,6 +143,12 @@ def _job(job, hosts, config):
         "user": _text(job, "euser", 256),
         "asked": _resource(job, config["request_resource"]),
         "comment": "",
+        "queue": _text(job, "queue", 256),
+        "account": _text(job, "Account_Name", 256),
+        "project": _text(job, "project", 256),
+        "name": _text(job, "Job_Name", 256),
+        "nodes": _count(job, "nodect"),
+        "cpus": _count(job, "ncpus"),
     }
 
 
@@ -173,6 +179,13 @@ def _resource(job, name):
     except Exception:  # noqa: BLE001 - the site has not defined it, or PBS does not know it here
         return ""
     return "" if value is None else str(value)[:TEXT_CHARACTERS]
+
+
+def _count(job, name):
+    try:
+        return max(0, int(_resource(job, name) or 0))
+    except ValueError:
+        return 0
 
 
 def _comment(job_id, until):

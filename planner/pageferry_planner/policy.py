@@ -6,6 +6,7 @@ site names, in a list or on the file itself. The rules are asked in one order; t
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -16,11 +17,15 @@ STAY, MOVE = "stay", "move"
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """The site's rules. `stay`: globs of paths that never move; `reference_count` and `xattrs`: whether to ask them."""
+    """The site's rules. `stay`: globs of paths that never move; `reference_count` and `xattrs`: whether to ask them.
+
+    `filesystems`: globs of types and mount points of file systems whose files are not touched, whatever else is said.
+    """
 
     stay: tuple[str, ...] = ()
     reference_count: bool = True
     xattrs: bool = True
+    filesystems: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,16 +33,28 @@ class Facts:
     """What was found out about one backing.
 
     `external_pids`: processes outside the job that map it. `xattr_trusted`, `xattr_user`: the values of
-    `trusted.pageferry` and `user.pageferry`, "" where not set.
+    `trusted.pageferry` and `user.pageferry`, "" where not set. `filesystem`: type or mount point by which the rules
+    leave its file system alone, "" if they do not.
     """
 
     external_pids: tuple[int, ...] = ()
     xattr_trusted: str = ""
     xattr_user: str = ""
+    filesystem: str = ""
+
+
+def left_alone(names: Iterable[str], rules: Rules) -> str:
+    """Return the first of a file system's names (its type, its mount points) that the rules leave alone, else ""."""
+    return next((name for name in names if any(fnmatchcase(name, glob) for glob in rules.filesystems)), "")
 
 
 def decide(backing: Backing, facts: Facts, rules: Rules) -> Verdict:
-    """Return the verdict of the first rule that has one: trusted xattr, site's list, user xattr, reference count."""
+    """Return the verdict of the first rule that has one.
+
+    They are asked in this order: file system, trusted xattr, site's list, user xattr, reference count.
+    """
+    if facts.filesystem:
+        return Verdict(False, "filesystem", facts.filesystem)
     if rules.xattrs and facts.xattr_trusted in (STAY, MOVE):
         return Verdict(facts.xattr_trusted == MOVE, "xattr", f"trusted.pageferry={facts.xattr_trusted}")
     path = backing.path.removesuffix(" (deleted)")

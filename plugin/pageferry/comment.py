@@ -38,11 +38,14 @@ _SHOWN_CHARACTERS = 60
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """What one host shall do: `nodes` as asked; `cpus` None: as many as the job has, on these; `now`: not suspended."""
+    """What one host shall do: `nodes` as asked; `cpus` None: as many as the job has, on these; `now`: not suspended.
+
+    `strategy` None: the site's for this job.
+    """
 
     nodes: tuple[int, ...]
     cpus: frozenset[int] | None = None
-    strategy: Strategy = Strategy.RELATIVE
+    strategy: Strategy | None = None
     now: bool = False
 
 
@@ -194,13 +197,13 @@ def _wish(text: str, where: str) -> Wish:
         values[key] = value
     if "nodes" not in values:
         raise UsageError(f"{where}nodes= is missing")
-    strategy = values.get("strategy", Strategy.RELATIVE)
-    if strategy not in set(Strategy):
+    strategy = values.get("strategy")
+    if strategy is not None and strategy not in set(Strategy):
         raise UsageError(f"{where}strategy={_shown(strategy)}: not one of {', '.join(Strategy)}")
     return Wish(
         nodes=_members("nodes", values["nodes"], where),
         cpus=frozenset(_members("cpus", values["cpus"], where)) if "cpus" in values else None,
-        strategy=Strategy(strategy),
+        strategy=Strategy(strategy) if strategy is not None else None,
         now="now" in values,
     )
 
@@ -241,7 +244,7 @@ def _format_wish(wish: Wish) -> str:
     words = ["nodes=" + ",".join(map(str, wish.nodes))]
     if wish.cpus is not None:
         words.append(f"cpus={format_list(wish.cpus)}")
-    if wish.strategy is not Strategy.RELATIVE:
+    if wish.strategy is not None:
         words.append(f"strategy={wish.strategy}")
     return ",".join([*words, "now"] if wish.now else words)
 

@@ -1,29 +1,30 @@
-"""The site's settings: `/etc/pageferry/pageferry.toml` → `Settings`.
+"""The site's settings: `/etc/pageferry/pageferry.toml`, then `policy.d/*.toml` beside it, by name → `Settings`.
 
-A key is a field of one of the structs below, with its default, its limits and what it is for; nothing else knows keys.
-How a file is read, and what is said of its faults, is `toml_file`'s; what a setting means is left to those who are
-handed it.
+A key is a field of one of the structs below, with its default, its limits and what it is for; those of rules are in
+`policy`. A key of a later file takes the place of an earlier one's, and so does a rule that has the name of an earlier
+one, at its place. How a file is read, and what is said of its faults, is `toml_file`'s; what a setting means is left to
+those who are handed it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
 
+from pageferry import policy, toml_file
 from pageferry.errors import ConfigError, PageferryError, Vanished
-from pageferry.kernel.files import read_bytes
-from pageferry.toml_file import Bytes, parse
+from pageferry.kernel.files import read_bytes, translated
+from pageferry.policy import Facts, Policy, Rate, Rule
+from pageferry.toml_file import Bytes, Key
+from pageferry_planner.model import WhenFull
 
 PATH = Path("/etc/pageferry/pageferry.toml")
-
-
-class Rate(Bytes):
-    """Bytes per second: at least 1 MiB, since a move that is never done is not what a limit is for."""
-
-    least = 1 << 20
+FOLDER = "policy.d"
 
 
 class Agent(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -50,7 +51,7 @@ class Agent(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Spill(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`[spill]`: memory that lies far from its job's CPUs comes home when another job ends."""
 
-    enabled: bool = True
+    enabled: Annotated[bool, Meta(description="It comes home.")] = True
     least_bytes: Annotated[Bytes, Meta(description="Less than this is not worth a move.")] = Bytes(16 << 20)
     rate: Annotated[Rate, Meta(description="Bytes per second, since the job runs meanwhile.")] = Rate(256 << 20)
 
@@ -58,7 +59,7 @@ class Spill(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Cpus(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`[cpus]`: jobs may be given other CPUs than Slurm's."""
 
-    enabled: bool = True
+    enabled: Annotated[bool, Meta(description="Jobs may be given other CPUs than Slurm's.")] = True
 
 
 class Pbs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -70,33 +71,114 @@ class Pbs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """All settings; a key that the file does not name has its default."""
+    """All settings; a key that no file names has its default. `rule`: the site's rules, in the order they are asked."""
 
     agent: Agent = Agent()
     spill: Spill = Spill()
     cpus: Cpus = Cpus()
     pbs: Pbs = Pbs()
+    rule: tuple[Rule, ...] = ()
+
+    @property
+    def host(self) -> Policy:
+        """What holds for a job that no rule matches."""
+        return Policy(
+            max_hold_seconds=self.agent.max_hold_seconds,
+            workers=self.agent.workers,
+            when_full=WhenFull(self.agent.when_full),
+            spill_enabled=self.spill.enabled,
+            spill_least_bytes=self.spill.least_bytes,
+            spill_rate=self.spill.rate,
+        )
+
+    def policy(self, facts: Facts) -> Policy:
+        """Return what holds for a job."""
+        return policy.decide(self.rule, facts, self.host)
+
+    @property
+    def asks_of_jobs(self) -> bool:
+        """Whether a job's policy depends on what only its scheduler knows of it."""
+        return policy.asks_of_jobs(self.rule)
+
+    @property
+    def spills(self) -> bool:
+        """Whether the memory of any job may come home."""
+        return self.spill.enabled or any(rule.spill.enabled for rule in self.rule)
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What was read: of which files, and every fault, a line each. With a single one the settings are no site's."""
+
+    settings: Settings
+    files: tuple[Path, ...]
+    faults: tuple[str, ...]
 
 
 def load(path: Path = PATH) -> Settings:
-    """Return the settings of a file; one that is not there is all defaults. Raises ConfigError with the first fault."""
-    settings, found = _read(path)
-    if found:
+    """Return the settings of a file and of the folder beside it; what is not there is all defaults.
+
+    Raises ConfigError with the first fault.
+    """
+    reading = read(path)
+    if found := reading.faults:
         raise ConfigError(found[0] + (f" (and {len(found) - 1} more)" if len(found) > 1 else ""))
-    return settings
+    return reading.settings
 
 
 def faults(path: Path = PATH) -> list[str]:
-    """Return every fault of a file, one line each; a file that is not there has none."""
-    return _read(path)[1]
+    """Return every fault of a file and of those in the folder beside it; what is not there has none."""
+    return list(read(path).faults)
 
 
-def _read(path: Path) -> tuple[Settings, list[str]]:
+def read(path: Path = PATH) -> Reading:
+    """Return what a site's file and those in the folder beside it say."""
+    folder = path.parent / FOLDER
     try:
-        raw = read_bytes(path)
-    except Vanished:
-        return Settings(), []
-    except PageferryError as error:
-        raise ConfigError(str(error)) from error
-    settings, found = parse(raw, str(path), Settings)
-    return settings or Settings(), found
+        more = sorted(entry for entry in folder.iterdir() if entry.suffix == ".toml" and entry.name[0] != ".")
+    except OSError as error:
+        problem = translated(error, folder)
+        more = []
+        if not isinstance(problem, Vanished):
+            reading = read_files([path], may_lack=True)
+            return Reading(reading.settings, reading.files, (*reading.faults, str(problem)))
+    return read_files([path, *more], may_lack=True)
+
+
+def read_files(paths: Iterable[Path], *, may_lack: bool = False) -> Reading:
+    """Return what files say, each over those before it. `may_lack`: one that is not there is no fault."""
+    data: dict[str, Any] = {}
+    files: list[Path] = []
+    found: list[str] = []
+    for path in paths:
+        try:
+            raw = read_bytes(path)
+        except PageferryError as error:
+            if not (may_lack and isinstance(error, Vanished)):
+                found.append(str(error))
+            continue
+        files.append(path)
+        said, wrong = toml_file.read(raw, str(path), Settings, _faults_of_rules)
+        found += wrong
+        _put_over(data, said or {})
+    settings = Settings() if found else toml_file.convert(data, Settings)
+    return Reading(settings, tuple(files), tuple(found))
+
+
+def _faults_of_rules(settings: Settings) -> Iterable[tuple[Key, str]]:
+    return policy.faults(settings.rule)
+
+
+def _put_over(data: dict[str, Any], later: dict[str, Any]) -> None:
+    """Put what a later file says over what those before it said; both are well-formed."""
+    for name, said in later.items():
+        if name != "rule":
+            data.setdefault(name, {}).update(said)
+            continue
+        rules = data.setdefault("rule", [])
+        places = {rule["name"]: place for place, rule in enumerate(rules)}
+        for rule in said:
+            if rule["name"] in places:
+                rules[places[rule["name"]]] = rule
+            else:
+                rules.append(rule)

@@ -10,13 +10,15 @@ import os
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from typing import Any
 
 from pageferry.comment import outcome_text
 from pageferry.ferry import Outcome
 from pageferry.kernel.files import printable
+from pageferry.kernel.lists import format_list
 from pageferry.kernel.topology import Topology
-from pageferry_planner.model import ANONYMOUS, SELF, Bucket, Plan, Runs, Snapshot
+from pageferry_planner.model import ANONYMOUS, SELF, Bucket, Plan, Runs, Snapshot, Verdict
 
 _STAYS = ("pinned", "no_room", "denied", "not_reached")
 _UNITS = ("KiB", "MiB", "GiB", "TiB")
@@ -99,6 +101,28 @@ def plan_json(snapshot: Snapshot, plan: Plan) -> dict[str, Any]:
     }
 
 
+def mappings_json(snapshot: Snapshot, mode: str) -> list[dict[str, Any]]:
+    """Return for each of a job's mappings whether it may move, by which rule, and where it is; the largest first.
+
+    `mode`: that of the job's policy; unless it is "move", nothing moves.
+    """
+    found: dict[tuple[str, Verdict], Counter[int]] = {}
+    columns = (snapshot.runs.backing, snapshot.runs.node, snapshot.runs.count)
+    for backing, node, count in zip(*(column.tolist() for column in columns), strict=True):
+        verdict = snapshot.verdicts[backing] if backing != ANONYMOUS else Verdict(True, "job-only")
+        verdict = verdict if mode == "move" else Verdict(False, "mode", mode)
+        found.setdefault((_what(snapshot, backing), verdict), Counter())[node] += count * snapshot.page_bytes
+    return [
+        {
+            "what": what,
+            **asdict(verdict),
+            "bytes": nodes.total(),
+            "nodes": {str(node): count for node, count in sorted(nodes.items())},
+        }
+        for (what, verdict), nodes in sorted(found.items(), key=lambda entry: (-entry[1].total(), entry[0][0]))
+    ]
+
+
 def outcome_json(outcome: Outcome) -> dict[str, Any]:
     """Return what became of every page, for a program."""
     tally, page = outcome.tally, outcome.plan.page_bytes
@@ -142,12 +166,42 @@ def joined(first: Mapping[str, Any], again: Mapping[str, Any]) -> dict[str, Any]
     }
 
 
+def observed_json(plan: Plan, seconds: float) -> dict[str, Any]:
+    """Return what would have been done, in the words of `outcome_json`: nothing has moved, and nothing was to.
+
+    `would_move_bytes`, `would_request_pages`: what a move would have asked for.
+    """
+    pages = {Bucket.IN_PLACE: plan.in_place, Bucket.EXCLUDED: sum(plan.excluded.values()), Bucket.NO_ROOM: plan.no_room}
+    return {
+        "complete": True,
+        "observed": True,
+        "refused": bool(plan.lacking),
+        "lacking_bytes": {str(node): pages * plan.page_bytes for node, pages in plan.lacking.items()},
+        "pages": {bucket.value: pages.get(bucket, 0) for bucket in Bucket},
+        "excluded": dict(plan.excluded),
+        "total_pages": plan.total(),
+        "page_bytes": plan.page_bytes,
+        "moved_bytes": 0,
+        "would_move_bytes": plan.moves.pages() * plan.page_bytes,
+        "would_request_pages": plan.moves.pages(),
+        "requested_pages": 0,
+        "retried_pages": 0,
+        "addresses": 0,
+        "calls": 0,
+        "asked_per_process_pages": plan.asked_per_process,
+        "seconds": round(seconds, 6),
+        "seconds_planning": round(seconds, 6),
+    }
+
+
 def outcome_word(outcome: Mapping[str, Any] | None, error: str | None) -> str:
     """Return in one word what became of a migration; `outcome` as from `outcome_json`, None if nothing was asked."""
     if error:
         return "failed"
     if outcome is None:
         return "nothing"
+    if outcome.get("observed"):
+        return "observed"
     if outcome["refused"]:
         return "refused"
     if not outcome["complete"]:
@@ -160,6 +214,8 @@ def told(outcome: Mapping[str, Any] | None, nodes: Iterable[int], error: str | N
     at = time.strftime("%H:%M:%S")
     if outcome is None or error:
         return f"failed: {error}, {at}"
+    if outcome.get("observed"):
+        return f"observed: would move {size(outcome['would_move_bytes'])} to nodes {format_list(nodes)}, {at}"
     if outcome["refused"]:
         lacking = outcome["lacking_bytes"]
         return "refused: no room on " + ", ".join(f"node {node} ({size(lacks)})" for node, lacks in lacking.items())
@@ -178,6 +234,8 @@ def outcome_lines(outcome: Mapping[str, Any]) -> list[str]:
             why = ", ".join(f"{rule} {count}" for rule, count in sorted(outcome["excluded"].items()))
             because = f"  ({why})" if bucket == Bucket.EXCLUDED.value else ""
             lines.append(f"{bucket:<12} {size(pages * page):>10}  {pages:>10} pages{because}")
+    if "would_move_bytes" in outcome:
+        lines.append(f"observed     {size(outcome['would_move_bytes']):>10}  would move; nothing was moved")
     total, seconds = outcome["total_pages"], outcome["seconds"]
     lines.append(f"{'total':<12} {size(total * page):>10}  {total:>10} pages")
     lines.append(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ import numpy as np
 
 from pageferry.errors import Vanished
 from pageferry.kernel import objects
+from pageferry.kernel.mountinfo import read_mountinfo
 from pageferry.kernel.outsiders import mapped_outside
 from pageferry.kernel.processes import ProcessHandle, open_process
 from pageferry.kernel.procfs import Status, ipc_namespace, mounts, read_maps, read_status
@@ -38,7 +39,7 @@ from pageferry_planner.pages import (
     others,
     runs,
 )
-from pageferry_planner.policy import Facts, Rules, decide
+from pageferry_planner.policy import Facts, Rules, decide, left_alone
 from pageferry_planner.sharing import Sharing, share
 
 
@@ -53,12 +54,17 @@ class Taken:
 
 @dataclass(frozen=True, slots=True)
 class _Devices:
-    """What lies on which device (as maps prints it): shared memory, local file systems, device nodes, btrfs."""
+    """What lies on which device (as maps prints it): shared memory, local file systems, device nodes, btrfs.
+
+    `left`: the devices of file systems that are not to be touched, by the name that the rules have for each; they count
+    as neither shared memory nor local, so that nothing there is opened.
+    """
 
     shared_memory: frozenset[str]
     local: frozenset[str]
     nodes: frozenset[str]
     ambiguous: frozenset[str]
+    left: Mapping[str, str]
 
 
 @contextmanager
@@ -83,7 +89,7 @@ def take(pids: Iterable[int], rules: Rules, topology: Topology) -> Iterator[Take
         if not handles:
             raise Vanished("none of its processes is left")
         tables = stack.enter_context(PageTables([handle.pid for handle in handles]))
-        devices = _devices()
+        devices = _devices(rules)
         sharing = share(parse(texts, namespaces), mmap.PAGESIZE, devices.ambiguous, devices.nodes)
         seen = _read(sharing, sharing.ranges, tables)
         unseen = holes(sharing, seen)
@@ -110,14 +116,20 @@ def _process(handle: ProcessHandle, status: Status, topology: Topology) -> Proce
     return Process(handle.pid, handle.start_time, status.name, topology.nodes_of_cpus(cpus), status.mems_allowed)
 
 
-def _devices() -> _Devices:
+def _devices(rules: Rules) -> _Devices:
     types = mounts()
     types[objects.shared_memory_device()] = "shmem"
+    names: dict[str, list[str]] = {device: [fstype] for device, fstype in types.items()}
+    for mount in read_mountinfo() if rules.filesystems else ():
+        names.setdefault(mount.device, []).append(os.fsdecode(mount.point))
+    left = {device: name for device, known in names.items() if (name := left_alone(known, rules))}
+    touched = {device: fstype for device, fstype in types.items() if device not in left}
     return _Devices(
-        shared_memory=frozenset(device for device, fstype in types.items() if fstype in objects.SHARED_MEMORY),
-        local=frozenset(device for device, fstype in types.items() if fstype in objects.LOCAL),
+        shared_memory=frozenset(device for device, fstype in touched.items() if fstype in objects.SHARED_MEMORY),
+        local=frozenset(device for device, fstype in touched.items() if fstype in objects.LOCAL),
         nodes=frozenset(device for device, fstype in types.items() if fstype == "devtmpfs"),
         ambiguous=frozenset(device for device, fstype in types.items() if fstype == "btrfs"),
+        left=left,
     )
 
 
@@ -209,5 +221,6 @@ def _verdicts(sharing: Sharing, handles: list[ProcessHandle], rules: Rules, devi
         if rules.xattrs and backing.device in devices.local:
             path = _path(sharing, extent_of[number], handles)
             trusted, user = (objects.attribute(path, f"{space}.pageferry") for space in ("trusted", "user"))
-        verdicts.append(decide(backing, Facts(outside.get(backing, ()), trusted, user), rules))
+        facts = Facts(outside.get(backing, ()), trusted, user, devices.left.get(backing.device, ""))
+        verdicts.append(decide(backing, facts, rules))
     return tuple(verdicts)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import bisect
 import re
 import tomllib
+from collections.abc import Callable, Iterable
 from types import NoneType
 from typing import Any, TypeVar, get_args
 
@@ -21,6 +22,9 @@ _SHOWN_CHARACTERS = 60
 
 Key = tuple[str | int, ...]
 """The way to a value: names of tables and keys, and the numbers of list members."""
+
+_FAULTY = object()
+"""Stands for a value with a fault, where there must be one."""
 
 Kind = TypeVar("Kind", bound=msgspec.Struct)
 
@@ -47,6 +51,17 @@ def parse(raw: bytes, name: str, kind: type[Kind]) -> tuple[Kind | None, list[st
 
     A key with a fault has its default in the result. None: the text is not TOML, or lacks a key that has no default.
     """
+    data, faults = read(raw, name, kind)
+    return None if data is None else convert(data, kind), faults
+
+
+def read(
+    raw: bytes, name: str, kind: type[Kind], check: Callable[[Kind], Iterable[tuple[Key, str]]] = lambda _value: ()
+) -> tuple[dict[str, Any] | None, list[str]]:
+    """Return the plain data of a file's bytes, without what cannot be converted to `kind`, and every fault.
+
+    `check` yields what is wrong beyond single values, by key. Else as `parse`.
+    """
     name = printable(name.encode("utf-8", "surrogateescape"))
     try:
         text = raw.decode().replace("\r\n", "\n")
@@ -56,19 +71,31 @@ def parse(raw: bytes, name: str, kind: type[Kind]) -> tuple[Kind | None, list[st
     except (ValueError, RecursionError) as error:
         return None, [_syntax_fault(error, raw, name)]
     faults: list[tuple[int, str]] = []
-    read: Kind | None = None
-    while read is None:
+
+    def found(key: Key, what: str) -> None:
+        line = line_of(text, key)
+        faults.append((line, f"{name}:{line}: {_dotted(key)} = {_shown(_value(data, key))}: {what}"))
+
+    converted: Kind | None = None
+    while converted is None:
         try:
-            read = msgspec.convert(data, kind, dec_hook=_decoded)
+            converted = convert(data, kind)
         except msgspec.ValidationError as error:
             key, what = _explained(str(error), kind)
             if not _has(data, key):  # an unknown key that looks like msgspec's own text
                 faults.append((1, f"{name}: {printable(str(error).encode())}"))
                 break
-            line = line_of(text, key)
-            faults.append((line, f"{name}:{line}: {_dotted(key)} = {_shown(_value(data, key))}: {what}"))
-            _drop(data, key)
-    return read, [fault for _, fault in sorted(faults)]
+            found(key, what)
+            _drop(data, key, what, kind)
+        else:
+            for key, what in check(converted):
+                found(key, what)
+    return None if converted is None else data, [fault for _, fault in sorted(faults)]
+
+
+def convert(data: dict[str, Any], kind: type[Kind]) -> Kind:
+    """Return what plain data means as `kind`. Raises msgspec.ValidationError for the first fault."""
+    return msgspec.convert(data, kind, dec_hook=_decoded)
 
 
 def line_of(text: str, key: Key) -> int:
@@ -90,9 +117,10 @@ def line_of(text: str, key: Key) -> int:
 
 
 def _decoded(kind: type, value: object) -> object:
-    if issubclass(kind, Bytes):
-        return kind.parse(value)
-    raise NotImplementedError(kind)  # a field of a type that nobody reads: a fault of this file, not of the site's
+    if value is _FAULTY:
+        return kind()
+    parse_value: Callable[[object], object] = getattr(kind, "parse")  # noqa: B009 - or it is no type for a field
+    return parse_value(value)
 
 
 def _syntax_fault(error: Exception, raw: bytes, name: str) -> str:
@@ -134,11 +162,25 @@ def _type(kind: Any, key: Key) -> Any:
             kind = get_args(kind)[0]
         else:
             kind = next(field.type for field in msgspec.structs.fields(kind) if field.name == step)
-        if NoneType in get_args(kind):
-            kind = next(part for part in get_args(kind) if part is not NoneType)
-        if hasattr(kind, "__metadata__"):  # Annotated
-            kind = kind.__origin__
+        kind = bare(kind)
     return kind
+
+
+def bare(kind: Any) -> Any:
+    """Return a field's type without limits (Annotated) and None."""
+    while True:
+        if hasattr(kind, "__metadata__"):
+            kind = kind.__origin__
+        elif NoneType in get_args(kind):
+            kind = next(part for part in get_args(kind) if part is not NoneType)
+        else:
+            return kind
+
+
+def _is_needed(kind: type, key: Key) -> bool:
+    fields = {field.name: field for field in msgspec.structs.fields(_type(kind, key[:-1]))}
+    field = fields.get(str(key[-1]))
+    return field is not None and field.required and hasattr(bare(field.type), "parse")
 
 
 def _value(data: Any, key: Key) -> Any:
@@ -155,8 +197,16 @@ def _has(data: Any, key: Key) -> bool:
     return bool(key)
 
 
-def _drop(data: dict[str, Any], key: Key) -> None:
-    """Take a faulty key out, so that the next fault shows; a member of a list goes with its list."""
+def _drop(data: dict[str, Any], key: Key, what: str, kind: type) -> None:
+    """Take a faulty key out, so that the next fault shows; a member of a list goes with its list.
+
+    A key of a type of our own that must be there is marked instead: that it is not there is no further fault.
+    """
+    missing = re.fullmatch(r"object missing required field (\w+)", what)
+    needed = (*key, missing[1]) if missing is not None else key
+    if hasattr(_type(kind, needed[:-1]), "__struct_fields__") and _is_needed(kind, needed):
+        _value(data, needed[:-1])[needed[-1]] = _FAULTY
+        return
     while isinstance(key[-1], int):
         key = key[:-1]
     del _value(data, key[:-1])[key[-1]]

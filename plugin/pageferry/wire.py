@@ -27,7 +27,7 @@ LINE_BYTES = 65536
 
 _ANSWER_BYTES = 16 << 20
 _CHUNK_BYTES = 65536
-_OWNERS_VERBS = frozenset({"status", "history", "poke"})
+_OWNERS_VERBS = frozenset({"status", "history", "poke", "request"})
 _ERRORS = (UsageError, ConfigError, KernelError)
 _OBJECT = msgspec.json.Decoder(dict[str, Any])
 
@@ -44,7 +44,8 @@ class Peer:
 def allowed(peer_uid: int, slurm_user_uid: int | None, verb: str, job_owner_uid: int | None) -> bool:
     """Return whether a user may ask for `verb` about a job of `job_owner_uid` (None: no job, or nobody knows whose).
 
-    Root and SlurmUser may do everything; others may read about their own jobs, and have the agent look at them.
+    Root and SlurmUser may do everything; others may read about their own jobs, have the agent look at them, and request
+    a move, which the job's policy may still refuse.
     """
     if peer_uid in (0, slurm_user_uid):
         return True

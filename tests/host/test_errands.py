@@ -5,6 +5,7 @@ from __future__ import annotations
 import select
 import time
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,11 @@ import pytest
 from pageferry.agent.errand import Result, Say
 from pageferry.agent.errands import Errands
 from pageferry.agent.migrations import Migrations
+from pageferry.agent.site import Site
 from pageferry.agent.tended import Cause, Migration, Phase, Stage, Tended
 from pageferry.comment import Wish
 from pageferry.config import Settings
+from pageferry.policy import Facts
 from pageferry_planner.model import Bucket
 
 
@@ -124,8 +127,8 @@ def made(jobs: dict[int, Tended], sent: Sent, idle: Any = nothing, stop: Any = n
     silent: Any = Silent()
     placed: Any = Placed()
     errands: Any = sent
-    rest = {"chronicle": silent, "settings": Settings(), "stop": stop, "idle": idle}
-    return Migrations(jobs, errands, gate=silent, placing=placed, **rest)
+    rest = {"site": Site(Settings()), "ruled": silent.ruled, "stop": stop, "idle": idle}
+    return Migrations(jobs, errands, gate=silent, placing=placed, chronicle=silent, **rest)
 
 
 def test_a_thousand_pokes_are_one_question_and_one_more() -> None:
@@ -179,7 +182,14 @@ def test_of_two_requests_for_now_the_later_one_is_served() -> None:
 
     def typed(text: str) -> None:
         ours.poke([7])
-        answer = {"state": "RUNNING", "comment": text, "hosts": ["here"], "uid": 0}
+        answer = {
+            "state": "RUNNING",
+            "comment": text,
+            "hosts": ["here"],
+            "uid": 0,
+            "owners_comment": "",
+            "facts": asdict(Facts("slurm")),
+        }
         sent.ended.pop()(Result({"jobs": {"7": answer}}, None))
 
     typed("pageferry:nodes=2,now")

@@ -15,6 +15,7 @@ SHIPPED = (
     *(f"pageferry/share/hooks/slurm/{when}.d/50-pageferry" for when in ("prolog", "epilog", "healthcheck")),
     "pageferry/share/hooks/slurm/job_submit.lua",
     "pageferry/share/hooks/systemd/pageferry.service",
+    "pageferry/share/policy.d/20-observe-first.toml",
     "pageferry/share/slurm.conf.d/pageferry.conf.j2",
     "pageferry/share/slurm.conf.d/cgroup.conf.j2",
 )

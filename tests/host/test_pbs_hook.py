@@ -148,6 +148,9 @@ def test_the_agent_is_told_of_each_event_and_understands_it(tmp_path: Path, agen
         assert re.findall(r"guest\[\d\]", heard.exec_vnode) == re.findall(r"guest\[\d\]", job["exec_vnode"])
         assert "guestb" not in heard.exec_vnode, "what is other hosts' is left out"
     assert [job.user for job in event.jobs] == [job["euser"] for job in jobs]
+    for heard, job in zip(event.jobs, jobs, strict=True):
+        assert (heard.name, heard.project) == (job["Job_Name"], job["project"])
+        assert (heard.cpus, heard.nodes) == (int(job["Resource_List"]["ncpus"]), 0), "0: MoM did not say"
     assert event.jobs[0].session == int(jobs[0]["session_id"] or 0)
     assert "guest" in event.hosts
 

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from pageferry.agent import service
-from pageferry.agent.service import Service, slurm_user
+from pageferry.agent import service, site
+from pageferry.agent.service import Service
+from pageferry.agent.site import slurm_user
 from pageferry.comment import Wish
 from pageferry.config import Agent as AgentSettings
 from pageferry.config import Settings
@@ -61,7 +62,7 @@ def test_root_and_slurm_user_may_ask_for_everything(verbs: Service, verb: str, u
 @pytest.mark.parametrize("verb", VERBS)
 def test_an_owner_may_read_of_their_job_and_have_it_looked_at(verbs: Service, told: Told, verb: str) -> None:
     message = {"verb": verb, **VERBS[verb]}
-    if verb in {"poke", "status", "history"}:
+    if verb in {"poke", "status", "history", "request"}:
         assert ask(verbs, OWNER, message) is not None
     else:
         with pytest.raises(Denied, match=f"^{verb}: for root and SlurmUser"):
@@ -123,6 +124,16 @@ def test_a_request_is_handed_on_as_it_was_meant(verbs: Service, told: Told) -> N
     assert told.calls == [
         ("request", JOB, Wish((2, 3), frozenset({4, 6}), Strategy.LOCAL), True),
         ("request", JOB, Wish((1,)), False),
+    ]
+
+
+def test_an_owners_request_is_for_memory_alone_and_known_to_be_the_owners(verbs: Service, told: Told) -> None:
+    words = {"verb": "request", "job": JOB, "nodes": "2-3", "cpus": "4,6", "strategy": "local", "hold": True}
+    assert ask(verbs, OWNER, words) == {"outcome": {}}
+    assert ask(verbs, 0, {"verb": "request", "job": JOB, "nodes": "1"}) == {"outcome": {}}
+    assert told.calls == [
+        ("request", JOB, Wish((2, 3), None, Strategy.LOCAL), False, "memory_only", "by_owner"),
+        ("request", JOB, Wish((1,)), False, "memory_only"),
     ]
 
 
@@ -208,7 +219,7 @@ def test_the_history_is_never_more_than_a_thousand_rows(
 
 def test_slurm_user_is_that_of_the_settings_else_of_slurm_conf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     conf = tmp_path / "slurm.conf"
-    monkeypatch.setattr(service, "SLURM_CONF", conf)
+    monkeypatch.setattr(site, "SLURM_CONF", conf)
     assert slurm_user(Settings()) is None
     for text, uid in (
         ("SlurmUser=daemon\n", 1),

@@ -45,7 +45,7 @@ def served(told: Told, store: Store, folder: Path) -> Iterator[Path]:
     """Serve the verbs on a socket in a thread, as the agent's loop does."""
     path = folder / "agent.sock"
     one = made(told, store)
-    server = Server(path, one.handle, trusted=one.trusted)
+    server = Server(path, one.handle, trusted=lambda: one.trusted)
     stop_read, stop_write = os.pipe()
 
     def loop() -> None:

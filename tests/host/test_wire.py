@@ -64,8 +64,8 @@ def test_root_and_slurm_user_may_do_everything(verb: str) -> None:
         assert wire.allowed(64030, 64030, verb, owner)
 
 
-def test_others_may_read_about_their_own_jobs_and_nothing_else() -> None:
-    for verb in ("status", "history", "poke"):
+def test_others_may_read_about_their_own_jobs_and_ask_for_them_and_nothing_else() -> None:
+    for verb in ("status", "history", "poke", "request"):
         assert wire.allowed(1000, 64030, verb, 1000)
         assert not wire.allowed(1000, 64030, verb, 1001)
         assert not wire.allowed(1000, None, verb, None)

@@ -8,6 +8,7 @@ from typing import Any, cast
 
 from pageferry.agent.chronicle import Chronicle
 from pageferry.agent.service import Service
+from pageferry.agent.site import Site
 from pageferry.agent.tending import Tending
 from pageferry.agent.wire_server import Reply
 from pageferry.comment import Wish
@@ -27,6 +28,7 @@ VERBS: dict[str, dict[str, Any]] = {
     "cpus": {},
     "history": {"job": JOB},
     "move": {"job": JOB, "nodes": "0"},
+    "request": {"job": JOB, "nodes": "0"},
 }
 
 
@@ -54,12 +56,12 @@ class Told:
     def poke(self, jobs: Iterable[int]) -> None:
         self.calls.append(("poke", tuple(jobs)))
 
-    def request(self, job: int, wish: Wish, hold: bool, reply: Reply) -> None:
-        self.calls.append(("request", job, wish, hold))
+    def request(self, job: int, wish: Wish, reply: Reply, *, hold: bool, **more: bool) -> None:
+        self.calls.append(("request", job, wish, hold, *(name for name, said in more.items() if said)))
         reply({"outcome": {}})
 
 
 def made(told: Told, store: Store) -> Service:
-    one = Service(SETTINGS, cast(Assignments, told), Chronicle(store), told.rescan)
+    one = Service(Site(SETTINGS), cast(Assignments, told), Chronicle(store), told.rescan)
     one.tending = cast(Tending, told)
     return one

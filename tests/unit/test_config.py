@@ -10,8 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pageferry.config import Rate, Settings, faults, load
+from pageferry import config, toml_file
+from pageferry.config import Settings, faults, load, read, read_files
 from pageferry.errors import ConfigError
+from pageferry.policy import Facts, Rate
 from pageferry.toml_file import Bytes, line_of, parse
 from pageferry_planner.model import WhenFull
 
@@ -65,6 +67,7 @@ def test_every_key_is_read(tmp_path: Path) -> None:
         "spill": {"enabled": False, "least_bytes": 65536, "rate": 1 << 30},
         "cpus": {"enabled": False},
         "pbs": {"hold": False},
+        "rule": (),
     }
     assert faults(tmp_path / "f.toml") == []
 
@@ -108,8 +111,8 @@ def test_the_words_for_a_full_node_are_the_planners() -> None:
         ('spill.rate = "256Q"', 'f.toml:1: spill.rate = "256Q": expected bytes, such as "512M"'),
         ("spill.rate = 0", "f.toml:1: spill.rate = 0: expected at least 1048576 bytes and less than 2^63"),
         ('agent.when_full = "Spill"', 'f.toml:1: agent.when_full = "Spill": expected one of partial, refuse, spill'),
-        ("[agnet]\nworkers = 1", "f.toml:1: agnet = {...}: unknown key; there are agent, spill, cpus, pbs"),
-        ("workers = 1", "f.toml:1: workers = 1: unknown key; there are agent, spill, cpus, pbs"),
+        ("[agnet]\nworkers = 1", "f.toml:1: agnet = {...}: unknown key; there are agent, spill, cpus, pbs, rule"),
+        ("workers = 1", "f.toml:1: workers = 1: unknown key; there are agent, spill, cpus, pbs, rule"),
         (
             "\n[spill]\ncolour = 'red'",
             'f.toml:3: spill.colour = "red": unknown key; there are enabled, least_bytes, rate',
@@ -235,3 +238,116 @@ def test_any_bytes_are_settings_or_one_line_faults(raw: bytes) -> None:
 def test_a_hostile_file_name_is_escaped() -> None:
     _, (fault,) = parse(b"x = 1", "a\x1b[2J\n" + os.fsdecode(b"\xff"), Settings)
     assert fault.startswith(r"a\x1b[2J\n\xff:1: x = 1")
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Path:
+    """The settings of a site, with a folder of policies beside them."""
+    (tmp_path / "policy.d").mkdir()
+    return tmp_path / "pageferry.toml"
+
+
+def put(site: Path, **texts: str) -> None:
+    for name, text in texts.items():
+        (site.parent / "policy.d" / f"{name.removeprefix('_')}.toml").write_text(text)
+
+
+def test_files_are_read_by_name_and_a_later_key_takes_the_place_of_an_earlier_one(site: Path) -> None:
+    put(site, _20="[agent]\nworkers = 3\n", _10="[agent]\nworkers = 2\nretention_days = 5\n")
+    site.write_text('[agent]\nworkers = 1\nslurm_user = "a"\n')
+    (site.parent / "policy.d" / "30.conf").write_text("no TOML")
+    (site.parent / "policy.d" / ".40.toml").write_text("no TOML")
+    agent = load(site).agent
+    assert (agent.workers, agent.retention_days, agent.slurm_user) == (3, 5, "a")
+    assert [path.name for path in read(site).files] == ["pageferry.toml", "10.toml", "20.toml"]
+
+
+def test_a_rule_takes_the_place_of_the_one_with_its_name_and_others_come_after(site: Path) -> None:
+    site.write_text('rule = [{name = "a", workers = 1}, {name = "b", workers = 1, mode = "off"}]')
+    put(site, _1='rule = [{name = "c"}, {name = "b", workers = 2}]', _2='rule = [{name = "a", workers = 3}]')
+    found = [(rule.name, rule.workers, rule.mode) for rule in load(site).rule]
+    assert found == [("a", 3, None), ("b", 2, None), ("c", None, None)], (
+        "as a whole: what it does not say is the host's"
+    )
+
+
+def test_policies_are_read_where_there_is_no_other_file(site: Path) -> None:
+    put(site, a='[[rule]]\nname = "a"\n')
+    assert [rule.name for rule in load(site).rule] == ["a"]
+
+
+def test_the_faults_of_all_files_are_told_file_by_file(site: Path) -> None:
+    site.write_text("[agent]\nworkers = 0\n")
+    put(site, _1="[[rule]]\nname = 3\n", _2="[spill]\nrate = 1\n[", _3="")
+    folder = site.parent / "policy.d"
+    (folder / "4.toml").mkdir()
+    assert [fault.partition(" = ")[0] for fault in faults(site)] == [
+        f"{site}:2: agent.workers",
+        f"{folder}/1.toml:2: rule[0].name",
+        f"{folder}/2.toml:3: Invalid initial character for a key part at the end of the file",
+        f"{folder}/4.toml: Is a directory",
+    ]
+    with pytest.raises(ConfigError, match=r"and 3 more"):
+        load(site)
+
+
+def test_a_folder_that_cannot_be_read_is_a_fault(tmp_path: Path) -> None:
+    (tmp_path / "policy.d").symlink_to("policy.d")
+    (fault,) = faults(tmp_path / "pageferry.toml")
+    assert "symbolic links" in fault
+
+
+def test_files_that_are_named_have_to_be_there(tmp_path: Path) -> None:
+    assert read_files([tmp_path / "none.toml"]).faults == (f"{tmp_path}/none.toml: No such file or directory",)
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ('name = "a"\n[[rule]]\nname = "a"', '4: rule[1].name = "a": rule 1 of this file has that name, too'),
+        ('name = "a"\nmatch.min_cpus = 3\nmatch.max_cpus = 2', "3: rule[0].match.min_cpus = 3: more than max_cpus = 2"),
+        ('name = "a"\nmode = "on"', '3: rule[0].mode = "on": expected one of off, observe, move'),
+        ('name = "a"\nwhen_hold_ends = "stop"', '3: rule[0].when_hold_ends = "stop": expected one of go on, leave'),
+        ('name = "a"\nmatch.partition = []', "3: rule[0].match.partition = []: expected a glob"),
+        ('name = "a"\nmatch.user = ["a", 1]', "3: rule[0].match.user = ['a', 1]: expected a glob"),
+        ('name = "a"\nmatch.user = "a\\tb"', r'3: rule[0].match.user = "a\tb": expected globs that can be printed'),
+        ('name = "a"\nmatch.max_nodes = 0', "3: rule[0].match.max_nodes = 0: expected int >= 1"),
+        ('name = "a"\nmatch.group = "x"', '3: rule[0].match.group = "x": unknown key; there are scheduler, cluster'),
+        ('name = "a"\nhuge_pages = "keep"', '3: rule[0].huge_pages = "keep": unknown key; there are name, match'),
+        ('name = "a"\nspill.rate = "1M"', '3: rule[0].spill.rate = "1M": unknown key; there are enabled, least_bytes'),
+        ('name = "a"\nrate = "1K"', '3: rule[0].rate = "1K": expected at least 1048576 bytes'),
+        ('name = " a"', '2: rule[0].name = " a": expected a name that can be printed, without blanks around it'),
+        ('name = ""', '2: rule[0].name = "": expected a name of 1 to 64 characters'),
+        ("mode = 'off'", "1: rule[0] = {...}: object missing required field name"),
+    ],
+)
+def test_a_fault_of_a_rule_is_named_where_it_stands(text: str, fault: str) -> None:
+    _, (found,) = toml_file.read(f"[[rule]]\n{text}\n".encode(), "f", Settings, config._faults_of_rules)
+    assert found.startswith(f"f:{fault}")
+
+
+def test_a_rule_without_a_name_hides_no_other_fault() -> None:
+    text = b"rule = [{workers = 0}, {name = 3, workers = 0}, {name = '', match = 1}, {name = 'a'}, {name = 'a'}]"
+    _, found = toml_file.read(text, "f", Settings, config._faults_of_rules)
+    assert sorted(fault.split(" = ")[0] for fault in found) == [
+        "f:1: rule[0]",
+        "f:1: rule[0].workers",
+        "f:1: rule[1].name",
+        "f:1: rule[1].workers",
+        "f:1: rule[2].match",
+        "f:1: rule[2].name",
+        "f:1: rule[4].name",
+    ]
+
+
+def test_what_no_rule_says_is_the_hosts_and_what_the_host_does_not_say_has_a_default(site: Path) -> None:
+    site.write_text(
+        '[agent]\nmax_hold_seconds = 7\nwhen_full = "refuse"\n[spill]\nleast_bytes = 3\n'
+        '[[rule]]\nname = "a"\nworkers = 5\nspill.enabled = false\nmatch.user = "a"\n'
+    )
+    settings = load(site)
+    ours, others = settings.policy(Facts("slurm", user="a")), settings.policy(Facts("slurm", user="b"))
+    assert (ours.rule, ours.workers, ours.spill_enabled) == ("a", 5, False)
+    assert (others.rule, others.workers, others.spill_enabled) == ("", None, True)
+    for found in (ours, others):
+        assert (found.max_hold_seconds, found.when_full, found.spill_least_bytes) == (7, WhenFull.REFUSE, 3)

@@ -291,8 +291,8 @@ def test_settings_without_a_fault_and_no_settings_at_all_are_well(tmp_path: Path
 
 
 def test_settings_that_cannot_be_read_are_not_called_well(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError):
-        list(examine_settings(tmp_path))
+    (finding,) = examine_settings(tmp_path)
+    assert finding == Finding(Grade.FAIL, "settings", f"{tmp_path}: Is a directory")
 
 
 V2 = "30 1 0:25 / /sys/fs/cgroup rw - cgroup2 none rw\n"

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pageferry.config import Settings
 from pageferry.errors import UsageError
 from pageferry.kernel.topology import read_topology
 from pageferry.pbs import by_hand, record, serve
 from pageferry.pbs import event as events
+from pageferry.pbs import hold as pbs_hold
 from pageferry.pbs.event import Kind, PbsJob
 from pageferry.pbs.record import Record
 from pageferry.pbs.serve import understood
+from pageferry.policy import Facts, Globs, Match, Name, Rule
 from pageferry.schedulers.pbs import Pbs, claimed_pids, is_job_id, is_stopped, job_nodes, job_pids
 from pageferry.schedulers.pbs_cgroups import pbs_job_cgroups, pbs_job_cpuset, pbs_job_freezers, pbs_job_ids
 from support.trees import plant, write
@@ -272,22 +278,116 @@ def test_a_move_by_hand_keeps_others_away_and_its_target_is_the_jobs_home(
 def test_a_job_that_runs_here_again_begins_anew(tmp_path: Path) -> None:
     record.save("99.s", Record(homes=(3,), placed=(3,), settled=(3,), served="pageferry:nodes=3"), tmp_path)
     serve.begin(PbsJob("99.s"), GUEST, tmp_path)
-    assert record.load("99.s", tmp_path) == Record()
+    assert record.load("99.s", tmp_path) == Record(facts=Facts("pbs", cluster="s"))
+
+
+def case(job: PbsJob, folder: Path, *rules: Rule, kind: Kind = Kind.PRERESUME) -> serve.Case:
+    return serve.Case(kind, job, GUEST, Settings(rule=rules), folder)
+
+
+def test_what_mom_says_of_a_job_is_what_rules_are_told() -> None:
+    job = PbsJob("12.srv", user="ada", queue="long", account="", project="p1", name="a\x1b", nodes=2, cpus=8)
+    assert job.facts() == Facts(
+        "pbs", cluster="srv", partition="long", account="p1", user="ada", job_name=r"a\x1b", nodes=2, cpus=8
+    )
+    assert msgspec.structs.replace(job, account="a1").facts().account == "a1"
+    assert PbsJob("12").facts() == Facts("pbs"), "what an older hook does not say is not known"
+
+
+OFF = Rule(name=Name("off"), mode="off", match=Match(partition=Globs(("debug",))))
+WATCHED = Rule(name=Name("watch"), mode="observe", match=Match(partition=Globs(("debug",))))
+
+
+@pytest.mark.parametrize("rule", [OFF, WATCHED])
+def test_mom_does_not_wait_for_a_job_that_is_not_to_be_moved(tmp_path: Path, rule: Rule) -> None:
+    standing = PbsJob("99.s", queue="debug", asked="nodes=0")
+    assert serve.ready(case(standing, tmp_path, rule)).settled
+    assert not serve.ready(case(standing, tmp_path)).settled
+    assert not serve.ready(case(msgspec.structs.replace(standing, queue="long"), tmp_path, rule)).settled
+
+
+def test_a_job_that_is_left_alone_is_neither_held_nor_moved_and_a_request_is_told_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serve, "_move", pytest.fail)
+    monkeypatch.setattr(pbs_hold, "held", pytest.fail)
+    told: list[Mapping[str, Any]] = []
+    job = PbsJob("99.s", queue="debug", comment="pageferry:nodes=0")
+    served = serve.serve(case(job, tmp_path, OFF), told.append)
+    assert (served.rule, served.outcome, served.error) == ("off", None, 'rule off leaves the job alone (mode = "off")')
+    assert told == [{"live": "rule off, mode = off"}]
+    after = record.load("99.s", tmp_path)
+    assert after.told.startswith("failed: rule off leaves the job alone")
+    assert after.facts == job.facts()
+    quiet = serve.serve(case(PbsJob("99.s", queue="debug"), tmp_path, OFF, kind=Kind.POSTSUSPEND), told.append)
+    assert (quiet.outcome, quiet.error) == (None, None)
+
+
+def test_what_is_only_observed_changes_nothing_of_what_is_known_of_a_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = Record(homes=(3,), placed=(3,), begun=True)
+    record.save("99.s", before, tmp_path)
+    seen: list[Any] = []
+    outcome = {"refused": False, "complete": True, "observed": True, "moved_bytes": 0, "would_move_bytes": 4096}
+
+    def move(_case: serve.Case, *words: Any) -> dict[str, Any]:
+        seen.append(words)
+        return outcome
+
+    monkeypatch.setattr(serve, "_move", move)
+    monkeypatch.setattr(serve, "is_stopped", lambda _pids: True)
+    job = PbsJob("99.s", queue="debug", asked="nodes=0")
+    served = serve.serve(case(job, tmp_path, WATCHED, kind=Kind.POSTSUSPEND), lambda _message: None)
+    assert (served.outcome, served.rule) == (outcome, "watch")
+    assert seen == [((0,), None, (), None)]
+    after = record.load("99.s", tmp_path)
+    assert after.told.startswith("observed: would move 4 KiB to nodes 0")
+    assert msgspec.structs.replace(after, told="", facts=None) == before
+
+
+@pytest.mark.parametrize(("ends", "limited"), [("go on", False), ("leave", True)])
+def test_a_held_job_is_moved_no_longer_than_it_is_held_if_its_rule_leaves_the_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ends: Any, limited: bool
+) -> None:
+    held: list[float] = []
+
+    @contextmanager
+    def hold(_job: str, _pids: frozenset[int], seconds: float, _folder: Path) -> Iterator[None]:
+        held.append(seconds)
+        yield
+
+    seen: list[Any] = []
+    outcome = {"refused": False, "complete": True, "moved_bytes": 0}
+
+    def move(_case: serve.Case, *words: Any) -> dict[str, Any]:
+        seen.append(words[-1])
+        return outcome
+
+    monkeypatch.setattr(serve, "_move", move)
+    monkeypatch.setattr(pbs_hold, "held", hold)
+    job = PbsJob("99.s", asked="nodes=0")
+    rule = Rule(name=Name("a"), max_hold_seconds=30.0, when_hold_ends=ends)
+    serve.serve(case(job, tmp_path, rule), lambda _message: None)
+    serve.serve(case(job, tmp_path, rule, kind=Kind.RESIZE), lambda _message: None)
+    assert held == [30.0]
+    assert seen[1] is None, "nothing holds it"
+    assert (seen[0] is not None and 20 < seen[0] <= 30) == limited
 
 
 def test_a_job_of_which_nobody_says_where_it_belongs_has_nothing_to_wait_for(tmp_path: Path) -> None:
-    assert serve.ready(PbsJob("99.s"), GUEST, tmp_path).settled
-    assert not serve.ready(PbsJob("99.s", asked="nodes=0"), GUEST, tmp_path).settled
+    assert serve.ready(case(PbsJob("99.s"), tmp_path)).settled
+    assert not serve.ready(case(PbsJob("99.s", asked="nodes=0"), tmp_path)).settled
 
 
 @pytest.mark.parametrize("text", ["nodes=x", "nodes=1,cpus=3", "nodes=999"])
 def test_a_request_that_makes_no_sense_is_refused_before_anything_is_held(tmp_path: Path, text: str) -> None:
     job = PbsJob("99.s", comment=f"pageferry:{text}")
-    found = serve.ready(job, GUEST, tmp_path)
+    found = serve.ready(case(job, tmp_path))
     assert found.settled, "nothing is left to do"
     assert found.refused.startswith("failed: ")
     assert record.load("99.s", tmp_path).told == found.refused
-    assert serve.ready(job, GUEST, tmp_path).refused == "", "once"
+    assert serve.ready(case(job, tmp_path)).refused == "", "once"
 
 
 def test_what_was_settled_before_a_suspension_is_not_settled_by_it(tmp_path: Path) -> None:

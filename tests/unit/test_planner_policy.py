@@ -8,7 +8,7 @@ from itertools import product
 import pytest
 
 from pageferry_planner.model import Backing, Verdict
-from pageferry_planner.policy import Facts, Rules, decide
+from pageferry_planner.policy import Facts, Rules, decide, left_alone
 
 LIBRARY = Backing("08:01", 7, "", "/usr/lib/libc.so.6")
 ALL = Rules(stay=("/usr/lib/*",))
@@ -69,6 +69,19 @@ def test_rules_that_are_switched_off_are_not_asked() -> None:
     assert decide(LIBRARY, EVERY_FACT, NONE) == Verdict(True, "job-only")
     assert decide(LIBRARY, EVERY_FACT, replace(NONE, reference_count=True)).rule == "reference-count"
     assert decide(LIBRARY, EVERY_FACT, replace(NONE, xattrs=True)).rule == "xattr"
+
+
+def test_what_lies_on_a_file_system_that_is_left_alone_stays_whatever_else_is_said() -> None:
+    facts = Facts(xattr_trusted="move", filesystem="/scratch")
+    assert decide(LIBRARY, facts, Rules()) == Verdict(False, "filesystem", "/scratch")
+
+
+def test_a_file_system_is_left_alone_by_its_type_or_by_where_it_is_mounted() -> None:
+    rules = Rules(filesystems=("nfs*", "/scratch"))
+    assert left_alone(("nfs4", "/home"), rules) == "nfs4"
+    assert left_alone(("ext4", "/", "/scratch"), rules) == "/scratch"
+    assert left_alone(("ext4", "/scratch2"), rules) == ""
+    assert left_alone(("nfs4",), Rules()) == ""
 
 
 @pytest.mark.parametrize(

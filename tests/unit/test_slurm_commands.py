@@ -13,9 +13,11 @@ from typing import Any
 import pytest
 
 from pageferry.errors import PageferryError, SchedulerError, UsageError
+from pageferry.policy import Facts
 from pageferry.schedulers import slurm_commands
-from pageferry.schedulers.control import Control, nodes_here, write_outcome
+from pageferry.schedulers.control import Control, features_of, nodes_here, write_outcome
 from pageferry.schedulers.slurm_commands import SlurmCommands
+from pageferry.schedulers.slurm_config import cluster_name
 from support.trees import plant, write
 
 STAND_IN = """#!{python}
@@ -63,9 +65,16 @@ def row(raw: int, **more: str) -> dict[str, str]:
         "JobArrayID": str(raw),
         "State": "RUNNING",
         "UserID": "1000",
+        "UserName": "ada",
         "Partition": "main",
+        "QOS": "normal",
+        "Account": "chem",
+        "Feature": "(null)",
+        "NumNodes": "1",
+        "NumCPUs": "4",
         "NodeList": "n1",
         "admin_comment": "(null)",
+        "Comment": "(null)",
         "Name": "a.sh",
         **more,
     }
@@ -95,11 +104,47 @@ def test_it_is_a_way_to_the_controller(commands: SlurmCommands) -> None:
 
 
 def test_a_job_is_what_the_controller_knows_of_it(commands: SlurmCommands, tmp_path: Path) -> None:
-    known(tmp_path, {"7": [row(7, NodeList="n[1-2]", admin_comment=" é 'x' \"y\"\nz  ", State="SUSPENDED")]})
+    known(
+        tmp_path,
+        {"7": [row(7, NodeList="n[1-2]", admin_comment=" é 'x' \"y\"\nz  ", Comment="mine", State="SUSPENDED")]},
+    )
     job = commands.job(7)
     assert (job.id, job.address, job.state, job.user_id) == (7, "7", "SUSPENDED", 1000)
     assert (job.hosts, job.partition, job.name) == (("n1", "n2"), "main", "a.sh")
     assert job.admin_comment == " é 'x' \"y\"\nz"
+    assert job.comment == "mine"
+
+
+def test_rules_are_told_what_the_controller_knows(commands: SlurmCommands, tmp_path: Path) -> None:
+    known(tmp_path, {"7": [row(7, Feature="gpu&[rack1*2|rack2*4]", NumNodes="2048", NumCPUs="65536", Name="a\x1b")]})
+    assert commands.job(7).facts("tux") == Facts(
+        "slurm", "tux", "main", "normal", "chem", "ada", "a\\x1b", ("gpu", "rack1", "rack2"), 2048, 65536
+    )
+    assert "--noconvert" in called(tmp_path)[-2], "or 2048 would be 2K"
+
+
+@pytest.mark.parametrize("said", ["2K", "", "1-2", "-1"])
+def test_a_size_that_cannot_be_read_is_not_known(said: str, commands: SlurmCommands, tmp_path: Path) -> None:
+    known(tmp_path, {"7": [row(7, NumNodes=said)]})
+    assert commands.job(7).facts(None).nodes is None
+
+
+@pytest.mark.parametrize(
+    ("constraint", "features"),
+    [("", ()), ("a", ("a",)), ("a&b|a", ("a", "b")), ("(a&b)|c", ("a", "b", "c")), ("a,b*2", ("a", "b")), ("[*]", ())],
+)
+def test_a_constraint_names_its_features(constraint: str, features: tuple[str, ...]) -> None:
+    assert features_of(constraint) == features
+
+
+def test_the_cluster_is_that_of_slurm_conf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SLURM_CONF", raising=False)
+    assert cluster_name(str(tmp_path / "none"), tmp_path) is None
+    write(tmp_path, "run/slurm/conf/slurm.conf", "ClusterName=Tux\n")
+    assert cluster_name(str(tmp_path / "none"), tmp_path) == "tux"
+    write(tmp_path, "other.conf", "ClusterName = other\n")
+    monkeypatch.setenv("SLURM_CONF", str(tmp_path / "other.conf"))
+    assert cluster_name(str(tmp_path / "none"), tmp_path) == "other"
 
 
 def test_a_job_without_comment_and_nodes_has_none(commands: SlurmCommands, tmp_path: Path) -> None:

@@ -7,38 +7,35 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import asdict
+from functools import cache
 from typing import Any
 
-from pageferry import ferry, report, spill
+from pageferry import applied, spill
 from pageferry.agent.errand import Say
+from pageferry.applied import Destination
 from pageferry.config import Settings
-from pageferry.errors import UsageError, Vanished
+from pageferry.errors import SchedulerError, UsageError, Vanished
 from pageferry.kernel.topology import read_topology
-from pageferry.mover import Limits
+from pageferry.policy import Facts, Mode, Policy
 from pageferry.schedulers.control import nodes_here, write_outcome
 from pageferry.schedulers.slurm_cgroups import slurm_job_suspension, slurm_job_user_pids
 from pageferry.schedulers.slurm_commands import SlurmCommands
-from pageferry_planner.model import Strategy, Target, WhenFull
+from pageferry.schedulers.slurm_config import cluster_name
 
 Chore = Callable[[Say], Mapping[str, Any]]
 """A function for `errand.begin`."""
 
 
-@dataclass(frozen=True, slots=True)
-class Destination:
-    """Where a job's memory goes; `sources` are the nodes whose memory goes to the i-th target, None: by memory."""
-
-    nodes: tuple[int, ...]
-    strategy: Strategy = Strategy.RELATIVE
-    sources: tuple[int, ...] | None = None
-
-
 def ask(jobs: Sequence[int]) -> Chore:
-    """Return for each of these jobs its state, its AdminComment, its user, and Slurm's name for this host."""
+    """Return for each of these jobs its state, its comments, what rules ask of it, and Slurm's name for this host.
+
+    The answer has the job's user, too.
+    """
 
     def work(_say: Say) -> Mapping[str, Any]:
-        control = SlurmCommands()
+        control, cluster = SlurmCommands(), cache(cluster_name)
         answers: dict[str, Any] = {}
         for job in jobs:
             try:
@@ -49,59 +46,78 @@ def ask(jobs: Sequence[int]) -> Chore:
             answers[str(job)] = {
                 "state": record.state,
                 "comment": record.admin_comment,
+                "owners_comment": record.comment,
                 "hosts": names or [socket.gethostname().partition(".")[0]],
                 "uid": record.user_id,
+                "facts": asdict(record.facts(cluster())),
             }
         return {"jobs": answers}
 
     return work
 
 
-def move(job: int, destination: Destination, settings: Settings) -> Chore:
-    """Move a job's memory; the answer is the outcome."""
+def move(job: int, destination: Destination, policy: Policy) -> Chore:
+    """Move a job's memory as its policy says, or only plan to; the answer is the outcome."""
 
     def work(_say: Say) -> Mapping[str, Any]:
-        topology = read_topology()
-        sources = destination.sources
-        request = ferry.Request(
-            target=Target(
-                nodes=destination.nodes,
-                strategy=destination.strategy,
-                sources=frozenset(sources) if sources is not None else None,
-                when_full=WhenFull(settings.agent.when_full),
-                spill=topology.nodes_with_memory(),
-            ),
-            limits=Limits(workers=settings.agent.workers),
-        )
-        return report.outcome_json(ferry.move(slurm_job_user_pids(job), request))
+        with applied.interruptible():
+            asked = applied.request(policy, destination, read_topology())
+            return applied.carried(policy, slurm_job_user_pids(job), asked)
 
     return work
 
 
-def bring_home(jobs: Sequence[int], settings: Settings) -> Chore:
+def bring_home(jobs: Mapping[int, Facts | None], settings: Settings) -> Chore:
     """Bring the spilled memory of jobs home, live and one after another; say of each what became of it.
 
-    Each is looked at again when its turn comes: it may have been given other nodes, or suspended.
+    `jobs`: what is known of each; Slurm is asked about the others, if the rules want to know. Each is looked at again
+    when its turn comes: it may have been given other nodes, or suspended.
     """
 
-    def candidates(some: Sequence[int]) -> list[spill.Homecoming[int]]:
-        return spill.candidates(some, least_bytes=settings.spill.least_bytes, bytes_per_second=settings.spill.rate)
+    def candidates(some: Mapping[int, Policy]) -> list[spill.Homecoming[int]]:
+        found = [home for policy in set(some.values()) for home in _candidates(some, policy)]
+        return sorted(found, key=lambda home: -home.gain)
 
     def work(say: Say) -> Mapping[str, Any]:
+        known = _known(jobs) if settings.asks_of_jobs else jobs
+        policies = {job: settings.policy(facts or Facts("slurm")) for job, facts in known.items()}
         moved = 0
-        for job in [found.job for found in candidates(jobs)]:
-            if slurm_job_suspension(job).asked or not (fresh := candidates([job])):
+        for job in [found.job for found in candidates(policies)]:
+            policy = policies[job]
+            if slurm_job_suspension(job).asked or not (fresh := candidates({job: policy})):
                 continue
             try:
-                outcome = ferry.move(slurm_job_user_pids(job), fresh[0].request)
+                outcome = applied.carried(policy, slurm_job_user_pids(job), fresh[0].request)
             except Vanished:
                 continue
             moved += 1
-            nodes = fresh[0].request.target.nodes
-            say({"job": job, "nodes": nodes, "outcome": report.outcome_json(outcome)})
+            say({"job": job, "nodes": fresh[0].request.target.nodes, "outcome": outcome, "rule": policy.rule})
         return {"jobs": moved}
 
     return work
+
+
+def _candidates(jobs: Mapping[int, Policy], policy: Policy) -> list[spill.Homecoming[int]]:
+    """Return whose memory can come home of those jobs for which a policy holds."""
+    if policy.mode is Mode.OFF or not policy.spill_enabled:
+        return []
+    return spill.candidates(
+        [job for job, theirs in jobs.items() if theirs == policy],
+        least_bytes=policy.spill_least_bytes,
+        bytes_per_second=policy.spill_rate,
+        reserve_bytes=policy.reserve,
+        rules=applied.rules(policy),
+    )
+
+
+def _known(jobs: Mapping[int, Facts | None]) -> dict[int, Facts | None]:
+    """Return what is known of jobs once Slurm was asked about those of which nothing is; that may be nothing still."""
+    control, cluster = SlurmCommands(), cache(cluster_name)
+    known = dict(jobs)
+    for job in [job for job, facts in jobs.items() if facts is None]:
+        with suppress(UsageError, SchedulerError):
+            known[job] = control.job(job).facts(cluster())
+    return known
 
 
 def write_back(job: int, hosts: Sequence[str], text: str) -> Chore:

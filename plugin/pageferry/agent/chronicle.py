@@ -61,7 +61,7 @@ class Chronicle:
                 uid=tended.uid,
                 host=",".join(tended.hosts) or socket.gethostname(),
                 event=migration.cause.value,
-                rule="",
+                rule=migration.policy.rule,
                 began=migration.began,
                 seconds=(time.monotonic_ns() - migration.began_ns) / 1e9,
                 seconds_stopped=migration.seconds_stopped,
@@ -82,7 +82,7 @@ class Chronicle:
                 uid=told["uid"],
                 host=socket.gethostname(),
                 event=told["event"],
-                rule="",
+                rule=told["rule"],
                 began=told["began"],
                 seconds=max(0.0, time.time() - told["began"]),
                 seconds_stopped=told["seconds_stopped"],
@@ -100,13 +100,15 @@ class Chronicle:
         self.counts[f"migrations {row.outcome}"] += 1
         _log.log(
             logging.WARNING if row.error or row.outcome in {"partial", "refused"} else logging.INFO,
-            "job %s: %s: %s, moved %s to %s in %.2f s%s",
+            "job %s: %s: %s, %s %s to %s in %.2f s%s%s",
             row.job,
             row.event,
             row.outcome,
-            size(outcome.get("moved_bytes", 0)),
+            "would move" if "would_move_bytes" in outcome else "moved",
+            size(outcome.get("would_move_bytes", outcome.get("moved_bytes", 0))),
             row.nodes_to or "nowhere",
             row.seconds,
+            f" (rule {row.rule})" if row.rule else "",
             f": {row.error}" if row.error else "",
         )
         self._history.record_migration(
@@ -116,9 +118,14 @@ class Chronicle:
                 requested=outcome.get("requested_pages", 0),
                 calls=outcome.get("calls", 0),
                 bytes=outcome.get("moved_bytes", 0),
-                details=row.details | {"excluded": outcome.get("excluded", {})},
+                details=row.details | {"excluded": outcome.get("excluded", {})} | _would(outcome),
             )
         )
+
+
+def _would(outcome: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a migration that was only observed would have done."""
+    return {key: outcome[key] for key in ("would_move_bytes", "would_request_pages") if key in outcome}
 
 
 def for_operator(migration: Migration) -> str:

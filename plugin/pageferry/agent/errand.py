@@ -73,6 +73,11 @@ class Errand:
             os.close(self.fd)
             self.result = Result(None, why, 4)
 
+    def interrupt(self) -> None:
+        """Have the child stop soon, and say how far it has come, if its work knows how to."""
+        if self.result is None:
+            os.kill(self.pid, signal.SIGINT)
+
     def reap(self) -> bool:
         """Say whether a child that was killed is gone. Never blocks."""
         return os.waitpid(self.pid, os.WNOHANG)[0] != 0

@@ -39,17 +39,18 @@ class Errands:
 
     def send(
         self, chore: Chore, ended: Ended, said: Said = lambda _message: None, *, job: int = 0, seconds: float
-    ) -> None:
+    ) -> Errand | None:
         """Have a chore done, for a job or (0) for several, in so many seconds at most; `ended` gets its result.
 
-        At once, if there can be no further process.
+        At once, if there can be no further process: then None is returned.
         """
         try:
             sent = errand.begin(chore)
         except OSError as error:
             ended(Result(None, f"no process for an errand: {error.strerror}", 4))
-        else:
-            self._on_their_way[sent.fd] = _Sent(sent, said, ended, job, time.monotonic() + seconds)
+            return None
+        self._on_their_way[sent.fd] = _Sent(sent, said, ended, job, time.monotonic() + seconds)
+        return sent
 
     def descriptors(self) -> list[int]:
         """Return what is readable when an errand has something to say."""

@@ -11,8 +11,9 @@ from pageferry.agent import chores
 from pageferry.agent.chronicle import Chronicle
 from pageferry.agent.errand import Result
 from pageferry.agent.errands import MOVE_SECONDS, Errands
+from pageferry.agent.site import Site
 from pageferry.agent.tended import Cause, Migration, Phase, Stage, Tended
-from pageferry.config import Settings
+from pageferry.policy import Policy
 from pageferry.schedulers.slurm_cgroups import slurm_job_suspension
 
 WAIT_SECONDS = 1.0
@@ -22,17 +23,17 @@ WAIT_SECONDS = 1.0
 class Homecoming:
     """`jobs` are those of the host, by ID: of these, the ones that run and are left alone otherwise are looked at."""
 
-    def __init__(self, jobs: Mapping[int, Tended], errands: Errands, chronicle: Chronicle, settings: Settings) -> None:
+    def __init__(self, jobs: Mapping[int, Tended], errands: Errands, chronicle: Chronicle, site: Site) -> None:
         self._jobs = jobs
         self._errands = errands
         self._chronicle = chronicle
-        self._settings = settings
+        self._site = site
         self._at: float | None = None
         self._under_way = False
 
     def ended(self) -> None:
         """A job has ended: see soon whose memory can come home."""
-        if self._settings.spill.enabled and self._at is None:
+        if self._site.settings.spills and self._at is None:
             self._at = time.monotonic() + WAIT_SECONDS
 
     def due(self) -> float | None:
@@ -46,7 +47,7 @@ class Homecoming:
         free = [job for job in free if not slurm_job_suspension(job).asked]
         if free:
             self._under_way = True
-            chore = chores.bring_home(free, self._settings)
+            chore = chores.bring_home({job: self._jobs[job].facts for job in free}, self._site.settings)
             self._errands.send(chore, self._done, self._came, seconds=MOVE_SECONDS)
         return None
 
@@ -54,6 +55,7 @@ class Homecoming:
         if (tended := self._jobs.get(message["job"])) is not None:
             outcome = message["outcome"]
             migration = Migration(Cause.SPILL, Stage.MOVES, nodes=tuple(message["nodes"]), outcome=outcome)
+            migration.policy = Policy(rule=message["rule"])
             migration.began -= outcome["seconds"]
             migration.began_ns -= int(outcome["seconds"] * 1e9)
             self._chronicle.ended(tended, migration)

@@ -2,7 +2,7 @@
 
 Home nodes: where a job's memory belongs at present, those that it was last brought to, or began on. They are the
 sources of the relative map when the job gets other nodes, so that what it laid out by first touch keeps its layout.
-And the request that was served last, which may still stand in the job's comment.
+And the requests that were served last, the operator's and the owner's, which may still stand in the job's comments.
 """
 
 from __future__ import annotations
@@ -24,10 +24,12 @@ class Homes:
         self._path = folder / "homes.json"
         self._nodes: dict[int, tuple[int, ...]] = {}
         self._served: dict[int, str] = {}
+        self._owners: dict[int, str] = {}
         with suppress(OSError, ValueError, TypeError, AttributeError, KeyError):
             read = json.loads(self._path.read_text())
             self._nodes = {int(job): tuple(map(int, nodes)) for job, nodes in read["nodes"].items()}
             self._served = {int(job): str(text) for job, text in read["served"].items()}
+            self._owners = {int(job): str(text) for job, text in read["owners"].items()}
 
     def get(self, job: int) -> tuple[int, ...] | None:
         """Return a job's home nodes, None if it was never seen."""
@@ -49,17 +51,28 @@ class Homes:
             self._served[job] = text
             self._write()
 
+    def owners(self, job: int) -> str:
+        """Return the request of a job's owner that was served last, "" if none was."""
+        return self._owners.get(job, "")
+
+    def put_owners(self, job: int, text: str) -> None:
+        """Say which request of a job's owner was served last."""
+        if self._owners.get(job) != text:
+            self._owners[job] = text
+            self._write()
+
     def keep(self, jobs: Iterable[int]) -> None:
         """Forget all other jobs."""
         left = set(jobs)
-        before = len(self._nodes) + len(self._served)
+        before = len(self._nodes) + len(self._served) + len(self._owners)
         self._nodes = {job: nodes for job, nodes in self._nodes.items() if job in left}
         self._served = {job: text for job, text in self._served.items() if job in left}
-        if len(self._nodes) + len(self._served) != before:
+        self._owners = {job: text for job, text in self._owners.items() if job in left}
+        if len(self._nodes) + len(self._served) + len(self._owners) != before:
             self._write()
 
     def _write(self) -> None:
         fresh = self._path.with_suffix(".new")
         with suppress(OSError):
-            fresh.write_text(json.dumps({"nodes": self._nodes, "served": self._served}))
+            fresh.write_text(json.dumps({"nodes": self._nodes, "served": self._served, "owners": self._owners}))
             os.replace(fresh, self._path)  # noqa: PTH105

@@ -21,10 +21,10 @@ from pageferry.agent.homes import Homes
 from pageferry.agent.pbs import PbsEvents
 from pageferry.agent.placing import Placing
 from pageferry.agent.service import Service
+from pageferry.agent.site import Site
 from pageferry.agent.tending import Tending
 from pageferry.agent.watch import Event, Kind, Watch
 from pageferry.agent.wire_server import Server
-from pageferry.config import Settings
 from pageferry.cpus.assignments import Assignments
 from pageferry.errors import KernelError, PageferryError, Vanished
 from pageferry.gate.gate import PULSE_SECONDS, Gate
@@ -45,9 +45,12 @@ class Places:
     history: Path = Path("/var/lib/pageferry/history.sqlite3")
 
 
-def run(settings: Settings, places: Places) -> None:
-    """Serve until SIGTERM or SIGINT; nothing is held when this returns. Raises KernelError, UsageError at the start."""
-    agent = _Agent(settings, places)
+def run(site: Site, places: Places) -> None:
+    """Serve until SIGTERM or SIGINT; nothing is held when this returns. Raises KernelError, UsageError at the start.
+
+    At SIGHUP the site's settings are read again.
+    """
+    agent = _Agent(site, places)
     try:
         agent.serve()
     finally:
@@ -55,17 +58,19 @@ def run(settings: Settings, places: Places) -> None:
 
 
 class _Agent:
-    def __init__(self, settings: Settings, places: Places) -> None:
-        self._chronicle = Chronicle(Store(places.history, max_days=settings.agent.retention_days))
+    def __init__(self, site: Site, places: Places) -> None:
+        self._site = site
+        self._history = Store(places.history, max_days=site.settings.agent.retention_days)
+        self._chronicle = Chronicle(self._history)
         self._assignments = Assignments(places.run)
-        self._service = Service(settings, self._assignments, self._chronicle, self._rescan)
+        self._service = Service(site, self._assignments, self._chronicle, self._rescan)
         # The socket first: whoever has it is the only agent.
-        self._server = Server(places.run / "agent.sock", self._service.handle, trusted=self._service.trusted)
+        self._server = Server(places.run / "agent.sock", self._service.handle, trusted=lambda: self._service.trusted)
         self._gate = Gate(places.run / "holds")
         self._watch = Watch()
-        placing = Placing(self._assignments, Homes(places.run), settings.cpus.enabled)
-        self._tending = Tending(self._gate, placing, self._chronicle, settings)
-        self._pbs = PbsEvents(self._tending.errands, self._chronicle, settings, places.run / "pbs")
+        placing = Placing(self._assignments, Homes(places.run), site)
+        self._tending = Tending(self._gate, placing, self._chronicle, site)
+        self._pbs = PbsEvents(self._tending.errands, self._chronicle, site, places.run / "pbs")
         self._service.tending, self._service.pbs = self._tending, self._pbs
         self._again: set[int] = set()
         self._again_at: float | None = None
@@ -117,9 +122,10 @@ class _Agent:
         timeout = None if deadline is None else max(0, (deadline - time.monotonic()) * 1000)
         for descriptor, _ in poll.poll(timeout):
             if descriptor == self._wakeup:
-                os.read(self._wakeup, 64)
-                return False
-            if descriptor in fixed:
+                if not _is_reload(self._wakeup):
+                    return False
+                self._reload()
+            elif descriptor in fixed:
                 fixed[descriptor]()
             elif descriptor in self._tending.errands.descriptors():
                 job = self._tending.errands.job(descriptor)
@@ -225,6 +231,17 @@ class _Agent:
             self._guardless_until = time.monotonic() + AGAIN_SECONDS
         self._tending.tell_news()
 
+    def _reload(self) -> None:
+        """Read the settings again; if anything is wrong with them, say all of it, and keep those that hold."""
+        if faults := self._site.reload():
+            for fault in faults:
+                self._chronicle.tell(None, "settings not read", fault, logging.ERROR)
+            self._chronicle.tell(None, "not reloaded", "the settings that were read before still hold", logging.ERROR)
+            return
+        settings = self._site.settings
+        self._history.keep_days(settings.agent.retention_days)
+        self._chronicle.tell(None, "reloaded", f"{len(settings.rule)} rules")
+
     def _rescan(self) -> None:
         self._seen(self._watch.rescan)
 
@@ -232,11 +249,16 @@ class _Agent:
         return
 
 
+def _is_reload(wakeup: int) -> bool:
+    """Take the signals that have come, and say whether they only ask for the settings to be read again."""
+    return set(os.read(wakeup, 64)) == {signal.SIGHUP}
+
+
 def _signals() -> int:
-    """Have SIGTERM and SIGINT be read from a descriptor, and return it."""
+    """Have SIGTERM, SIGINT and SIGHUP be read from a descriptor, a byte each with its number, and return it."""
     read_end, write_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     signal.set_wakeup_fd(write_end)
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda _number, _frame: None)
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     return read_end

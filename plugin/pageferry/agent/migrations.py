@@ -19,23 +19,24 @@ from typing import Any
 
 from pageferry import report
 from pageferry.agent import chores
-from pageferry.agent.chores import Destination
 from pageferry.agent.chronicle import Chronicle, for_operator
 from pageferry.agent.errand import Result
 from pageferry.agent.errands import ASK_SECONDS, MOVE_SECONDS, Errands
 from pageferry.agent.placing import Placing
+from pageferry.agent.site import Site
 from pageferry.agent.tended import Cause, Migration, Phase, Stage, Tended
-from pageferry.comment import format_request, parse
-from pageferry.config import Settings
-from pageferry.errors import PageferryError, UsageError
+from pageferry.applied import Destination
+from pageferry.comment import PREFIX, Wish, format_request, parse
+from pageferry.errors import Denied, PageferryError, UsageError
 from pageferry.gate.gate import Gate
+from pageferry.policy import Facts, Mode
 
 
 class Migrations:
     """`jobs` are those of the host, by ID.
 
-    `stop` is called with a job that is to be held for the rest of its memory; `idle` with one for whose memory nothing
-    is left to do.
+    `ruled` is called with a job when the policy of its migration is known, `stop` with one that is to be held for the
+    rest of its memory, `idle` with one for whose memory nothing is left to do.
     """
 
     def __init__(
@@ -46,7 +47,8 @@ class Migrations:
         gate: Gate,
         placing: Placing,
         chronicle: Chronicle,
-        settings: Settings,
+        site: Site,
+        ruled: Callable[[Tended], None],
         stop: Callable[[Tended], None],
         idle: Callable[[Tended], None],
     ) -> None:
@@ -55,7 +57,8 @@ class Migrations:
         self._placing = placing
         self._errands = errands
         self._chronicle = chronicle
-        self._settings = settings
+        self._site = site
+        self._ruled = ruled
         self._stop = stop
         self._idle = idle
         self._pokes: set[int] = set()
@@ -69,18 +72,14 @@ class Migrations:
             return
         tended.migration = migration
         if migration.stage is Stage.ASKS:
-            now = time.monotonic()
-            self._errands.send(
-                chores.ask([tended.job]),
-                lambda result: self._asked(tended, migration, now, result),
-                job=tended.job,
-                seconds=ASK_SECONDS,
-            )
-        elif migration.stage is Stage.COPIES and migration.wish is not None:
-            migration.nodes = migration.wish.nodes
-            self._carry(tended, migration, self._copied)
+            ended = partial(self._asked, tended, migration, time.monotonic())
+        elif not self._site.knows(tended.facts):
+            ended = partial(self._asked_for_rules, tended, migration, migration.stage)
+            migration.stage = Stage.ASKS
         else:
-            self._assign(tended, migration)
+            self._start(tended, migration)
+            return
+        self._errands.send(chores.ask([tended.job]), ended, job=tended.job, seconds=ASK_SECONDS)
 
     def advance(self, tended: Tended) -> None:
         """Send for a job's memory, if that is what is next: once the job stands still, or if it is not held."""
@@ -92,6 +91,10 @@ class Migrations:
         if not migration.nodes or (migration.error and migration.reply):
             self._finish(tended, migration)
             return
+        if migration.late and migration.policy.when_hold_ends == "leave":
+            migration.error = "max_hold was used up before its memory began to move"
+            self._finish(tended, migration)
+            return
         migration.stage = Stage.MOVES
         self._carry(tended, migration, self._moved)
 
@@ -100,12 +103,19 @@ class Migrations:
         sources = migration.sources = self._placing.home(tended.job)
         if migration.copied is not None and (sources is None or set(sources) & set(migration.nodes)):
             sources = ()  # what is on a target has come there just now
-        destination = Destination(migration.nodes, sources=sources)
-        if migration.wish is not None:
-            destination = Destination(migration.nodes, migration.wish.strategy, sources)
-        chore = chores.move(tended.job, destination, self._settings)
+        strategy = migration.wish.strategy if migration.wish is not None else None
+        chore = chores.move(tended.job, Destination(migration.nodes, strategy, sources), migration.policy)
         ended = partial(then, tended, migration)
-        self._errands.send(chore, ended, job=tended.job, seconds=MOVE_SECONDS)
+        migration.errand = self._errands.send(chore, ended, job=tended.job, seconds=MOVE_SECONDS)
+
+    def hold_ended(self, tended: Tended) -> None:
+        """A job is let go before its memory has arrived: what has not moved by now is left, if its policy says so."""
+        migration = tended.migration
+        if migration is None or migration.late:
+            return
+        migration.late = True
+        if migration.errand is not None and migration.policy.when_hold_ends == "leave":
+            migration.errand.interrupt()
 
     def _copied(self, tended: Tended, migration: Migration, result: Result) -> None:
         """Hold a job whose memory was moved while it ran, and see to its CPUs and the rest.
@@ -114,7 +124,7 @@ class Migrations:
         """
         if not self._is_present(tended, migration):
             return
-        migration.copied = result.value
+        migration.copied, migration.errand = result.value, None
         try:
             self._stop(tended)
         except PageferryError as error:
@@ -133,6 +143,7 @@ class Migrations:
         self._poking = False
         for job, answer in (result.value or {}).get("jobs", {}).items():
             if (tended := self._jobs.get(int(job))) is not None:
+                tended.facts = Facts.from_plain(answer["facts"])
                 migration = Migration(Cause.REQUEST, Stage.READY)
                 self._understand(tended, migration, at, answer)
                 if migration.wish is not None and migration.wish.now:
@@ -143,15 +154,16 @@ class Migrations:
         self.poke(())
 
     def _serving(self, tended: Tended, migration: Migration) -> None:
+        if migration.by_owner:
+            self._placing.keep_served_owner(tended.job, migration.text)
+            return
         tended.served, tended.answered_at = migration.text, math.inf
         self._placing.keep_served(tended.job, migration.text)
 
     def _asked(self, tended: Tended, migration: Migration, at: float, result: Result) -> None:
         if not self._is_present(tended, migration):
             return
-        if result.error:
-            self._chronicle.tell(tended, "not asked", result.error, logging.WARNING)
-        answer = (result.value or {}).get("jobs", {}).get(str(tended.job))
+        answer = self._answer(tended, result)
         self._understand(tended, migration, at, answer)
         if migration.cause is Cause.RESUME and not migration.text:
             self._next(tended)  # nothing new was asked for while it was suspended
@@ -162,23 +174,64 @@ class Migrations:
                 self._chronicle.tell(tended, "beaten", "resumed before it was held; served while it runs")
             self._assign(tended, migration)
 
+    def _asked_for_rules(self, tended: Tended, migration: Migration, stage: Stage, result: Result) -> None:
+        if self._is_present(tended, migration):
+            self._answer(tended, result)
+            migration.stage = stage
+            self._start(tended, migration)
+
+    def _start(self, tended: Tended, migration: Migration) -> None:
+        """Begin with a migration for which Slurm need not be asked, or no more: with its memory, or with its CPUs."""
+        migration.policy = self._site.policy(tended.facts)
+        if migration.stage is Stage.COPIES and migration.wish is not None and migration.policy.mode is Mode.MOVE:
+            migration.nodes = migration.wish.nodes
+            self._carry(tended, migration, self._copied)
+        else:
+            self._assign(tended, migration)
+
+    def _answer(self, tended: Tended, result: Result) -> Mapping[str, Any] | None:
+        """Return what Slurm says of a job, and keep what rules want to know; None if it does not say."""
+        answer: Mapping[str, Any] | None = (result.value or {}).get("jobs", {}).get(str(tended.job))
+        if answer is not None:
+            tended.facts = Facts.from_plain(answer["facts"])
+        elif result.error:
+            said = result.error
+            if not self._site.knows(tended.facts):
+                said += f"; {self._site.policy(None).named()} holds, as no rule that asks about the job can match"
+            self._chronicle.tell(tended, "not asked", said, logging.WARNING)
+        return answer
+
     def _assign(self, tended: Tended, migration: Migration) -> None:
+        migration.stage = Stage.ASKS  # until all is known; the job may be let go meanwhile
+        policy = migration.policy = self._site.policy(tended.facts)
+        self._ruled(tended)
+        tended.placed_for = self._placing.nodes(tended.job)
+        if policy.mode is Mode.OFF and not migration.text and migration.reply is None:
+            self._chronicle.tell(tended, "left alone", f'{policy.named()}, mode = "off"')
+            self._next(tended)
+            return
         try:
+            _check(migration)
             if migration.wish is not None:
                 migration.nodes = migration.wish.nodes
-                for job in self._placing.give(tended.job, migration.wish):
-                    if job in self._jobs:
-                        self.begin(self._jobs[job], Migration(Cause.DISPLACED, Stage.READY))
+                if policy.mode is Mode.MOVE and not migration.memory_only:
+                    self._give(tended, migration.wish)
         except PageferryError as error:
             migration.error, migration.exit_code, migration.wish = str(error), error.exit_code, None
-        if migration.wish is None:
+        if migration.wish is None and policy.mode is not Mode.OFF:
             migration.nodes = self._placing.nodes(tended.job)
         tended.placed_for = self._placing.nodes(tended.job)
         migration.stage = Stage.READY
         self.advance(tended)
 
+    def _give(self, tended: Tended, wish: Wish) -> None:
+        """Give a job the CPUs of a wish; the memory of those that had them follows. Raises UsageError, KernelError."""
+        for job in self._placing.give(tended.job, wish):
+            if job in self._jobs:
+                self.begin(self._jobs[job], Migration(Cause.DISPLACED, Stage.READY))
+
     def _moved(self, tended: Tended, migration: Migration, result: Result) -> None:
-        migration.outcome = result.value
+        migration.outcome, migration.errand = result.value, None
         if migration.copied is not None and result.value is not None:
             migration.outcome = report.joined(migration.copied, result.value)
         if result.error and not migration.error:
@@ -186,7 +239,7 @@ class Migrations:
         if not self._is_present(tended, migration):
             self._chronicle.ended(tended, migration)
             return
-        if result.value is not None and not result.value["refused"]:
+        if result.value is not None and not result.value["refused"] and migration.policy.mode is Mode.MOVE:
             self._placing.settle_at(tended.job, migration.nodes)
         self._finish(tended, migration)
 
@@ -196,7 +249,7 @@ class Migrations:
         self._chronicle.ended(tended, migration)
         if migration.text:
             self._serving(tended, migration)
-            if self._settings.agent.write_outcome == "AdminComment" and tended.job in self._jobs:
+            if self._site.settings.agent.write_outcome == "AdminComment" and tended.job in self._jobs:
                 chore = chores.write_back(tended.job, tended.hosts, for_operator(migration))
                 ended = partial(self._written, tended, migration)
                 self._errands.send(chore, ended, job=tended.job, seconds=ASK_SECONDS)
@@ -247,3 +300,32 @@ class Migrations:
             text = format_request(request) if request is not None and wish is not None else ""
         if text != tended.served or at > tended.answered_at:
             migration.text, migration.wish, migration.error = text, wish, wrong
+        if not migration.text and self._site.policy(tended.facts).owners_may_ask:
+            self._understand_owner(tended, migration, answer["owners_comment"])
+
+    def _understand_owner(self, tended: Tended, migration: Migration, comment: str) -> None:
+        """Take the owner's request out of the comment that users may write; it stays there, and is served once."""
+        text = comment.strip()
+        if not text.startswith(PREFIX) or text == self._placing.served_owner(tended.job):
+            return
+        migration.text, migration.memory_only, migration.by_owner = text, True, True
+        try:
+            request = parse(text)
+            wishes = [request.for_host(host) for host in tended.hosts] if request is not None else []
+            wish = next((wish for wish in wishes if wish is not None), None)
+            if wish is None:  # it is for other hosts
+                migration.text, migration.memory_only, migration.by_owner = "", False, False
+            elif wish.cpus is not None or wish.now:
+                raise UsageError("cpus=, now: an owner asks for memory alone, with a suspension")
+            migration.wish = wish
+        except UsageError as error:
+            migration.error = str(error)
+
+
+def _check(migration: Migration) -> None:
+    """Raise Denied for a migration that was asked for, and that the job's policy does not allow."""
+    policy = migration.policy
+    if policy.mode is Mode.OFF:
+        raise Denied(f'{policy.named()} leaves the job alone (mode = "off")')
+    if migration.by_owner and not policy.owners_may_ask:
+        raise Denied(f"{policy.named()} lets the job's owner ask for no move (owners_may_ask)")

@@ -17,7 +17,7 @@ from typing import Any
 from pageferry.agent.chronicle import Chronicle
 from pageferry.agent.errand import Result, Say
 from pageferry.agent.errands import MOVE_SECONDS, Errands
-from pageferry.config import Settings
+from pageferry.agent.site import Site
 from pageferry.errors import KernelError, PageferryError
 from pageferry.pbs import event as events
 from pageferry.pbs import hold, record, serve
@@ -30,10 +30,10 @@ Reply = Callable[[Mapping[str, Any]], None]
 class PbsEvents:
     """The events of a host's MoM; `folder` has the records of its jobs. For one thread; nothing here waits."""
 
-    def __init__(self, errands: Errands, chronicle: Chronicle, settings: Settings, folder: Path) -> None:
+    def __init__(self, errands: Errands, chronicle: Chronicle, site: Site, folder: Path) -> None:
         self._errands = errands
         self._chronicle = chronicle
-        self._settings = settings
+        self._site = site
         self._folder = folder
         self._under_way: Counter[str] = Counter()
         self._waiting: dict[str, list[Callable[[], None]]] = {}
@@ -68,17 +68,18 @@ class PbsEvents:
             return self._resumes(event, hosts, reply, peer)
         if event.event is Kind.POSTSUSPEND:
             serve.unsettle(job, self._folder)
-        self._begin(Case(event.event, job, hosts, self._settings, self._folder), lambda _answer: None)
+        self._begin(Case(event.event, job, hosts, self._site.settings, self._folder), lambda _answer: None)
         return {}
 
     def _resumes(self, event: Event, hosts: frozenset[str], reply: Reply, peer: int) -> Mapping[str, Any] | None:
         (job,) = event.jobs
         if (time.monotonic() > event.until or not Path(f"/proc/{peer}").exists()) and serve.stands(job):
             return {"done": True}  # MoM has given up on this resume: it comes with another
-        found = serve.ready(job, hosts, self._folder)
+        case = Case(event.event, job, hosts, self._site.settings, self._folder, event.until)
+        found = serve.ready(case)
         if found.settled and not self._under_way[job.id]:
             return {"done": True, "told": found.refused or record.load(job.id, self._folder).told}
-        self._begin(Case(event.event, job, hosts, self._settings, self._folder, event.until), reply, found.refused)
+        self._begin(case, reply, found.refused)
         return None
 
     def due(self) -> float | None:
@@ -90,7 +91,7 @@ class PbsEvents:
         self._home_at, self._coming_home = None, True
 
         def work(say: Say) -> Mapping[str, Any]:
-            return {"jobs": serve.bring_home(self._settings, say, self._folder)}
+            return {"jobs": serve.bring_home(self._site.settings, say, self._folder)}
 
         self._errands.send(work, self._came_home, self._chronicle.served, seconds=MOVE_SECONDS)
         return None
@@ -136,7 +137,9 @@ class PbsEvents:
         for job in event.jobs:
             try:
                 if serve.take_note(job, hosts, self._folder) and job.id not in self._under_way:
-                    self._begin(Case(Kind.PERIODIC, job, hosts, self._settings, self._folder), lambda _answer: None)
+                    self._begin(
+                        Case(Kind.PERIODIC, job, hosts, self._site.settings, self._folder), lambda _answer: None
+                    )
             except PageferryError as error:
                 self._chronicle.tell(None, "not done", str(error), logging.ERROR, pbs_job=job.id)
             if text := record.load(job.id, self._folder).told:
@@ -147,7 +150,7 @@ class PbsEvents:
     def _ended(self, job: PbsJob) -> None:
         self._waiting.pop(job.id, None)
         record.forget(job.id, self._folder)
-        if self._settings.spill.enabled and self._home_at is None:
+        if self._site.settings.spills and self._home_at is None:
             self._home_at = time.monotonic() + serve.WAIT_SECONDS
 
     def _came_home(self, result: Result) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 
 from pageferry import ferry
 from pageferry.agent.homes import Homes
+from pageferry.agent.site import Site
 from pageferry.comment import Wish
 from pageferry.cpus.assignments import Assignments
 from pageferry.errors import UsageError
@@ -21,12 +22,12 @@ SETTLE_SECONDS = (0.005, 0.05)
 
 
 class Placing:
-    """The CPUs and home nodes of the jobs of a host; `may_move`: the site lets jobs have other CPUs than Slurm's."""
+    """The CPUs and home nodes of the jobs of a host; the site says whether jobs may have other CPUs than Slurm's."""
 
-    def __init__(self, assignments: Assignments, homes: Homes, may_move: bool) -> None:
+    def __init__(self, assignments: Assignments, homes: Homes, site: Site) -> None:
         self._assignments = assignments
         self._homes = homes
-        self._may_move = may_move
+        self._site = site
         self._settling_since: float | None = None
 
     def see(self, job: int) -> None:
@@ -60,6 +61,14 @@ class Placing:
         """Take note that a job's request is served."""
         self._homes.put_served(job, text)
 
+    def served_owner(self, job: int) -> str:
+        """Return the request of a job's owner that was served last, as `served` does."""
+        return self._homes.owners(job)
+
+    def keep_served_owner(self, job: int, text: str) -> None:
+        """Take note that a request of a job's owner is served."""
+        self._homes.put_owners(job, text)
+
     def give(self, job: int, wish: Wish) -> tuple[int, ...]:
         """Give a job the CPUs that were asked for, or some on the nodes that were; return the jobs that got others.
 
@@ -67,7 +76,7 @@ class Placing:
         """
         topology = read_topology()
         ferry.check(Target(wish.nodes), topology)
-        if not self._may_move:
+        if not self._site.settings.cpus.enabled:
             if wish.cpus is not None:
                 raise UsageError("cpus=: this site's settings keep jobs on Slurm's CPUs ([cpus] enabled = false)")
             return ()

@@ -5,31 +5,26 @@ How requests arrive and answers go is `wire_server`'s; what becomes of a job is 
 
 from __future__ import annotations
 
-import pwd
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from pageferry import wire
 from pageferry.agent.chronicle import Chronicle
 from pageferry.agent.pbs import PbsEvents
+from pageferry.agent.site import Site
 from pageferry.agent.tending import Tending
 from pageferry.agent.wire_server import Reply
 from pageferry.comment import Wish
-from pageferry.config import Settings
 from pageferry.cpus.assignments import Assignments
-from pageferry.errors import ConfigError, Denied, PageferryError, UsageError, Vanished
+from pageferry.errors import Denied, UsageError, Vanished
 from pageferry.kernel.lists import parse_list
 from pageferry.kernel.procfs import read_status
 from pageferry.schedulers.pbs import is_job_id
 from pageferry.schedulers.slurm_cgroups import legacy_user_id, slurm_job_cgroups, slurm_job_user_pids
-from pageferry.schedulers.slurm_config import read_settings
 from pageferry.wire import Peer, number, text
 from pageferry_planner.model import Strategy
-
-SLURM_CONF = Path("/etc/slurm/slurm.conf")
 
 
 class Service:
@@ -38,13 +33,11 @@ class Service:
     tending: Tending
     pbs: PbsEvents
 
-    def __init__(
-        self, settings: Settings, assignments: Assignments, chronicle: Chronicle, rescan: Callable[[], None]
-    ) -> None:
+    def __init__(self, site: Site, assignments: Assignments, chronicle: Chronicle, rescan: Callable[[], None]) -> None:
         self._assignments = assignments
         self._chronicle = chronicle
         self._rescan = rescan
-        self._slurm_user = slurm_user(settings)
+        self._site = site
         self._verbs: Mapping[str, Callable[[Peer, dict[str, Any], Reply], Mapping[str, Any] | None]] = {
             "starting": self._starting,
             "ended": self._ended,
@@ -53,20 +46,21 @@ class Service:
             "cpus": self._cpus,
             "history": self._history,
             "move": self._move,
+            "request": self._request,
             "pbs": self._pbs,
         }
 
     @property
     def trusted(self) -> frozenset[int]:
         """The users who may do everything."""
-        return frozenset({0} if self._slurm_user is None else {0, self._slurm_user})
+        return self._site.trusted
 
     def handle(self, peer: Peer, message: dict[str, Any], reply: Reply) -> Mapping[str, Any] | None:
         """Answer a request, or reply later. Raises UsageError for one that makes no sense, Denied for others' jobs."""
         verb = text(message, "verb")
         if verb not in self._verbs:
             raise UsageError(f"no such verb: {verb[:80]!a}")
-        if not wire.allowed(peer.uid, self._slurm_user, verb, self._owner(peer, verb, message)):
+        if not wire.allowed(peer.uid, self._site.slurm_user, verb, self._owner(peer, verb, message)):
             raise Denied(f"{verb}: for root and SlurmUser, and some of it for a job's owner")
         return self._verbs[verb](peer, message, reply)
 
@@ -116,24 +110,17 @@ class Service:
         wish = Wish(
             nodes=_ordered(message, "nodes"),
             cpus=_list(message, "cpus") if message.get("cpus") is not None else None,
-            strategy=_strategy(text(message, "strategy", Strategy.RELATIVE.value)),
+            strategy=_strategy(message),
         )
         hold, precopy = (message.get(word) is True for word in ("hold", "precopy"))
         self.tending.request(number(message, "job"), wish, reply, hold=hold, precopy=precopy)
 
-
-def slurm_user(settings: Settings) -> int | None:
-    """Return the user ID of SlurmUser: the one of the settings, else of slurm.conf, else none. Raises ConfigError."""
-    name = settings.agent.slurm_user
-    if name is not None:
-        try:
-            return pwd.getpwnam(name).pw_uid
-        except KeyError as error:
-            raise ConfigError(f"agent.slurm_user: no such user: {name!a}") from error
-    with suppress(PageferryError, KeyError):
-        names = [setting.value for setting in read_settings(SLURM_CONF) if setting.key.lower() == "slurmuser"]
-        return pwd.getpwnam(names[-1].partition("(")[0]).pw_uid if names else None
-    return None
+    def _request(self, peer: Peer, message: dict[str, Any], reply: Reply) -> None:
+        """Serve a job's owner, if the job's policy lets owners ask: memory alone, and nobody else's CPUs for it."""
+        wish = Wish(nodes=_ordered(message, "nodes"), strategy=_strategy(message))
+        by_owner = peer.uid not in self.trusted
+        job = number(message, "job")
+        self.tending.request(job, wish, reply, hold=False, precopy=False, memory_only=True, by_owner=by_owner)
 
 
 def owner_of(job: int) -> int | None:
@@ -164,8 +151,9 @@ def _ordered(message: Mapping[str, Any], key: str) -> tuple[int, ...]:
     return tuple(dict.fromkeys(member for part in parts for member in sorted(part)))
 
 
-def _strategy(name: str) -> Strategy:
+def _strategy(message: Mapping[str, Any]) -> Strategy | None:
+    """Return the strategy that was asked for, None if none was."""
     try:
-        return Strategy(name)
+        return Strategy(text(message, "strategy")) if "strategy" in message else None
     except ValueError as error:
         raise UsageError(f"strategy: not one of {', '.join(strategy.value for strategy in Strategy)}") from error

@@ -14,7 +14,9 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from pageferry.agent.errand import Errand
 from pageferry.comment import Wish
+from pageferry.policy import Facts, Policy
 from pageferry.report import outcome_word
 
 Reply = Callable[[Mapping[str, Any]], None]
@@ -69,7 +71,9 @@ class Cause(Enum):
 class Migration:
     """One time that a job's memory is brought to where it belongs.
 
-    `text`: the request that `wish` is from, for all hosts; `exit_code`: that of `error`.
+    `text`: the request that `wish` is from, for all hosts; `exit_code`: that of `error`. `policy`: what holds for it,
+    once that is known. `memory_only`: no CPUs are given for it; `by_owner`: the job's user asks for it. `late`: the
+    time for which the job may be held was used up meanwhile; `errand`: what moves.
     """
 
     cause: Cause
@@ -79,6 +83,11 @@ class Migration:
     reply: Reply | None = None
     nodes: tuple[int, ...] = ()
     sources: tuple[int, ...] | None = None
+    policy: Policy = field(default_factory=Policy)
+    memory_only: bool = False
+    by_owner: bool = False
+    late: bool = False
+    errand: Errand | None = None
     outcome: Mapping[str, Any] | None = None
     copied: Mapping[str, Any] | None = None
     """What became of its memory before it was held, as an outcome."""
@@ -98,6 +107,7 @@ class Migration:
 class Tended:
     """A job of this host, which Slurm knows as `hosts`. Times are of the monotonic clock.
 
+    `facts`: what Slurm last said of it, for the site's rules; None: nothing as yet.
     `served`: the request that was served last, as text; `answered_at`: since when its outcome is in the comment, so
     that the same text, if it is read later than that, has been typed again.
     """
@@ -108,6 +118,7 @@ class Tended:
     queue: list[Migration] = field(default_factory=list)
     hosts: tuple[str, ...] = ()
     uid: int = -1
+    facts: Facts | None = None
     cpu_nodes: tuple[int, ...] = ()
     placed_for: tuple[int, ...] = ()
     """The nodes of its CPUs when its memory was last placed: a request may want it on others than these."""

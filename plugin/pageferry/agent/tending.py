@@ -24,12 +24,13 @@ from pageferry.agent.errands import Errands
 from pageferry.agent.homecoming import Homecoming
 from pageferry.agent.migrations import Migrations
 from pageferry.agent.placing import Placing
+from pageferry.agent.site import Site
 from pageferry.agent.tended import Cause, Migration, Phase, Reply, Stage, Tended
 from pageferry.comment import Wish
-from pageferry.config import Settings
 from pageferry.errors import KernelError, PageferryError, UsageError, Vanished
 from pageferry.gate.gate import Gate
 from pageferry.kernel.cgroup import pids
+from pageferry.policy import Mode
 from pageferry.schedulers.slurm_cgroups import slurm_job_suspension, slurm_job_user_groups, slurm_suspension
 
 POLL_SECONDS = 0.05
@@ -51,21 +52,22 @@ AGAIN_SECONDS = 1.0
 class Tending:
     """The jobs of a host under the agent's care. For one thread; nothing here waits. `errands`: for the loop."""
 
-    def __init__(self, gate: Gate, placing: Placing, chronicle: Chronicle, settings: Settings) -> None:
+    def __init__(self, gate: Gate, placing: Placing, chronicle: Chronicle, site: Site) -> None:
         self._gate = gate
         self._placing = placing
         self._chronicle = chronicle
-        self._settings = settings
+        self._site = site
         self._jobs: dict[int, Tended] = {}
         self.errands = Errands()
-        self._homecoming = Homecoming(self._jobs, self.errands, chronicle, settings)
+        self._homecoming = Homecoming(self._jobs, self.errands, chronicle, site)
         self._migrations = Migrations(
             self._jobs,
             self.errands,
             gate=gate,
             placing=placing,
             chronicle=chronicle,
-            settings=settings,
+            site=site,
+            ruled=self._ruled,
             stop=self._stop,
             idle=self._idle,
         )
@@ -121,10 +123,21 @@ class Tending:
         if known:
             self._migrations.poke(known)
 
-    def request(self, job: int, wish: Wish, reply: Reply, *, hold: bool, precopy: bool) -> None:
+    def request(
+        self,
+        job: int,
+        wish: Wish,
+        reply: Reply,
+        *,
+        hold: bool,
+        precopy: bool,
+        memory_only: bool = False,
+        by_owner: bool = False,
+    ) -> None:
         """Serve a request that came over the socket; `reply` gets the outcome. Raises UsageError, KernelError.
 
-        `hold`: a job that runs is held meanwhile; `precopy`: what can move while it runs does so first.
+        `hold`: a job that runs is held meanwhile; `precopy`: what can move while it runs does so first. `memory_only`:
+        the job keeps its CPUs; `by_owner`: its user asks, which the job's policy must allow.
         """
         if job not in self._jobs:
             raise UsageError(f"no such job on this host: {job}")
@@ -132,9 +145,9 @@ class Tending:
         copies = precopy and tended.phase is Phase.RUNS
         if hold and not copies:
             self._stop(tended)
-        self._migrations.begin(
-            tended, Migration(Cause.REQUEST, Stage.COPIES if copies else Stage.READY, wish, reply=reply)
-        )
+        stage = Stage.COPIES if copies else Stage.READY
+        migration = Migration(Cause.REQUEST, stage, wish, reply=reply, memory_only=memory_only, by_owner=by_owner)
+        self._migrations.begin(tended, migration)
 
     def due(self) -> float | None:
         """Do what its time has come for; return when to come again (monotonic), None: not before something happens."""
@@ -165,6 +178,7 @@ class Tending:
         elif not held and tended.phase is not Phase.RUNS:
             self._lost(tended)
         if tended.deadline is not None and now >= tended.deadline:
+            self._migrations.hold_ended(tended)
             self._let_go(tended, "max_hold is used up")
         if tended.reassigned_at is not None and tended.migration is None and now >= tended.reassigned_at:
             tended.reassigned_at = None
@@ -216,6 +230,7 @@ class Tending:
                 "phase": tended.phase.value,
                 "stage": tended.migration.stage.value if tended.migration else None,
                 "home_nodes": self._placing.home(tended.job),
+                "rule": self._site.policy(tended.facts).rule,
             }
             for tended in self._jobs.values()
         }
@@ -223,19 +238,24 @@ class Tending:
     # Hold and release.
 
     def _hold(self, tended: Tended) -> None:
+        policy = self._site.policy(tended.facts)
         try:
-            self._gate.hold(tended.job)
+            if policy.mode is Mode.MOVE or not self._site.knows(tended.facts):
+                self._gate.hold(tended.job)
+            else:
+                tended.unheld = True
         except Vanished:
             return
         except KernelError as error:
             tended.unheld = True
             self._chronicle.tell(tended, "not held", str(error), logging.ERROR)
         else:
-            tended.phase = Phase.HELD
-            tended.held_at = time.monotonic()
-            tended.look_at = 0.0
             tended.writes.clear()
-            self._chronicle.tell(tended, "held", "Slurm suspends it")
+            if not tended.unheld:
+                tended.phase = Phase.HELD
+                tended.held_at = time.monotonic()
+                tended.look_at = 0.0
+                self._chronicle.tell(tended, "held", "Slurm suspends it")
         self._migrations.begin(tended, Migration(Cause.SUSPEND, Stage.ASKS))
         self._migrations.advance(tended)
 
@@ -254,7 +274,7 @@ class Tending:
 
     def _count_down(self, tended: Tended) -> None:
         tended.thawed_at = time.monotonic()
-        tended.deadline = tended.thawed_at + self._settings.agent.max_hold_seconds
+        tended.deadline = tended.thawed_at + self._site.policy(tended.facts).max_hold_seconds
         tended.look_at = 0.0
 
     def _released(self, tended: Tended) -> bool:
@@ -277,6 +297,19 @@ class Tending:
         self._chronicle.tell(tended, "released", f"{why}; {waited * 1000:.0f} ms after Slurm's resume")
         self._migrations.begin(tended, Migration(Cause.RESUME, Stage.ASKS))
         self._migrations.advance(tended)
+
+    def _ruled(self, tended: Tended) -> None:
+        """A job's policy is known: one that is not to be moved is not held either, another as long as it says."""
+        policy = self._site.policy(tended.facts)
+        if tended.phase is Phase.WAITS and policy.mode is Mode.MOVE:
+            tended.deadline = tended.thawed_at + policy.max_hold_seconds
+        elif policy.mode is Mode.MOVE or tended.phase is Phase.RUNS:
+            return
+        elif tended.phase is Phase.WAITS:
+            self._let_go(tended, f"{policy.named()}, mode = {policy.mode}")
+        elif self._released(tended):
+            tended.unheld = True
+            self._chronicle.tell(tended, "released", f"{policy.named()}, mode = {policy.mode}; Slurm has it suspended")
 
     def _lost(self, tended: Tended) -> None:
         """The guardian has released a job that we thought we held: it is served while it runs."""

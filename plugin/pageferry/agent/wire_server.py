@@ -76,7 +76,7 @@ class Server:
         path: Path,
         handle: Handle,
         *,
-        trusted: frozenset[int] = frozenset({0}),
+        trusted: Callable[[], frozenset[int]] = lambda: frozenset({0}),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._path = path
@@ -165,9 +165,10 @@ class Server:
     def _full(self, peer: Peer) -> str | None:
         if len(self._connections) >= CONNECTIONS:
             return f"the agent has {CONNECTIONS} connections already"
-        if peer.uid in self._trusted:
+        trusted = self._trusted()
+        if peer.uid in trusted:
             return None
-        users = [other.peer.uid for other in self._connections.values() if other.peer.uid not in self._trusted]
+        users = [other.peer.uid for other in self._connections.values() if other.peer.uid not in trusted]
         if users.count(peer.uid) >= CONNECTIONS_OF_A_USER:
             return f"the agent has {CONNECTIONS_OF_A_USER} connections of this user already"
         if len(users) >= CONNECTIONS_OF_USERS:

@@ -172,7 +172,7 @@ def move(
         words = {"budget": budget, "workers": workers, **options}
         return _directly(found, as_json, cpus, freeze=freeze or precopy, precopy=precopy, **words)
     assert job is not None
-    words = {"nodes": options["nodes"], "cpus": cpus, "strategy": options["strategy"]}
+    words = {"nodes": options["nodes"], "cpus": cpus} | given({"strategy": options["strategy"]})
     if route is targets.Route.AGENT:
         _only(route, {"freeze", "precopy"})
         return _through_agent(job, words | {"hold": freeze or precopy, "precopy": precopy}, as_json)
@@ -208,7 +208,7 @@ def _directly(target: Found, as_json: bool, cpus: str | None, *, freeze: bool, p
             went(request.target.nodes)
     answer = report.outcome_json(outcome)
     answer = report.joined(first, answer) if first is not None else answer
-    return _told(answer | ({"seconds_stopped": round(stopped, 6)} if freeze else {}), as_json)
+    return show_outcome(answer | ({"seconds_stopped": round(stopped, 6)} if freeze else {}), as_json)
 
 
 def _through_agent(job: str, words: dict[str, Any], as_json: bool) -> int:
@@ -216,7 +216,7 @@ def _through_agent(job: str, words: dict[str, Any], as_json: bool) -> int:
     from pageferry.schedulers.slurm import Slurm
 
     message = {"verb": "move", "job": int(Slurm().find(job).id), **words}
-    return _told(wire.ask(wire.PATH, message, timeout=3600)["outcome"], as_json)
+    return show_outcome(wire.ask(wire.PATH, message, timeout=3600)["outcome"], as_json)
 
 
 def _remotely(job: str, words: dict[str, Any], seconds: float, as_json: bool) -> int:
@@ -227,7 +227,8 @@ def _remotely(job: str, words: dict[str, Any], seconds: float, as_json: bool) ->
     cpus = _list(words["cpus"], "--cpus") if words["cpus"] is not None else None
     nodes = _ordered(words["nodes"])
     control = slurm_api.choose()
-    request = comment.Request(comment.Wish(nodes, cpus, Strategy(words["strategy"])))
+    strategy = Strategy(words["strategy"]) if "strategy" in words else None
+    request = comment.Request(comment.Wish(nodes, cpus, strategy))
     said = remote.move(control, job, request, seconds, tell=complain)
     if as_json:
         click.echo(json.dumps({"told": said or None}))
@@ -237,6 +238,12 @@ def _remotely(job: str, words: dict[str, Any], seconds: float, as_json: bool) ->
         complain("its hosts have not said yet what became of it: see scontrol show job, or pageferry history there")
         return 1
     return 1 if any(word in said for word in ("failed: ", "refused: ", " stayed (")) else 0
+
+
+def given(options: dict[str, Any]) -> dict[str, Any]:
+    """Return those options that were typed: where they were not, the site's policy has a word."""
+    source = click.get_current_context().get_parameter_source
+    return {name: value for name, value in options.items() if source(name) is not click.core.ParameterSource.DEFAULT}
 
 
 def _only(route: Route, also: set[str]) -> None:
@@ -253,7 +260,8 @@ def _only(route: Route, also: set[str]) -> None:
         raise UsageError(f"{', '.join(given)}: not through {route.value}; the settings of the job's hosts hold there")
 
 
-def _told(outcome: dict[str, Any], as_json: bool) -> int:
+def show_outcome(outcome: dict[str, Any], as_json: bool) -> int:
+    """Print what became of every page; return the exit code."""
     from pageferry import report
 
     if as_json:

@@ -56,7 +56,7 @@ def _job(event: Event, settings: Any) -> int:
         return 0
     if event.event is Kind.PRERESUME:
         with record.alone(job.id, until=lambda: True) as ours:
-            found = serve.ready(job, hosts)
+            found = serve.ready(serve.Case(event.event, job, hosts, settings, until=event.until))
         refused = found.refused
         if ours and found.settled:
             _say({"done": True, "told": refused or record.load(job.id).told})
@@ -97,7 +97,7 @@ def _ended(event: Event, settings: Any) -> int:
 
     _say({"begun": True})
     record.forget(event.jobs[0].id)
-    if settings.spill.enabled:
+    if settings.spills:
         time.sleep(serve.WAIT_SECONDS)
         serve.bring_home(settings, lambda _message: None)
     return 0

@@ -40,9 +40,11 @@ def agent(config: Path | None, run_folder: Path, history_file: Path, verbose: bo
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from pageferry import config as settings
     from pageferry.agent import loop as daemon
+    from pageferry.agent.site import Site
 
     start_log(verbose)
-    chosen = settings.load(config or settings.PATH)
+    path = config or settings.PATH
+    chosen = Site(settings.load(path), path)
     gc.collect()
     gc.freeze()  # what is there now is never looked at again, and stays shared with the errands
     daemon.run(chosen, daemon.Places(run_folder, history_file))
@@ -111,7 +113,7 @@ def history(job: str | None, limit: int, as_json: bool) -> int:
 
 @click.group()
 def render() -> None:
-    """Write configuration files for a batch scheduler."""
+    """Write configuration files for a batch scheduler, or the reference of our own."""
 
 
 @render.command("slurm")
@@ -135,6 +137,15 @@ def render_slurm(  # noqa: PLR0917 - an argument for each option
         force=force,
     )
     click.echo("\n".join(rendering.lines(rendering.render_slurm(out, options), options)))
+    return 0
+
+
+@render.command("reference")
+def render_reference() -> int:
+    """Print the reference of the settings, docs/policy.md, as the code that reads them has it."""
+    from pageferry.policy_reference import reference
+
+    click.echo(reference(), nl=False)
     return 0
 
 

@@ -61,6 +61,31 @@ def plan_table(plan: Mapping[str, Any]) -> RenderableType:
     return Group(*parts, *map(Text, words))
 
 
+def explain_table(answer: Mapping[str, Any]) -> RenderableType:
+    """Return which rule holds for a job and why, what it says, and what of the job's memory may move."""
+    lines = [f"{safe(answer['target'])}: {_decided(answer)}"]
+    if answer["unknown"] is not None:
+        lines.append(f"what it is, is not known ({safe(answer['unknown'])}): rules that ask for it do not match")
+    lines += [f"not {safe(entry['rule'])}: {safe(entry['why'])}" for entry in answer["passed_over"]]
+    said = [f"{key} {_shown(value)}" for key, value in answer["policy"].items() if key != "rule"]
+    mappings = _table("mapping", "moves", "by rule", "because", "size", "on nodes")
+    for entry in answer["mappings"]:
+        nodes = ", ".join(f"{node}: {size(count)}" for node, count in entry["nodes"].items())
+        words = (entry["what"], "yes" if entry["moves"] else "stays", entry["rule"], safe(entry["detail"]))
+        mappings.add_row(*map(Text, words), size(entry["bytes"]), nodes)
+    return Group(*map(Text, lines), Text("; ".join(said)), mappings)
+
+
+def _decided(answer: Mapping[str, Any]) -> str:
+    return f"rule {safe(answer['rule'])}" if answer["rule"] else "no rule matches; the host's settings hold"
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, bool) or value is None:
+        return {True: "yes", False: "no", None: "default"}[value]
+    return safe(", ".join(map(str, value)) or "none") if isinstance(value, list | tuple) else safe(str(value))
+
+
 def cpus_table(view: Mapping[str, Any]) -> RenderableType:
     """Return which CPUs Slurm gave each job, and which it runs on."""
     table = _table("job", "Slurm's CPUs", "runs on", "")

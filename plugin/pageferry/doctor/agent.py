@@ -79,12 +79,15 @@ def examine_place(pid: int, root: Path = Path("/")) -> Iterator[Finding]:
 
 
 def examine_settings(path: Path = config.PATH) -> Iterator[Finding]:
-    """Look for faults in the settings: with a single one the agent does not start."""
-    faults = config.faults(path)
-    for fault in faults:
+    """Look for faults in the settings: with a single one the agent does not start, and reads them not again."""
+    reading = config.read(path)
+    for fault in reading.faults:
         yield fail("settings", fault)
-    if not faults:
-        yield ok("settings", str(path) if path.exists() else f"defaults (there is no {path})")
+    if not reading.faults:
+        files = ", ".join(printable(os.fsencode(file)) for file in reading.files)
+        rules = len(reading.settings.rule)
+        named = f"; {rules} rule{'s' * (rules > 1)}" if rules else ""
+        yield ok("settings", f"{files}{named}" if files else f"defaults (there is no {path})")
 
 
 def examine_watching(root: Path = Path("/")) -> Iterator[Finding]:

@@ -115,6 +115,10 @@ class Store:
         self._clock = clock
         self._until_prune = 0
 
+    def keep_days(self, days: float) -> None:
+        """Keep records no longer than this, from the next pruning on."""
+        self._max_seconds = days * 86400
+
     def record_migration(self, migration: Migration) -> None:
         """Write a migration down, or count it as lost."""
         self._record("migrations", migration)

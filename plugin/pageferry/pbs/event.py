@@ -15,6 +15,7 @@ from msgspec import Meta
 
 from pageferry.errors import UsageError
 from pageferry.kernel.files import printable
+from pageferry.policy import Facts
 from pageferry.schedulers.pbs import is_job_id
 
 _Text = Annotated[str, Meta(max_length=1024)]
@@ -37,7 +38,7 @@ class PbsJob(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     `session`: of its first task on this host, 0 where MoM has none. `asked`: the request that came with the job when it
     was submitted; `comment`: what an operator wrote. Both are read as `comment.parse` does, the first also without
-    its prefix.
+    its prefix. `queue` and what follows is for the site's rules; `nodes` and `cpus` are 0 where MoM does not know them.
     """
 
     id: Annotated[str, Meta(max_length=256)]
@@ -46,6 +47,25 @@ class PbsJob(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     user: Annotated[str, Meta(max_length=256)] = ""
     asked: _Text = ""
     comment: _Text = ""
+    queue: Annotated[str, Meta(max_length=256)] = ""
+    account: Annotated[str, Meta(max_length=256)] = ""
+    project: Annotated[str, Meta(max_length=256)] = ""
+    name: Annotated[str, Meta(max_length=256)] = ""
+    nodes: Annotated[int, Meta(ge=0, lt=1 << 31)] = 0
+    cpus: Annotated[int, Meta(ge=0, lt=1 << 31)] = 0
+
+    def facts(self) -> Facts:
+        """Return what the site's rules may ask of the job."""
+        return Facts(
+            "pbs",
+            cluster=self.id.partition(".")[2] or None,
+            partition=_said(self.queue),
+            account=_said(self.account or self.project),
+            user=_said(self.user),
+            job_name=_said(self.name),
+            nodes=self.nodes or None,
+            cpus=self.cpus or None,
+        )
 
 
 class Event(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -60,6 +80,10 @@ class Event(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     hosts: Annotated[list[Annotated[str, Meta(max_length=256)]], Meta(max_length=8)] = []
     keep: Annotated[list[Annotated[str, Meta(max_length=256)]], Meta(max_length=4096)] = []
     until: float = math.inf
+
+
+def _said(text: str) -> str | None:
+    return printable(text.encode("utf-8", "surrogatepass")) or None
 
 
 def parse(message: Mapping[str, Any]) -> Event:

@@ -17,6 +17,7 @@ import msgspec
 
 from pageferry.errors import KernelError
 from pageferry.kernel.files import read_bytes
+from pageferry.policy import Facts
 
 FOLDER = Path("/run/pageferry/pbs")
 _SUFFIX = ".json"
@@ -30,6 +31,7 @@ class Record(msgspec.Struct, frozen=True):
     `homes`: the nodes that its memory was last brought to, or began on: the sources of the relative map. `placed`:
     those that PBS gave it, at our last look. `settled`: where all of its memory is since it was suspended; none once it
     runs again. `served`: the request that was served last. `told`: the last outcome, for who looks at the job.
+    `facts`: what MoM last said of the job, for the site's rules.
     `begun`: a move has begun and, if nobody has the job's lock, was cut short: `homes` no longer tells where memory is.
     """
 
@@ -39,6 +41,7 @@ class Record(msgspec.Struct, frozen=True):
     served: str = ""
     told: str = ""
     begun: bool = False
+    facts: Facts | None = None
 
 
 def load(job_id: str, folder: Path = FOLDER) -> Record:

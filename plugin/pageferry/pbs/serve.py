@@ -28,8 +28,9 @@ from pageferry.kernel.topology import Topology, read_topology
 from pageferry.pbs import hold, record
 from pageferry.pbs.event import Kind, PbsJob
 from pageferry.pbs.record import FOLDER, Record
+from pageferry.policy import Facts, Mode, Policy
 from pageferry.schedulers.pbs import is_stopped, job_nodes, job_pids, owner
-from pageferry_planner.model import Strategy, Target, WhenFull
+from pageferry_planner.model import Strategy, Target
 
 if TYPE_CHECKING:  # numpy comes with it
     from pageferry import spill
@@ -60,9 +61,9 @@ class Case:
     until: float = math.inf
 
     @property
-    def max_hold_seconds(self) -> float:
-        """How long the job may be held."""
-        return self.settings.agent.max_hold_seconds
+    def policy(self) -> Policy:
+        """What holds for the job."""
+        return self.settings.policy(self.job.facts())
 
     def pids(self) -> frozenset[int]:
         """Return the job's processes."""
@@ -94,6 +95,7 @@ class Served:
     seconds_stopped: float = 0.0
     released_at: float = 0.0
     began: float = field(default_factory=time.time)
+    rule: str = ""
 
     def as_dict(self) -> dict[str, Any]:
         """Return it as plain data."""
@@ -128,12 +130,13 @@ class Ready:
     refused: str = ""
 
 
-def ready(job: PbsJob, hosts: frozenset[str], folder: Path = FOLDER) -> Ready:
+def ready(case: Case) -> Ready:
     """See whether a job that is about to run again has all of its memory where it belongs, since it was suspended.
 
-    A request that makes no sense is refused. What is known of the job says so, and that it runs. Few files are read,
-    and no page table: MoM waits for this.
+    So it has if its policy is not to move it, and it asks for nothing. A request that makes no sense is refused. What
+    is known of the job says so, and that it runs. Few files are read, and no page table: MoM waits for this.
     """
+    job, hosts, folder = case.job, case.hosts, case.folder
     known = record.load(job.id, folder)
     asked = understood(job, hosts, known)
     topology = read_topology()
@@ -143,6 +146,8 @@ def ready(job: PbsJob, hosts: frozenset[str], folder: Path = FOLDER) -> Ready:
         known = msgspec.structs.replace(known, served=asked.text, told=refused)
         record.save(job.id, known, folder)
         asked = understood(job, hosts, known)
+    if case.policy.mode is not Mode.MOVE and not asked.fresh:
+        return Ready(True, refused)
     where = asked.wish.nodes if asked.wish else job_nodes(job.id, job.exec_vnode, hosts, topology)
     if not where and not asked.text:
         return Ready(True, refused)  # neither PBS nor anybody says where its memory belongs
@@ -172,7 +177,7 @@ def stands(job: PbsJob) -> bool:
 def begin(job: PbsJob, hosts: frozenset[str], folder: Path = FOLDER) -> None:
     """Take note of where a job begins, which may have run here before under the same ID."""
     nodes = job_nodes(job.id, job.exec_vnode, hosts, read_topology())
-    record.save(job.id, Record(homes=nodes, placed=nodes), folder)
+    record.save(job.id, Record(homes=nodes, placed=nodes, facts=job.facts()), folder)
 
 
 def unsettle(job: PbsJob, folder: Path = FOLDER) -> None:
@@ -190,7 +195,8 @@ def take_note(job: PbsJob, hosts: frozenset[str], folder: Path = FOLDER) -> bool
         return False
     if known.placed:
         return True
-    record.save(job.id, msgspec.structs.replace(known, placed=nodes, homes=known.homes or nodes), folder)
+    noted = msgspec.structs.replace(known, placed=nodes, homes=known.homes or nodes, facts=job.facts())
+    record.save(job.id, noted, folder)
     return False
 
 
@@ -203,13 +209,16 @@ def serve(case: Case, say: Say) -> Served:
         served = Served(case.job.id, case.kind.value)
     except (PageferryError, OSError) as error:
         served = Served(case.job.id, case.kind.value, error=str(error))
-    return replace(served, uid=user_id(case.job.user), began=began)
+    return replace(served, uid=user_id(case.job.user), began=began, rule=case.policy.rule)
 
 
 def bring_home(settings: Settings, say: Say, folder: Path = FOLDER) -> int:
     """Bring the spilled memory of PBS's jobs home, live, one by one; say what became of each, and return how many."""
-    from pageferry import spill
+    from pageferry import applied, spill
     from pageferry.schedulers.pbs_cgroups import pbs_job_cgroups, pbs_job_ids, pbs_job_pids
+
+    def policy_of(job: str) -> Policy:
+        return settings.policy(record.load(job, folder).facts or Facts("pbs"))
 
     def groups(job: str, root: Path) -> spill.Groups:
         found = pbs_job_cgroups(job, root)
@@ -217,19 +226,25 @@ def bring_home(settings: Settings, say: Say, folder: Path = FOLDER) -> int:
 
     def candidates(jobs: list[str]) -> list[spill.Homecoming[str]]:
         jobs = [job for job in jobs if not is_stopped(pbs_job_pids(job)) and not _sent_elsewhere(job, folder)]
-        wanted = settings.spill
-        return spill.candidates(
-            jobs,
-            groups_of=groups,
-            least_bytes=wanted.least_bytes,
-            bytes_per_second=wanted.rate,
-            seconds=SLICE_SECONDS,
-        )
+        policies = {job: policy_of(job) for job in jobs}
+        found: list[spill.Homecoming[str]] = []
+        for policy in set(policies.values()):
+            if policy.mode is not Mode.OFF and policy.spill_enabled:
+                found += spill.candidates(
+                    [job for job, theirs in policies.items() if theirs == policy],
+                    groups_of=groups,
+                    least_bytes=policy.spill_least_bytes,
+                    bytes_per_second=policy.spill_rate,
+                    seconds=SLICE_SECONDS,
+                    reserve_bytes=policy.reserve,
+                    rules=applied.rules(policy),
+                )
+        return sorted(found, key=lambda home: -home.gain)
 
     moved = 0
     for job in [found.job for found in candidates(list(pbs_job_ids()))]:
         # In slices, each with a look of its own: it may have been suspended, or given other nodes, and others wait.
-        while _slice_home(job, candidates, say, folder):
+        while _slice_home(job, candidates, say, folder, policy_of(job)):
             moved += 1
     return moved
 
@@ -241,19 +256,20 @@ def _sent_elsewhere(job: str, folder: Path) -> bool:
 
 
 def _slice_home(
-    job: str, candidates: Callable[[list[str]], list[spill.Homecoming[str]]], say: Say, folder: Path
+    job: str, candidates: Callable[[list[str]], list[spill.Homecoming[str]]], say: Say, folder: Path, policy: Policy
 ) -> bool:
     """Bring a part of a job's spilled memory home, and say whether there may be more; not if somebody else moves it."""
-    from pageferry import ferry, report
+    from pageferry import applied
     from pageferry.schedulers.pbs_cgroups import pbs_job_pids
 
     began = time.time()
     with suppress(Vanished), record.alone(job, folder, lambda: True) as ours:
         for found in candidates([job]) if ours else ():
             pids = pbs_job_pids(job)
-            outcome = report.outcome_json(ferry.move(pids, found.request))
+            outcome = applied.carried(policy, pids, found.request)
             nodes, uid = found.request.target.nodes, owner(pids)
-            say(Served(job, "spill", nodes, outcome=outcome, began=began, uid=-1 if uid is None else uid).as_dict())
+            served = Served(job, "spill", nodes, outcome=outcome, began=began, uid=-1 if uid is None else uid)
+            say(replace(served, rule=policy.rule).as_dict())
             return bool(outcome["moved_bytes"]) and not outcome["complete"]
     return False
 
@@ -262,20 +278,22 @@ def _serve(case: Case, say: Say) -> Served:
     with ExitStack() as holding:
         held_at = time.monotonic() if case.kind is Kind.PRERESUME and _hold(holding, case, say) else None
         with record.alone(case.job.id, case.folder):
-            served = _alone(case, holding)
+            served = _alone(case, holding, held_at)
     if held_at is None:
         return served
-    return replace(served, seconds_stopped=min(served.released_at - held_at, case.max_hold_seconds))
+    return replace(served, seconds_stopped=min(served.released_at - held_at, case.policy.max_hold_seconds))
 
 
 def _hold(holding: ExitStack, case: Case, say: Say) -> bool:
     """Hold a job, if the site has it so and the kernel can; say to who waits which it is."""
-    why = "[pbs] hold = false"
-    if time.monotonic() > case.until:
+    why, policy = "[pbs] hold = false", case.policy
+    if policy.mode is not Mode.MOVE:
+        why = f"{policy.named()}, mode = {policy.mode}"
+    elif time.monotonic() > case.until:
         why = "it was let go before we were asked"
     elif case.settings.pbs.hold:
         try:
-            holding.enter_context(hold.held(case.job.id, case.pids(), case.max_hold_seconds, case.folder))
+            holding.enter_context(hold.held(case.job.id, case.pids(), policy.max_hold_seconds, case.folder))
         except hold.HeldAlreadyError:
             say({"held": True})
             return False
@@ -288,34 +306,43 @@ def _hold(holding: ExitStack, case: Case, say: Say) -> bool:
     return False
 
 
-def _alone(case: Case, holding: ExitStack) -> Served:
+def _alone(case: Case, holding: ExitStack, held_at: float | None) -> Served:
     """Move a job's memory, with nobody else moving it, and let it go on (`holding`) when that is done."""
+    policy = case.policy
     job, known = case.job, record.load(case.job.id, case.folder)
     asked = understood(job, case.hosts, known)
     topology = read_topology()
     placed = job_nodes(job.id, job.exec_vnode, case.hosts, topology)
     nodes = asked.wish.nodes if asked.wish else placed
-    strategy = asked.wish.strategy if asked.wish else Strategy.RELATIVE
+    strategy = asked.wish.strategy if asked.wish else None
     error, outcome = asked.error, None
+    if policy.mode is Mode.OFF:
+        nodes = ()
+        if asked.text:
+            error = f'{policy.named()} leaves the job alone (mode = "off")'
+    moves = policy.mode is Mode.MOVE
     settled = case.kind is Kind.PRERESUME and (known.settled == nodes or error is not None)
     if nodes and not settled:
-        record.save(job.id, msgspec.structs.replace(known, settled=(), begun=True), case.folder)
+        if moves:
+            record.save(job.id, msgspec.structs.replace(known, settled=(), begun=True), case.folder)
         # Where a move was cut short, what it brought to a target stays there: the rest goes to the nearest.
-        sources = frozenset() if known.begun else frozenset(known.homes) if known.homes else None
+        sources = () if known.begun else known.homes or None
         try:
-            outcome = _move(case, _target(nodes, strategy, sources, case.settings, topology))
+            outcome = _move(case, nodes, strategy, sources, _seconds(policy, held_at))
         except PageferryError as failure:
             error = error or str(failure)
     holding.close()
     released_at = time.monotonic()
     complete = outcome is not None and outcome["complete"]
-    stands = case.kind is Kind.POSTSUSPEND and complete and is_stopped(case.pids())
+    stands = case.kind is Kind.POSTSUSPEND and complete and moves and is_stopped(case.pids())
     after = Record(
-        homes=nodes if outcome is not None and not outcome["refused"] else known.homes,
+        homes=nodes if outcome is not None and not outcome["refused"] and moves else known.homes,
         placed=placed or known.placed,
         settled=nodes if stands else (),
         served=asked.text if asked.fresh else known.served,
         told=_told(outcome, nodes, error) if error or _is_news(outcome, asked) else known.told,
+        begun=known.begun and not moves,
+        facts=job.facts(),
     )
     record.save(job.id, after, case.folder)
     return Served(job.id, case.kind.value, nodes, known.homes, outcome, error, asked.text, released_at=released_at)
@@ -323,31 +350,31 @@ def _alone(case: Case, holding: ExitStack) -> Served:
 
 def _is_news(outcome: Mapping[str, Any] | None, asked: Asked) -> bool:
     """Say whether an outcome is to take the place of the last one: a look that found all in place is not."""
-    return outcome is not None and bool(asked.fresh or outcome["moved_bytes"] or not outcome["complete"])
+    if outcome is None:
+        return False
+    found = outcome["moved_bytes"] or outcome.get("would_move_bytes") or not outcome["complete"]
+    return bool(asked.fresh or found)
 
 
-def _move(case: Case, target: Target) -> dict[str, Any]:
-    from pageferry import ferry, report
-    from pageferry.mover import Limits
+def _seconds(policy: Policy, held_at: float | None) -> float | None:
+    """Return how long a move may take: of a job that is held, no longer than that, if its policy leaves the rest."""
+    if held_at is None or policy.when_hold_ends != "leave":
+        return None
+    return max(0.0, held_at + policy.max_hold_seconds - time.monotonic())
 
-    limits = Limits(workers=case.settings.agent.workers)
-    return report.outcome_json(ferry.move(case.pids(), ferry.Request(target=target, limits=limits)))
 
-
-def _target(
+def _move(
+    case: Case,
     nodes: tuple[int, ...],
-    strategy: Strategy,
-    sources: frozenset[int] | None,
-    settings: Settings,
-    topology: Topology,
-) -> Target:
-    return Target(
-        nodes=nodes,
-        strategy=strategy,
-        sources=sources,
-        when_full=WhenFull(settings.agent.when_full),
-        spill=topology.nodes_with_memory(),
-    )
+    strategy: Strategy | None,
+    sources: tuple[int, ...] | None,
+    seconds: float | None,
+) -> dict[str, Any]:
+    from pageferry import applied
+
+    destination = applied.Destination(nodes, strategy, sources)
+    asked = applied.request(case.policy, destination, read_topology(), seconds)
+    return applied.carried(case.policy, case.pids(), asked)
 
 
 def _told(outcome: Mapping[str, Any] | None, nodes: tuple[int, ...], error: str | None) -> str:

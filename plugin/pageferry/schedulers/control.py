@@ -17,6 +17,7 @@ from typing import Protocol
 
 from pageferry.comment import merge_outcome
 from pageferry.errors import SchedulerError, UsageError
+from pageferry.policy import Facts
 from pageferry.schedulers.slurm_cgroups import slurm_job_cgroups
 
 READ_SECONDS = 5.0
@@ -35,8 +36,9 @@ class JobRecord:
 
     `id` is the job's own ID, the one in its cgroups' names; `address` names it alone to Slurm ("123_4" for a task).
     `state` is Slurm's long word, such as RUNNING. `admin_comment` is as it stands, but for blanks at its end and what
-    is beyond 4096 bytes; `name` and `partition` are printable. `hosts` are Slurm's NodeNames, in Slurm's order; none
-    while the job is pending.
+    is beyond 4096 bytes, and so is `comment`, the user's own, up to 1024; all other names are printable. `hosts` are
+    Slurm's NodeNames, in Slurm's order; none while the job is pending. `features`: those that the job asked for.
+    `num_nodes`, `num_cpus`: on all its hosts; None where Slurm's answer cannot be read.
     """
 
     id: int
@@ -47,6 +49,38 @@ class JobRecord:
     admin_comment: str
     partition: str
     name: str
+    comment: str = ""
+    qos: str = ""
+    account: str = ""
+    user_name: str = ""
+    features: tuple[str, ...] = ()
+    num_nodes: int | None = None
+    num_cpus: int | None = None
+
+    def facts(self, cluster: str | None) -> Facts:
+        """Return what the site's rules may ask of the job; `cluster`: Slurm's name for it, None if nobody says."""
+        return Facts(
+            "slurm",
+            cluster=cluster,
+            partition=self.partition,
+            qos=self.qos,
+            account=self.account,
+            user=self.user_name,
+            job_name=self.name,
+            features=self.features,
+            nodes=self.num_nodes,
+            cpus=self.num_cpus,
+        )
+
+
+def features_of(constraint: str) -> tuple[str, ...]:
+    """Return the features that a job's constraint names, each once, whatever it says of how many and which of them.
+
+    >>> features_of("[rack1*2&rack2*4]|gpu")
+    ('rack1', 'rack2', 'gpu')
+    """
+    words = re.split(r"[\[\]()&|,]", constraint)
+    return tuple(dict.fromkeys(name for word in words if (name := word.partition("*")[0].strip().lstrip("!"))))
 
 
 class Control(Protocol):

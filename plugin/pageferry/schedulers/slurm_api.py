@@ -22,6 +22,7 @@ from pageferry.schedulers.control import (
     Control,
     JobRecord,
     checked_job_id,
+    features_of,
     is_not_suspended,
     refused,
     silent,
@@ -62,6 +63,12 @@ class SlurmApi:
             admin_comment=said["admin_comment"][:MAX_COMMENT_CHARACTERS].rstrip(" "),
             partition=_text(said["partition"]),
             name=_text(said["name"]),
+            qos=_text(said["qos"]),
+            account=_text(said["account"]),
+            user_name=_text(said["user_name"]),
+            features=features_of(_text(",".join(said["features"]))),
+            num_nodes=said["num_nodes"],
+            num_cpus=said["num_cpus"],
         )
 
     def suspend(self, job_id: int | str) -> None:

@@ -38,6 +38,19 @@ def _load(request: dict[str, Any], pyslurm: Any) -> dict[str, Any]:
         "admin_comment": job.admin_comment or "",
         "partition": job.partition or "",
         "name": job.name or "",
+        **_sizes_and_names(job),
+    }
+
+
+def _sizes_and_names(job: Any) -> dict[str, Any]:
+    """Return what the site's rules ask of a job; what this pyslurm has not is not known."""
+    found = {name: getattr(job, name, None) or "" for name in ("qos", "account", "user_name")}
+    features = getattr(job, "features", None)
+    sizes = {"num_nodes": getattr(job, "num_nodes", None), "num_cpus": getattr(job, "cpus", None)}
+    return {
+        **{name: str(value) for name, value in found.items()},
+        "features": [str(word) for word in features] if isinstance(features, (list, tuple)) else [],
+        **{name: size if isinstance(size, int) else None for name, size in sizes.items()},
     }
 
 

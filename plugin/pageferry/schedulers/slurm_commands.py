@@ -21,6 +21,7 @@ from pageferry.schedulers.control import (
     WRITE_SECONDS,
     JobRecord,
     checked_job_id,
+    features_of,
     is_not_suspended,
     refused,
     silent,
@@ -31,9 +32,16 @@ _FIELDS = {
     **_ID_FIELDS,
     "State": 24,
     "UserID": 16,
+    "UserName": 256,
     "Partition": 256,
+    "QOS": 256,
+    "Account": 256,
+    "Feature": 1024,
+    "NumNodes": 16,
+    "NumCPUs": 16,
     "NodeList": 8192,
     "admin_comment": 4096,
+    "Comment": 1024,
     "Name": 256,
 }
 _NOTHING = b"(null)"
@@ -96,6 +104,13 @@ class SlurmCommands:
             admin_comment=_value(record["admin_comment"]).decode("utf-8", "surrogateescape"),
             partition=_text(record["Partition"]),
             name=_text(record["Name"]),
+            comment=_value(record["Comment"]).decode("utf-8", "surrogateescape"),
+            qos=_text(record["QOS"]),
+            account=_text(record["Account"]),
+            user_name=_text(record["UserName"]),
+            features=features_of(_text(record["Feature"])),
+            num_nodes=_number(record["NumNodes"]),
+            num_cpus=_number(record["NumCPUs"]),
         )
 
     def _hosts(self, field: bytes, address: str) -> tuple[str, ...]:
@@ -111,8 +126,9 @@ class SlurmCommands:
 
     def _records(self, job_id: str, fields: Mapping[str, int]) -> Iterator[dict[str, bytes]]:
         wanted = ",".join(f"{name}:{width}" for name, width in fields.items())
-        words = ("squeue", "--all", "--noheader", "--states=all", f"--jobs={job_id}", f"--Format={wanted}")
-        said = self._run(READ_SECONDS, *words)
+        # Without --noconvert 2048 CPUs would be "2K".
+        words = ("squeue", "--all", "--noheader", "--noconvert", "--states=all", f"--jobs={job_id}")
+        said = self._run(READ_SECONDS, *words, f"--Format={wanted}")
         if said.returncode != 0:
             raise refused(f"job {job_id}", _complaint(said))
         width = sum(fields.values()) + 1
@@ -164,6 +180,11 @@ def _value(field: bytes) -> bytes:
 
 def _text(field: bytes) -> str:
     return printable(_value(field))
+
+
+def _number(field: bytes) -> int | None:
+    text = _text(field)
+    return int(text) if text.isascii() and text.isdigit() else None
 
 
 def _complaint(said: subprocess.CompletedProcess[bytes]) -> str:

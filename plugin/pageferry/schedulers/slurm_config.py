@@ -6,13 +6,15 @@ Slurm's src/api/config_info.c for what scontrol prints, src/common/parse_config.
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from pageferry.errors import ConfigError, SchedulerError, Vanished
+from pageferry.errors import ConfigError, PageferryError, SchedulerError, Vanished
 from pageferry.kernel.files import printable, read_bytes
 
 _TIME_LIMIT_SECONDS = 5.0
@@ -66,6 +68,20 @@ def ask_config(scontrol: str = "scontrol") -> SlurmConfig:
     if answer.returncode != 0:
         raise SchedulerError(f"slurmctld does not answer: {printable(answer.stderr.strip()[:160])}")
     return parse_shown(answer.stdout)
+
+
+def cluster_name(scontrol: str = "scontrol", root: Path = Path("/")) -> str | None:
+    """Return the ClusterName of this host's slurm.conf, or else slurmctld's word; None if neither says."""
+    named = os.environ.get("SLURM_CONF")
+    places = [Path(named)] if named else [root / "etc/slurm/slurm.conf", root / "run/slurm/conf/slurm.conf"]
+    for place in places:
+        with suppress(PageferryError):
+            names = [setting.value for setting in read_settings(place) if setting.key.lower() == "clustername"]
+            if names:
+                return names[-1].lower()  # as Slurm has it
+    with suppress(SchedulerError):
+        return ask_config(scontrol).get("ClusterName")
+    return None
 
 
 def parse_shown(text: bytes) -> SlurmConfig:

@@ -1,0 +1,92 @@
+"""A policy applied: where a job's memory is to go, under what its policy says → the ferry's request, and its outcome.
+
+Which policy holds is `policy`'s to say; when a job is moved, and what is told of it, is left to the callers: the
+agent's errands, PBS's events, and `pageferry explain`.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from pageferry import ferry, report
+from pageferry.errors import PageferryError
+from pageferry.kernel.topology import Topology
+from pageferry.mover import Limits
+from pageferry.policy import Mode, Policy
+from pageferry_planner.model import Strategy, Target
+from pageferry_planner.policy import Rules
+
+
+@dataclass(frozen=True, slots=True)
+class Destination:
+    """Where a job's memory goes; `sources` are the nodes whose memory goes to the i-th target, None: by memory.
+
+    `strategy` None: the policy's.
+    """
+
+    nodes: tuple[int, ...]
+    strategy: Strategy | None = None
+    sources: tuple[int, ...] | None = None
+
+
+def rules(policy: Policy) -> Rules:
+    """Return which of a job's mappings stay, by its policy."""
+    return Rules(
+        stay=policy.libraries,
+        reference_count=policy.reference_count,
+        xattrs=policy.xattr,
+        filesystems=policy.leave_filesystems,
+    )
+
+
+def request(
+    policy: Policy, destination: Destination, topology: Topology, seconds: float | None = None
+) -> ferry.Request:
+    """Return what is asked of the ferry; `seconds`: how long it may take."""
+    sources = destination.sources
+    return ferry.Request(
+        target=Target(
+            nodes=destination.nodes,
+            strategy=destination.strategy or policy.strategy,
+            sources=frozenset(sources) if sources is not None else None,
+            when_full=policy.when_full,
+            spill=topology.nodes_with_memory(),
+        ),
+        rules=rules(policy),
+        limits=Limits(workers=policy.workers, seconds=seconds, bytes_per_second=policy.rate),
+        reserve_bytes=policy.reserve,
+    )
+
+
+def carried(policy: Policy, pids: Iterable[int], asked: ferry.Request) -> dict[str, Any]:
+    """Move a job's memory, or, if its policy says so, only plan to; return the outcome for a program.
+
+    Raises as `ferry.move` does; PageferryError for a mode in which nothing may be asked for.
+    """
+    if policy.mode is Mode.OFF:
+        raise PageferryError(f'{policy.named()} leaves the job alone (mode = "off")')
+    if policy.mode is Mode.MOVE:
+        return report.outcome_json(ferry.move(pids, asked))
+    began = time.monotonic()
+    _, made = ferry.plan(pids, asked)
+    return report.observed_json(made, time.monotonic() - began)
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Have SIGINT end a move between two calls, with all of its pages accounted for; for a process of its own.
+
+    Raises PageferryError if it comes while nothing is being moved.
+    """
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        raise PageferryError("its time was used up before its memory began to move") from error
+    finally:
+        signal.signal(signal.SIGINT, before)

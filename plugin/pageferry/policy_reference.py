@@ -1,0 +1,170 @@
+"""The reference of the settings, docs/policy.md: made from the structs that read them, so that it says what they do.
+
+`pageferry render reference > docs/policy.md` writes it; a test fails when the file is another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import msgspec
+
+from pageferry import config
+from pageferry.policy import Globs, Match, Name, Rate, Rule, RuleSpill
+from pageferry.toml_file import Bytes, bare
+
+_HEAD = """\
+# Policy: what may move, when, and at what cost
+
+Made by `pageferry render reference` from the code that reads the settings; do not edit it.
+
+`/etc/pageferry/pageferry.toml` is read first, then each `/etc/pageferry/policy.d/*.toml` in the order of their names.
+All may have the same keys. A key of a later file takes the place of an earlier one's. A rule with the name of an
+earlier file's rule takes its place, where that one stands; any other rule comes after those before it. No file has to
+be there.
+
+    pageferry check-config            # each fault with file, line, key and value; exit code 3 if there is one
+    pageferry check-config FILE...    # the same for these files, in this order
+    systemctl reload pageferry        # checks them, then has the agent read them again
+    pageferry explain JOB             # which rule holds for a job, why not the earlier ones, what may move
+
+With one fault, nothing of the files is taken: an agent that runs keeps what it has read before and names every fault
+in its log; one that starts does not. Under OpenPBS without an agent each event reads the files. Sizes are bytes, or
+`"512M"` (K, M, G, T: powers of 1024). Commented examples are in `contrib/policy.d/`.
+
+## Rules
+
+```toml
+[[rule]]
+name = "big jobs"
+max_hold_seconds = 600
+[rule.match]
+partition = ["long", "big*"]
+min_nodes = 8
+```
+
+The first rule that matches a job decides alone; what it does not say is the host's (`[agent]`, `[spill]`), or else
+the default. A rule without `[rule.match]` is for all jobs: put it last. Its name stands in the log, in `pageferry
+history --json` (`rule`) and in `pageferry explain`.
+- slurmctld is asked about a job at each of its suspensions, and what it said last holds until then. **As long as
+  nobody can say what a job is, no rule matches that asks for it**: a rule without `[rule.match]`, or the host's
+  settings, decide, and the log says so. A site that wants nothing moved then ends its rules with one of `mode =
+  "off"`.
+- A job is held while slurmctld is asked. If its rule says `off` or `observe`, it is let go as soon as that is known,
+  and at the next suspensions it is not held to begin with.
+- `off` and `observe` are about the job's memory: a request for another job may still give it other CPUs, unless
+  `[cpus] enabled = false`.
+- `owners_may_ask`: `scontrol update JobId=N Comment=pageferry:nodes=2` (or `sbatch --comment`) is read with the next
+  suspension, after the operator's AdminComment; `cpus=` and `now` are refused. The text stays there, is served once,
+  and again when it has become another. `pageferry request JOB --to NODES`, on the host, is served at once, while the
+  job runs. Either way the job keeps its CPUs.
+- Whoever moves memory by hand (`pageferry move` as root, but for `--cpus` through the agent) is not asked for a rule.
+"""
+
+_MATCH = """
+### `[rule.match]`: which jobs
+
+All that is given must hold. Names are globs (`*`, `?`, `[...]`), or lists of globs of which one must match, all of
+the name, capital and small letters apart.
+"""
+
+_SETS = """
+### `[[rule]]`: what holds for them
+"""
+
+_SPILL = """
+### `[rule.spill]`: memory that lies far from the job's CPUs
+
+`rate` of the rule, or else of `[spill]`, is how fast it comes home.
+"""
+
+_HOST = """
+## The host's own settings
+
+They hold for each job whose rule does not say otherwise.
+"""
+
+_TAIL = """
+## What a rule cannot say
+
+- **Huge pages** move as a whole where the target node has a free huge page; where it has none, the kernel splits
+  them, and move_pages(2) has no word to forbid it. So there is no key that promises either.
+- **Narrowing cpuset.mems** after a move: on cgroup version 2 the kernel then moves by itself whatever lies outside,
+  libraries of the whole host and all that a rule keeps; and Slurm writes the file again for each step. So
+  `cpuset.mems` is left as the scheduler has it.
+"""
+
+
+def reference() -> str:
+    """Return docs/policy.md."""
+    parts = [_HEAD, _MATCH, *_table(Match), _SETS, *_table(Rule, without=("match", "spill")), _SPILL]
+    parts += _table(RuleSpill)
+    parts.append(_HOST)
+    for name, kind in get_type_hints(config.Settings).items():
+        if name != "rule":
+            parts += [f"\n### `[{name}]`\n", *_table(kind)]
+    return "".join([*parts, _TAIL])
+
+
+def _table(kind: type[msgspec.Struct], without: tuple[str, ...] = ()) -> Iterator[str]:
+    yield "\n| key | value | default | meaning |\n|---|---|---|---|\n"
+    hints = get_type_hints(kind, include_extras=True)
+    for field in msgspec.structs.fields(kind):
+        if field.name in without:
+            continue
+        hint = hints[field.name]
+        meaning = " ".join(words for words in _metas(hint, "description") if words)
+        yield f"| `{field.name}` | {_value(hint)} | {_default(field, kind)} | {meaning} |\n"
+
+
+def _value(hint: Any) -> str:
+    """Return in words what a key takes."""
+    kind = bare(hint)
+    if get_origin(kind) is Literal:
+        return ", ".join(f'`"{word}"`' for word in get_args(kind))
+    words = {bool: "`true`, `false`", Globs: "globs", Name: "a short text", Bytes: "a size", str: "a text"}
+    if kind in words:
+        return words[kind]
+    if kind is Rate:
+        return 'a size, at least `"1M"`'
+    least = next(_metas(hint, "ge"), None)
+    above, most, below = (next(_metas(hint, name), None) for name in ("gt", "le", "lt"))
+    low = f"at least {least}" if least is not None else f"more than {above}"
+    return f"{low}, at most {most}" if most is not None and below is None else low
+
+
+def _default(field: msgspec.structs.FieldInfo, kind: type[msgspec.Struct]) -> str:
+    if field.default is msgspec.NODEFAULT:
+        return "needed"
+    if field.default is None:
+        return "any" if kind is Match else _HOSTS.get(field.name, "the host's") if kind is not config.Agent else ""
+    if isinstance(field.default, bool):
+        return f"`{str(field.default).lower()}`"
+    if isinstance(field.default, Bytes):
+        return f'`"{field.default >> 20}M"`'
+    return f'`"{field.default}"`' if isinstance(field.default, str) else f"`{field.default:g}`"
+
+
+_HOSTS = {
+    "mode": '`"move"`',
+    "strategy": '`"relative"`',
+    "when_hold_ends": '`"go on"`',
+    "rate": "no limit",
+    "reserve": "1/64 of it, at least 16 MiB",
+    "libraries": "none",
+    "xattr": "`true`",
+    "reference_count": "`true`",
+    "leave_filesystems": "none",
+    "owners_may_ask": "`false`",
+}
+"""What holds where neither the rule nor the host has a key; a test compares it with `Policy`."""
+
+
+def _metas(hint: Any, name: str) -> Iterator[Any]:
+    """Yield what a field's limits and descriptions (msgspec.Meta) say, at any depth of its type."""
+    for meta in getattr(hint, "__metadata__", ()):
+        if getattr(meta, name, None) is not None:
+            yield getattr(meta, name)
+    for part in get_args(hint) if not isinstance(hint, str) else ():
+        yield from _metas(part, name)
