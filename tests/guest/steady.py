@@ -16,7 +16,6 @@ from guest.vm.jobs import Slurm, wait_until
 PROGRAM = Path(__file__).with_name("steady_rank.py")
 
 
-
 def stood_still(entry: dict[str, Any], count: int) -> bool:
     """Say whether a rank that noted a gap had made no step since it was seen, from outside, to have counted so far."""
     return entry["count"] - count in ({0, 1} if entry["under_way"] else {0})
