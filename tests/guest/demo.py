@@ -110,7 +110,7 @@ def spilled(slurm: Slurm) -> None:
     """Have a neighbour end whose memory was in another job's way."""
     node = 0
     say("a neighbour takes the memory of node 0; a job that starts beside it finds no room there")
-    # Page cache of earlier programs would be given up piece by piece, first for the neighbour, then for the job.
+    # The kernel would give up page cache of earlier programs while the job comes, and there would be room for it.
     Path("/proc/sys/vm/drop_caches").write_text("1")
     neighbour = slurm.submit(
         f"exec {sys.executable} {HERE / 'demo_neighbour.py'} {node} 40 {FOLDER}", "-n1", "--mem=2000"

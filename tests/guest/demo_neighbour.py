@@ -20,11 +20,10 @@ def main() -> None:
     mask = ctypes.c_ulong(1 << node)
     assert libc.syscall(SET_MEMPOLICY, MPOL_BIND, ctypes.byref(mask), 64) == 0
     kept = []
-    while (over := free_mib(node) - leave_mib) > 0:
-        size = min(CHUNK_BYTES, over << 20)
-        memory = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    while free_mib(node) > leave_mib + (CHUNK_BYTES >> 20):
+        memory = mmap.mmap(-1, CHUNK_BYTES, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         memory.madvise(MADV_HUGEPAGE)
-        for page in range(0, size, mmap.PAGESIZE):
+        for page in range(0, CHUNK_BYTES, mmap.PAGESIZE):
             memory[page] = 1
         kept.append(memory)
     (folder / "filled").touch()
