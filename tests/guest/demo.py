@@ -23,7 +23,8 @@ from guest.vm.jobs import Slurm, wait_until
 from pageferry.render import SlurmOptions, render_slurm, shipped
 
 RANKS = 8
-SPILLED_MIB = 48
+# Beside what the neighbour leaves, the kernel may give up some tens of MiB of page cache while the job comes.
+SPILLED_MIB = 160
 BEGAN = time.monotonic()
 FOLDER = Path("/dev/shm/demo")
 RENDERED = frozenset({"ProctrackType", "TaskPlugin", "ConstrainCores"})
@@ -110,8 +111,6 @@ def spilled(slurm: Slurm) -> None:
     """Have a neighbour end whose memory was in another job's way."""
     node = 0
     say("a neighbour takes the memory of node 0; a job that starts beside it finds no room there")
-    # The kernel would give up page cache of earlier programs while the job comes, and there would be room for it.
-    Path("/proc/sys/vm/drop_caches").write_text("1")
     neighbour = slurm.submit(
         f"exec {sys.executable} {HERE / 'demo_neighbour.py'} {node} 40 {FOLDER}", "-n1", "--mem=2000"
     )
@@ -121,7 +120,7 @@ def spilled(slurm: Slurm) -> None:
     shown("pageferry", "status", str(job.id))
     away = status(job.id)["remote_bytes"]
     assert status(job.id)["cpu_nodes"] == [node], "the job got the CPUs that the first one left"
-    assert away > SPILLED_MIB << 19, f"{away} bytes spilled"
+    assert away > SPILLED_MIB << 18, f"{away} bytes spilled"
     shown("scancel", str(neighbour))
     wait_until(lambda: came_home(job), "its memory comes home")
     shown("pageferry", "status", str(job.id))
