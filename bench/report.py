@@ -173,8 +173,7 @@ def resumes(told: Mapping[str, Sequence[float]]) -> Iterator[str]:
             within = sum(delay - base <= RESUME_MS for delay in delays)
             met = "yes" if within == len(delays) else f"**{within} of {len(delays)}**"
             last = (ratio, f"{added[0]:.1f} ({added[1]:.1f})", f"≤ {RESUME_MS}", met)
-        numbers = (f"{median:.1f}", f"{delays[len(delays) * 9 // 10 - 1]:.1f}", f"{delays[-1]:.1f}")
-        yield _row(name, str(len(delays)), *numbers, *last)
+        yield _row(name, str(len(delays)), *_distribution(delays), *last)
 
 
 def newcomers(told: Sequence[float]) -> Iterator[str]:
@@ -184,8 +183,7 @@ def newcomers(told: Sequence[float]) -> Iterator[str]:
     delays = sorted(told)
     within = sum(delay <= NEWCOMER_MS for delay in delays)
     met = "yes" if within == len(delays) else f"**{within} of {len(delays)}**"
-    numbers = (f"{statistics.median(delays):.1f}", f"{delays[len(delays) * 9 // 10 - 1]:.1f}", f"{delays[-1]:.1f}")
-    yield _row(str(len(delays)), *numbers, f"≤ {NEWCOMER_MS}", met)
+    yield _row(str(len(delays)), *_distribution(delays), f"≤ {NEWCOMER_MS}", met)
 
 
 def precopies(told: Mapping[str, Sequence[float]]) -> Iterator[str]:
@@ -231,6 +229,12 @@ def page(
 
 def _spread(values: Sequence[float]) -> str:
     return f"{statistics.median(values):.2f} ({min(values):.2f}–{max(values):.2f})"
+
+
+def _distribution(ascending: Sequence[float]) -> tuple[str, str, str]:
+    """Return the median, what 90 % are within, and the most."""
+    values = (statistics.median(ascending), ascending[len(ascending) * 9 // 10 - 1], ascending[-1])
+    return tuple(f"{value:.1f}" for value in values)  # type: ignore[return-value]
 
 
 def _row(*cells: str) -> str:

@@ -112,14 +112,18 @@ def move(
 
 
 def after(request: Request, first: Plan) -> Request:
-    """Return what is left to ask for when `first` was carried out while the job ran: what is on a target stays there.
+    """Return what is left to ask for once `first` was carried out while the job ran: what is on a target stays."""
+    sources = sources_after(first.sources, request.target.nodes)
+    return replace(request, target=replace(request.target, sources=frozenset(sources)))
+
+
+def sources_after(sources: tuple[int, ...], nodes: Iterable[int]) -> tuple[int, ...]:
+    """Return the sources of the relative map for the rest of a move from `sources` to `nodes`.
 
     Memory that the job has had since on its old nodes goes where that of the same node went, unless an old node is a
     target too: then it goes to the nearest.
     """
-    sources = frozenset(first.sources)
-    apart = sources.isdisjoint(request.target.nodes)
-    return replace(request, target=replace(request.target, sources=sources if apart else frozenset()))
+    return sources if set(sources).isdisjoint(nodes) else ()
 
 
 def host(topology: Topology, reserve_bytes: int | None) -> Host:

@@ -23,7 +23,8 @@ from guest.vm.jobs import Slurm, wait_until
 from pageferry.render import SlurmOptions, render_slurm, shipped
 
 RANKS = 8
-SPILLED_MIB = 48
+# Beside what the neighbour leaves, the kernel may give up some tens of MiB of page cache while the job comes.
+SPILLED_MIB = 160
 BEGAN = time.monotonic()
 FOLDER = Path("/dev/shm/demo")
 RENDERED = frozenset({"ProctrackType", "TaskPlugin", "ConstrainCores"})
@@ -119,7 +120,7 @@ def spilled(slurm: Slurm) -> None:
     shown("pageferry", "status", str(job.id))
     away = status(job.id)["remote_bytes"]
     assert status(job.id)["cpu_nodes"] == [node], "the job got the CPUs that the first one left"
-    assert away > SPILLED_MIB << 19, f"{away} bytes spilled"
+    assert away > SPILLED_MIB << 18, f"{away} bytes spilled"
     shown("scancel", str(neighbour))
     wait_until(lambda: came_home(job), "its memory comes home")
     shown("pageferry", "status", str(job.id))

@@ -14,8 +14,11 @@ from typing import Any
 from guest.vm.jobs import Slurm, wait_until
 
 PROGRAM = Path(__file__).with_name("steady_rank.py")
-UNDER_WAY = (0, 1)
-"""How far a rank may have counted when it notes a gap: a step that was under way when it was stopped is finished."""
+
+
+def stood_still(entry: dict[str, Any], count: int) -> bool:
+    """Say whether a rank that noted a gap had made no step since it was seen, from outside, to have counted so far."""
+    return entry["count"] - count in ({0, 1} if entry["under_way"] else {0})
 
 
 @dataclass(frozen=True, slots=True)

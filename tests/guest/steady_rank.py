@@ -3,7 +3,8 @@
 `python -I -S steady_rank.py FOLDER MIB [SHARED_MIB]`. FOLDER/RANK.count holds a counter and a monotonic time, written
 each step; FOLDER/RANK.diary has a line of JSON for the start and for each gap of more than a second. What
 stands there is seen by the rank itself in its first steps after the gap: its CPUs, and the node of each of its pages,
-asked of the kernel by move_pages(2) without a target.
+asked of the kernel by move_pages(2) without a target. `under_way`: it was stopped around the very store of its count,
+which may be one less seen from outside.
 """
 
 import ctypes
@@ -42,7 +43,7 @@ def main() -> None:
         count = mmap.mmap(file.fileno(), mmap.PAGESIZE)
     diary = (folder / f"{rank}.diary").open("a")
 
-    def note(gap: float) -> None:
+    def note(gap: float, under_way: bool = False) -> None:
         at = time.monotonic()
         nodes: Counter[int] = Counter()
         for memory in memories:
@@ -50,6 +51,7 @@ def main() -> None:
         entry = {
             "gap": gap,
             "count": steps,
+            "under_way": under_way,
             "at": at,
             "cpus": sorted(os.sched_getaffinity(0)),
             "nodes": {str(node): pages for node, pages in sorted(nodes.items())},
@@ -66,9 +68,12 @@ def main() -> None:
         if now - last > GAP_SECONDS:
             note(now - last)
             now = time.monotonic()
-        last = now
         steps += 1
         struct.pack_into("<Qd", count, 0, steps, now)
+        last = time.monotonic()
+        if last - now > GAP_SECONDS:
+            note(last - now, under_way=True)
+            last = time.monotonic()
         time.sleep(STEP_SECONDS)
 
 

@@ -11,7 +11,7 @@ import pytest
 from guest import agents
 from guest.agents import Agent
 from guest.ranks import cpus_of
-from guest.steady import UNDER_WAY, Steady, submit
+from guest.steady import Steady, stood_still, submit
 from guest.vm.jobs import Slurm, wait_until
 from pageferry.schedulers import slurm_api
 
@@ -55,7 +55,7 @@ def test_a_job_comes_back_on_the_cpus_that_were_asked_for_and_finds_its_memory_t
         assert set(entry["nodes"]) <= {"2", "3"}, "each page is there at the first instruction"
         assert set(entry["cpus"]) <= {*cpus_of(2), *cpus_of(3)}
         assert entry["intact"]
-        assert entry["count"] - count in UNDER_WAY, "not one step between Slurm's suspend and our release"
+        assert stood_still(entry, count), "not one step between Slurm's suspend and our release"
     (migration, *_) = agent.migrations(job.id)
     assert migration["event"] == "suspend"
     assert migration["outcome"] == "complete"

@@ -24,6 +24,8 @@ from guest.vm import slurmconf
 from guest.vm.jobs import Slurm, wait_until
 from pageferry.kernel.cgroup import read_hierarchies
 
+pytestmark = pytest.mark.v1
+
 MAX_HOLD = 6
 SETTINGS = f"[agent]\nmax_hold_seconds = {MAX_HOLD}\n[spill]\nenabled = false\n"
 FAR = 3

@@ -18,6 +18,8 @@ from guest.steady import Steady, submit
 from guest.vm.jobs import Slurm, wait_until
 from pageferry.gate.gate import PULSE_SECONDS
 
+pytestmark = pytest.mark.v1
+
 SETTINGS = "[agent]\nmax_hold_seconds = 60\n[spill]\nenabled = false\n"
 
 

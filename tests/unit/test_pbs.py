@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pageferry.agent.pbs import has_given_up
 from pageferry.config import Settings
 from pageferry.errors import UsageError
 from pageferry.kernel.topology import read_topology
@@ -273,6 +276,18 @@ def test_a_move_by_hand_keeps_others_away_and_its_target_is_the_jobs_home(
         assert other, "who may not write the records waits for nobody"
         went((1,))
     assert record.load("1.s", tmp_path).homes == (2, 3)
+
+
+def test_mom_has_given_up_once_its_time_is_over_or_its_hook_is_gone_but_not_where_the_hook_cannot_be_seen() -> None:
+    def event(until: float) -> events.Event:
+        return events.Event(event=Kind.PRERESUME, jobs=[PbsJob("1.s")], hosts=["guest"], until=until)
+
+    with subprocess.Popen(["true"]) as ended:
+        pass
+    assert has_given_up(event(math.inf), ended.pid)
+    assert has_given_up(event(0.0), os.getpid())
+    assert not has_given_up(event(math.inf), os.getpid())
+    assert not has_given_up(event(math.inf), 0)
 
 
 def test_a_job_that_runs_here_again_begins_anew(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
-from pageferry import report
+from pageferry import ferry, report
 from pageferry.agent import chores
 from pageferry.agent.chronicle import Chronicle, for_operator
 from pageferry.agent.errand import Result
@@ -101,8 +101,8 @@ class Migrations:
     def _carry(self, tended: Tended, migration: Migration, then: Callable[[Tended, Migration, Result], None]) -> None:
         """Send an errand that moves a job's memory to the migration's nodes."""
         sources = migration.sources = self._placing.home(tended.job)
-        if migration.copied is not None and (sources is None or set(sources) & set(migration.nodes)):
-            sources = ()  # what is on a target has come there just now
+        if migration.copied is not None:
+            sources = ferry.sources_after(sources or (), migration.nodes)
         strategy = migration.wish.strategy if migration.wish is not None else None
         chore = chores.move(tended.job, Destination(migration.nodes, strategy, sources), migration.policy)
         ended = partial(then, tended, migration)

@@ -27,6 +27,11 @@ from pageferry.pbs.serve import Case
 Reply = Callable[[Mapping[str, Any]], None]
 
 
+def has_given_up(event: Event, peer: int) -> bool:
+    """Say whether MoM no longer waits for its hook: process `peer`, 0 for one that is in a PID namespace of its own."""
+    return time.monotonic() > event.until or (peer > 0 and not Path(f"/proc/{peer}").exists())
+
+
 class PbsEvents:
     """The events of a host's MoM; `folder` has the records of its jobs. For one thread; nothing here waits."""
 
@@ -73,8 +78,8 @@ class PbsEvents:
 
     def _resumes(self, event: Event, hosts: frozenset[str], reply: Reply, peer: int) -> Mapping[str, Any] | None:
         (job,) = event.jobs
-        if (time.monotonic() > event.until or not Path(f"/proc/{peer}").exists()) and serve.stands(job):
-            return {"done": True}  # MoM has given up on this resume: it comes with another
+        if has_given_up(event, peer) and serve.stands(job):
+            return {"done": True}  # MoM comes with another resume
         case = Case(event.event, job, hosts, self._site.settings, self._folder, event.until)
         found = serve.ready(case)
         if found.settled and not self._under_way[job.id]:

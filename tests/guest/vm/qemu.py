@@ -13,8 +13,8 @@ WITHOUT_AVX = "avx=off,avx2=off,f16c=off,fma=off"
 
 Threads = Literal["single", "multi"]
 
-# norandmaps: qemu keeps translated code by address, so a program's second start is three times as fast where the first
-# was. nokaslr, mitigations=off, audit=0, lsm=: work that an emulated CPU need not do. tsc=reliable and
+# norandmaps: qemu keeps translated code by address, so a program that has run before starts faster where it was then.
+# nokaslr, mitigations=off, audit=0, lsm=: work that an emulated CPU need not do. tsc=reliable and
 # no_timer_check: clock checks that emulation fails at random. numa_balancing would undo the moves that tests
 # look at; a test that wants it switches it on. panic=-1 restarts at once, which -no-reboot makes an exit.
 KERNEL_WORDS = (
