@@ -7,6 +7,8 @@ handed it.
 
 from __future__ import annotations
 
+import socket
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -18,12 +20,57 @@ from pageferry.kernel.files import read_bytes
 from pageferry.toml_file import Bytes, parse
 
 PATH = Path("/etc/pageferry/pageferry.toml")
+TEXTFILE = Path("/var/lib/prometheus/node-exporter")
+"""Where Debian's node exporter has its textfile collector look."""
 
 
 class Rate(Bytes):
     """Bytes per second: at least 1 MiB, since a move that is never done is not what a limit is for."""
 
     least = 1 << 20
+
+
+class Folder(str):
+    """The absolute path of a directory, or "": none."""
+
+    __slots__ = ()
+
+    @classmethod
+    def parse(cls, value: object) -> Folder:
+        """Return the folder that a file's value means. Raises ValueError, which says what would be right."""
+        if not isinstance(value, str) or (value and not value.startswith("/")) or "\0" in value:
+            raise ValueError('expected the absolute path of a directory, or "" for none')
+        return cls(value)
+
+
+class Address(str):
+    """An IP address of this host and a port, as "127.0.0.1:9797" or "[::1]:9797"; names would have to be asked for."""
+
+    __slots__ = ()
+
+    @classmethod
+    def parse(cls, value: object) -> Address:
+        """Return the address that a file's value means. Raises ValueError, which says what would be right."""
+        address = cls(value if isinstance(value, str) else "")
+        with suppress(OSError, ValueError):
+            family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+            socket.inet_pton(family, address.host)
+            if address.startswith("[") == (family is socket.AF_INET6) and 0 < address.port < 1 << 16:
+                return address
+        raise ValueError('expected an IP address and a port, such as "127.0.0.1:9797" or "[::1]:9797"')
+
+    @property
+    def host(self) -> str:
+        """The IP address."""
+        return self.rpartition(":")[0].removeprefix("[").removesuffix("]")
+
+    @property
+    def port(self) -> int:
+        """The port."""
+        digits = self.rpartition(":")[2]
+        if not (digits.isascii() and digits.isdigit()):
+            raise ValueError(digits)
+        return int(digits)
 
 
 class Agent(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -69,6 +116,22 @@ class Pbs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ] = True
 
 
+class Metrics(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`[metrics]`: what the agent tells Prometheus, and how."""
+
+    textfile: (
+        Annotated[Folder, Meta(description='Where the textfile collector looks; "": no file. Default: Debian\'s.')]
+        | None
+    ) = None
+    listen: Annotated[Address, Meta(description="Also answer GET /metrics there.")] | None = None
+
+    def folder(self) -> Path | None:
+        """Return where the file goes, if anywhere: where the site says, else to Debian's folder if that is there."""
+        if self.textfile is not None:
+            return Path(self.textfile) if self.textfile else None
+        return TEXTFILE if TEXTFILE.is_dir() else None
+
+
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """All settings; a key that the file does not name has its default."""
 
@@ -76,6 +139,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     spill: Spill = Spill()
     cpus: Cpus = Cpus()
     pbs: Pbs = Pbs()
+    metrics: Metrics = Metrics()
 
 
 def load(path: Path = PATH) -> Settings:

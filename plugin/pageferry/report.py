@@ -18,6 +18,9 @@ from pageferry.kernel.files import printable
 from pageferry.kernel.topology import Topology
 from pageferry_planner.model import ANONYMOUS, SELF, Bucket, Plan, Runs, Snapshot
 
+OUTCOMES = ("complete", "in place", "partial", "refused", "failed", "nothing")
+"""What `outcome_word` may say."""
+
 _STAYS = ("pinned", "no_room", "denied", "not_reached")
 _UNITS = ("KiB", "MiB", "GiB", "TiB")
 

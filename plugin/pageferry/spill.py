@@ -18,6 +18,7 @@ from pageferry.errors import Vanished
 from pageferry.kernel.cgroup import read_cpuset
 from pageferry.kernel.numa_stat import mapped_bytes, read_numa_stat
 from pageferry.kernel.topology import Topology, read_topology
+from pageferry.schedulers.pbs_cgroups import pbs_job_cgroups
 from pageferry.schedulers.slurm_cgroups import slurm_job_cgroups, slurm_job_cpusets
 
 if TYPE_CHECKING:  # numpy comes with these
@@ -42,10 +43,19 @@ class Groups:
 GroupsOf = Callable[[Any, Path], Groups]
 """A job's ID and the root of the host → its groups."""
 
+Seen = Callable[[Mapping[int, int]], None]
+"""Is told how many bytes are away from the CPUs of their jobs, on each node with memory."""
+
 
 def slurm_groups(job: int, root: Path = Path("/")) -> Groups:
     """Return the groups of a Slurm job."""
     return Groups(slurm_job_cpusets(job, root)[1], slurm_job_cgroups(job, root))
+
+
+def pbs_groups(job: str, root: Path = Path("/")) -> Groups:
+    """Return the groups of a PBS job."""
+    found = pbs_job_cgroups(job, root)
+    return Groups(found, found)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,15 +100,19 @@ def candidates(
     seconds: float | None = None,
     reserve_bytes: int | None = None,
     rules: Rules | None = None,
+    seen: Seen = lambda _far: None,
     root: Path = Path("/"),
 ) -> list[Homecoming[JobId]]:
     """Return which of these jobs have at least so much to bring home, and room for it there; the biggest gain first.
 
-    Leave out of `jobs` those that are suspended or held. The other arguments are the request's. A job that has ended,
+    Leave out of `jobs` those that are suspended or held. `seen` is told what of all of them is away. The other
+    arguments are the request's. A job that has ended,
     or that has no memory controller, is no candidate. Raises KernelError and Denied for what cannot be read.
     """
     topology = read_topology(root)
-    looks = (look(job, topology, root, groups_of) for job in sorted(set(jobs), key=_order))
+    looks = [look(job, topology, root, groups_of) for job in sorted(set(jobs), key=_order)]
+    away = [found.far for found in looks if found is not None]
+    seen({node: sum(far.get(node, 0) for far in away) for node in sorted(topology.nodes_with_memory())})
     spilled = [found for found in looks if found and found.homes and sum(found.far.values()) >= least_bytes]
     if not spilled:
         return []

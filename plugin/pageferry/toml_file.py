@@ -90,8 +90,9 @@ def line_of(text: str, key: Key) -> int:
 
 
 def _decoded(kind: type, value: object) -> object:
-    if issubclass(kind, Bytes):
-        return kind.parse(value)
+    parse_value = getattr(kind, "parse", None)
+    if parse_value is not None:
+        return parse_value(value)
     raise NotImplementedError(kind)  # a field of a type that nobody reads: a fault of this file, not of the site's
 
 

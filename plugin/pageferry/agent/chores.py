@@ -5,7 +5,9 @@ Nothing here knows of holds or of other jobs; a chore's answer is plain data, fo
 
 from __future__ import annotations
 
+import mmap
 import socket
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +22,8 @@ from pageferry.schedulers.control import nodes_here, write_outcome
 from pageferry.schedulers.slurm_cgroups import slurm_job_suspension, slurm_job_user_pids
 from pageferry.schedulers.slurm_commands import SlurmCommands
 from pageferry_planner.model import Strategy, Target, WhenFull
+
+PROGRESS_SECONDS = 1.0
 
 Chore = Callable[[Say], Mapping[str, Any]]
 """A function for `errand.begin`."""
@@ -58,9 +62,9 @@ def ask(jobs: Sequence[int]) -> Chore:
 
 
 def move(job: int, destination: Destination, settings: Settings) -> Chore:
-    """Move a job's memory; the answer is the outcome."""
+    """Move a job's memory, and say now and then how far it is; the answer is the outcome."""
 
-    def work(_say: Say) -> Mapping[str, Any]:
+    def work(say: Say) -> Mapping[str, Any]:
         topology = read_topology()
         sources = destination.sources
         request = ferry.Request(
@@ -73,24 +77,39 @@ def move(job: int, destination: Destination, settings: Settings) -> Chore:
             ),
             limits=Limits(workers=settings.agent.workers),
         )
-        return report.outcome_json(ferry.move(slurm_job_user_pids(job), request))
+        return report.outcome_json(ferry.move(slurm_job_user_pids(job), request, _progress(say)))
 
     return work
+
+
+def _progress(say: Say) -> Callable[[int, int], None]:
+    """Return what takes a move's progress in pages; the agent, which wakes up for it, hears it once a second."""
+    said_at = time.monotonic()
+
+    def tell(done: int, of: int) -> None:
+        nonlocal said_at
+        if time.monotonic() >= said_at + PROGRESS_SECONDS:
+            said_at = time.monotonic()
+            say({"done_bytes": done * mmap.PAGESIZE, "of_bytes": of * mmap.PAGESIZE})
+
+    return tell
 
 
 def bring_home(jobs: Sequence[int], settings: Settings) -> Chore:
     """Bring the spilled memory of jobs home, live and one after another; say of each what became of it.
 
-    Each is looked at again when its turn comes: it may have been given other nodes, or suspended.
+    Said first is how much is away on each node. Each job is looked at again when its turn comes: it may have been given
+    other nodes, or suspended.
     """
 
-    def candidates(some: Sequence[int]) -> list[spill.Homecoming[int]]:
-        return spill.candidates(some, least_bytes=settings.spill.least_bytes, bytes_per_second=settings.spill.rate)
+    def candidates(some: Sequence[int], seen: Callable[[Mapping[int, int]], None]) -> list[spill.Homecoming[int]]:
+        rate, least = settings.spill.rate, settings.spill.least_bytes
+        return spill.candidates(some, least_bytes=least, bytes_per_second=rate, seen=seen)
 
     def work(say: Say) -> Mapping[str, Any]:
         moved = 0
-        for job in [found.job for found in candidates(jobs)]:
-            if slurm_job_suspension(job).asked or not (fresh := candidates([job])):
+        for job in [found.job for found in candidates(jobs, lambda far: say({"far": far}))]:
+            if slurm_job_suspension(job).asked or not (fresh := candidates([job], lambda _far: None)):
                 continue
             try:
                 outcome = ferry.move(slurm_job_user_pids(job), fresh[0].request)

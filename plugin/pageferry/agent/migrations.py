@@ -97,6 +97,7 @@ class Migrations:
 
     def _carry(self, tended: Tended, migration: Migration, then: Callable[[Tended, Migration, Result], None]) -> None:
         """Send an errand that moves a job's memory to the migration's nodes."""
+        migration.progress = None
         sources = migration.sources = self._placing.home(tended.job)
         if migration.copied is not None and (sources is None or set(sources) & set(migration.nodes)):
             sources = ()  # what is on a target has come there just now
@@ -105,7 +106,7 @@ class Migrations:
             destination = Destination(migration.nodes, migration.wish.strategy, sources)
         chore = chores.move(tended.job, destination, self._settings)
         ended = partial(then, tended, migration)
-        self._errands.send(chore, ended, job=tended.job, seconds=MOVE_SECONDS)
+        self._errands.send(chore, ended, partial(_advanced, migration), job=tended.job, seconds=MOVE_SECONDS)
 
     def _copied(self, tended: Tended, migration: Migration, result: Result) -> None:
         """Hold a job whose memory was moved while it ran, and see to its CPUs and the rest.
@@ -247,3 +248,7 @@ class Migrations:
             text = format_request(request) if request is not None and wish is not None else ""
         if text != tended.served or at > tended.answered_at:
             migration.text, migration.wish, migration.error = text, wish, wrong
+
+
+def _advanced(migration: Migration, message: Mapping[str, Any]) -> None:
+    migration.progress = (message["done_bytes"], message["of_bytes"])

@@ -45,6 +45,9 @@ class Service:
         self._chronicle = chronicle
         self._rescan = rescan
         self._slurm_user = slurm_user(settings)
+        self.faults: Callable[[], list[str]] = list
+        """Why metrics do not go out, a line each; set once it is known."""
+
         self._verbs: Mapping[str, Callable[[Peer, dict[str, Any], Reply], Mapping[str, Any] | None]] = {
             "starting": self._starting,
             "ended": self._ended,
@@ -94,7 +97,8 @@ class Service:
         jobs = self.tending.status()
         if "job" in message:
             return {"jobs": {job: state for job, state in jobs.items() if job == str(number(message, "job"))}}
-        return {"jobs": jobs, "counts": dict(self._chronicle.counts), "history_lost": self._chronicle.lost()}
+        counted = {"counts": self._chronicle.counts.as_dict(), "history_lost": self._chronicle.lost()}
+        return {"jobs": jobs, **counted, "metrics_faults": self.faults()}
 
     def _cpus(self, _peer: Peer, _message: dict[str, Any], _reply: Reply) -> Mapping[str, Any]:
         return self._assignments.view()

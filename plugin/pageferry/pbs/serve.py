@@ -207,27 +207,27 @@ def serve(case: Case, say: Say) -> Served:
 
 
 def bring_home(settings: Settings, say: Say, folder: Path = FOLDER) -> int:
-    """Bring the spilled memory of PBS's jobs home, live, one by one; say what became of each, and return how many."""
+    """Bring the spilled memory of PBS's jobs home, live, one by one; say what became of each, and return how many.
+
+    Said first is how much is away on each node.
+    """
     from pageferry import spill
-    from pageferry.schedulers.pbs_cgroups import pbs_job_cgroups, pbs_job_ids, pbs_job_pids
+    from pageferry.schedulers.pbs_cgroups import pbs_job_ids, pbs_job_pids
 
-    def groups(job: str, root: Path) -> spill.Groups:
-        found = pbs_job_cgroups(job, root)
-        return spill.Groups(found, found)
-
-    def candidates(jobs: list[str]) -> list[spill.Homecoming[str]]:
+    def candidates(jobs: list[str], seen: spill.Seen = lambda _far: None) -> list[spill.Homecoming[str]]:
         jobs = [job for job in jobs if not is_stopped(pbs_job_pids(job)) and not _sent_elsewhere(job, folder)]
         wanted = settings.spill
         return spill.candidates(
             jobs,
-            groups_of=groups,
+            groups_of=spill.pbs_groups,
             least_bytes=wanted.least_bytes,
             bytes_per_second=wanted.rate,
             seconds=SLICE_SECONDS,
+            seen=seen,
         )
 
     moved = 0
-    for job in [found.job for found in candidates(list(pbs_job_ids()))]:
+    for job in [found.job for found in candidates(list(pbs_job_ids()), lambda far: say({"far": far}))]:
         # In slices, each with a look of its own: it may have been suspended, or given other nodes, and others wait.
         while _slice_home(job, candidates, say, folder):
             moved += 1
