@@ -59,6 +59,20 @@ def pbs_groups(job: str, root: Path = Path("/")) -> Groups:
 
 
 @dataclass(frozen=True, slots=True)
+class Counted:
+    """What cgroups say of a job: its CPUs, the nodes that it may use, and its bytes on each; empty: they do not say."""
+
+    cpus: frozenset[int]
+    allowed: frozenset[int]
+    bytes: Mapping[int, int]
+
+    def far(self, topology: Topology) -> dict[int, int]:
+        """Return the bytes on each node that has some and serves none of the CPUs."""
+        away = sorted(topology.nodes_with_memory() - topology.serving(self.cpus))
+        return {node: self.bytes[node] for node in away if self.bytes.get(node)}
+
+
+@dataclass(frozen=True, slots=True)
 class Spilled(Generic[JobId]):
     """A job with memory away from its CPUs.
 
@@ -137,6 +151,15 @@ def look(
     job: JobId, topology: Topology, root: Path = Path("/"), groups_of: GroupsOf = slurm_groups
 ) -> Spilled[JobId] | None:
     """Return what of a job's memory is away, by the kernel's counters; None without cpusets or memory controller."""
+    found = counted(job, topology, root, groups_of)
+    if not found.cpus or not found.bytes:
+        return None
+    near = topology.serving(found.cpus)
+    return Spilled(job, near & found.allowed, found.far(topology))
+
+
+def counted(job: JobId, topology: Topology, root: Path = Path("/"), groups_of: GroupsOf = slurm_groups) -> Counted:
+    """Return where a job may run and be, and where its memory is, by its cgroups alone. Raises as `candidates`."""
     cpus: set[int] = set()
     allowed = topology.nodes_with_memory()
     groups = groups_of(job, root)
@@ -146,16 +169,12 @@ def look(
             if cpuset is not None and cpuset.effective_cpus:
                 cpus |= cpuset.effective_cpus
                 allowed &= cpuset.effective_mems
-    counted: dict[int, int] = {}
+    found: dict[int, int] = {}
     for group in groups.memory:
         with suppress(Vanished):  # a hierarchy without the memory controller, or the job has ended
             for node, count in mapped_bytes(read_numa_stat(group)).items():
-                counted[node] = counted.get(node, 0) + count
-    if not cpus or not counted:
-        return None
-    near = topology.serving(cpus)
-    away = sorted(topology.nodes_with_memory() - near)
-    return Spilled(job, near & allowed, {node: counted[node] for node in away if counted.get(node)})
+                found[node] = found.get(node, 0) + count
+    return Counted(frozenset(cpus), allowed, found)
 
 
 def choose(

@@ -20,11 +20,10 @@ from pageferry.agent.wire_server import Reply
 from pageferry.comment import Wish
 from pageferry.config import Settings
 from pageferry.cpus.assignments import Assignments
-from pageferry.errors import ConfigError, Denied, PageferryError, UsageError, Vanished
+from pageferry.errors import ConfigError, Denied, PageferryError, UsageError
 from pageferry.kernel.lists import parse_list
-from pageferry.kernel.procfs import read_status
 from pageferry.schedulers.pbs import is_job_id
-from pageferry.schedulers.slurm_cgroups import legacy_user_id, slurm_job_cgroups, slurm_job_user_pids
+from pageferry.schedulers.slurm_cgroups import slurm_job_owner
 from pageferry.schedulers.slurm_config import read_settings
 from pageferry.wire import Peer, number, text
 from pageferry_planner.model import Strategy
@@ -79,7 +78,7 @@ class Service:
             return None
         if verb == "history":
             return peer.uid
-        return owner_of(number(message, "job")) if "job" in message else None
+        return slurm_job_owner(number(message, "job")) if "job" in message else None
 
     def _starting(self, _peer: Peer, _message: dict[str, Any], _reply: Reply) -> Mapping[str, Any]:
         self._rescan()
@@ -138,18 +137,6 @@ def slurm_user(settings: Settings) -> int | None:
         names = [setting.value for setting in read_settings(SLURM_CONF) if setting.key.lower() == "slurmuser"]
         return pwd.getpwnam(names[-1].partition("(")[0]).pw_uid if names else None
     return None
-
-
-def owner_of(job: int) -> int | None:
-    """Return whose job this is, by its cgroups or else its processes; None if nobody can say."""
-    owner = legacy_user_id(slurm_job_cgroups(job))
-    if owner is not None:
-        return owner
-    owners = set()
-    for pid in slurm_job_user_pids(job):
-        with suppress(Vanished):
-            owners.add(read_status(pid).uids[0])
-    return owners.pop() if len(owners) == 1 else None
 
 
 def _list(message: Mapping[str, Any], key: str) -> frozenset[int]:
