@@ -106,6 +106,7 @@ class _Agent:
             self._chronicle.counts.released(Release.STOPPED)
         self._gate.close()
         self._tending.errands.close()
+        self._pbs.close()
         self._exporter.close()
         self._server.close()
         self._watch.close()

@@ -101,6 +101,12 @@ class PbsEvents:
         """Return how many jobs are held now beyond their resume."""
         return len(self._held)
 
+    def close(self) -> None:
+        """Take note that the errands are ended, and with them their holds."""
+        for _ in self._held:
+            self._chronicle.counts.released(Release.STOPPED)
+        self._held.clear()
+
     def _begin(self, case: Case, reply: Reply, refused: str = "") -> None:
         """Send an errand for a job, or have it wait for the one that is on its way; what holds waits for nobody."""
         job = case.job
