@@ -51,7 +51,7 @@ class Metrics:
                 "up",
                 Kind.GAUGE,
                 "1 while the agent runs, 0 once it was stopped; it cannot tell that it was killed.",
-                up,
+                int(up),
             ),
             _one("start_time_seconds", Kind.GAUGE, "When the agent started, in seconds since 1970.", self._started),
             _by(
@@ -127,9 +127,7 @@ class Metrics:
 
 
 def _one(name: str, kind: Kind, help_text: str, value: float) -> Family:
-    return Family(
-        f"pageferry_{name}", kind, help_text, (Sample(float(value) if isinstance(value, float) else int(value)),)
-    )
+    return Family(f"pageferry_{name}", kind, help_text, (Sample(value),))
 
 
 def _by(
