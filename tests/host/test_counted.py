@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -149,7 +150,8 @@ def events(chronicle: Chronicle, sent: Sent, tmp_path: Path, monkeypatch: pytest
 def resumes(events: PbsEvents) -> None:
     """Have MoM's hook say that a job is about to run again, and that its memory is not there yet."""
     job = {"id": "12.server", "comment": ""}
-    assert events.happened({"event": "execjob_preresume", "hosts": ["here"], "jobs": [job]}, lambda _: None) is None
+    message = {"event": "execjob_preresume", "hosts": ["here"], "jobs": [job]}
+    assert events.happened(message, lambda _: None, os.getpid()) is None
 
 
 @pytest.mark.parametrize(
