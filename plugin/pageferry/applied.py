@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from pageferry import ferry, report
+from pageferry import ferry, report, spill
 from pageferry.errors import PageferryError
 from pageferry.kernel.topology import Topology
 from pageferry.mover import Limits
 from pageferry.policy import Mode, Policy
+from pageferry.spill import JobId
 from pageferry_planner.model import Strategy, Target
 from pageferry_planner.policy import Rules
 
@@ -63,15 +65,49 @@ def request(
     )
 
 
-def carried(policy: Policy, pids: Iterable[int], asked: ferry.Request) -> dict[str, Any]:
+def homecomings(
+    policies: Mapping[JobId, Policy],
+    *,
+    groups_of: spill.GroupsOf = spill.slurm_groups,
+    seconds: float | None = None,
+    seen: spill.Seen = lambda _far: None,
+) -> list[spill.Homecoming[JobId]]:
+    """Return whose spilled memory can come home of these jobs, as each one's policy says; the biggest gain first.
+
+    `seen` is told how much of it is away, on each node. The rest is as in `spill.candidates`.
+    """
+    far: Counter[int] = Counter()
+    found: list[spill.Homecoming[JobId]] = []
+    for policy in dict.fromkeys(policies.values()):
+        if policy.mode is not Mode.OFF and policy.spill_enabled:
+            found += spill.candidates(
+                [job for job, theirs in policies.items() if theirs == policy],
+                groups_of=groups_of,
+                least_bytes=policy.spill_least_bytes,
+                bytes_per_second=policy.spill_rate,
+                seconds=seconds,
+                reserve_bytes=policy.reserve,
+                rules=rules(policy),
+                seen=far.update,
+            )
+    seen(far)
+    return sorted(found, key=lambda home: -home.gain)
+
+
+def carried(
+    policy: Policy,
+    pids: Iterable[int],
+    asked: ferry.Request,
+    progress: Callable[[int, int], None] = lambda _done, _of: None,
+) -> dict[str, Any]:
     """Move a job's memory, or, if its policy says so, only plan to; return the outcome for a program.
 
-    Raises as `ferry.move` does; PageferryError for a mode in which nothing may be asked for.
+    `progress` is `ferry.move`'s. Raises as that does; PageferryError for a mode in which nothing may be asked for.
     """
     if policy.mode is Mode.OFF:
         raise PageferryError(f'{policy.named()} leaves the job alone (mode = "off")')
     if policy.mode is Mode.MOVE:
-        return report.outcome_json(ferry.move(pids, asked))
+        return report.outcome_json(ferry.move(pids, asked, progress))
     began = time.monotonic()
     _, made = ferry.plan(pids, asked)
     return report.observed_json(made, time.monotonic() - began)

@@ -8,7 +8,9 @@ those who are handed it.
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -25,6 +27,51 @@ from pageferry_planner.model import WhenFull
 
 PATH = Path("/etc/pageferry/pageferry.toml")
 FOLDER = "policy.d"
+TEXTFILE = Path("/var/lib/prometheus/node-exporter")
+"""Where Debian's node exporter has its textfile collector look."""
+
+
+class Folder(str):
+    """The absolute path of a directory, or "": none."""
+
+    __slots__ = ()
+
+    @classmethod
+    def parse(cls, value: object) -> Folder:
+        """Return the folder that a file's value means. Raises ValueError, which says what would be right."""
+        if not isinstance(value, str) or (value and not value.startswith("/")) or "\0" in value:
+            raise ValueError('expected the absolute path of a directory, or "" for none')
+        return cls(value)
+
+
+class Address(str):
+    """An IP address of this host and a port, as "127.0.0.1:9797" or "[::1]:9797"; names would have to be asked for."""
+
+    __slots__ = ()
+
+    @classmethod
+    def parse(cls, value: object) -> Address:
+        """Return the address that a file's value means. Raises ValueError, which says what would be right."""
+        address = cls(value if isinstance(value, str) else "")
+        with suppress(OSError, ValueError):
+            family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+            socket.inet_pton(family, address.host)
+            if address.startswith("[") == (family is socket.AF_INET6) and 0 < address.port < 1 << 16:
+                return address
+        raise ValueError('expected an IP address and a port, such as "127.0.0.1:9797" or "[::1]:9797"')
+
+    @property
+    def host(self) -> str:
+        """The IP address."""
+        return self.rpartition(":")[0].removeprefix("[").removesuffix("]")
+
+    @property
+    def port(self) -> int:
+        """The port."""
+        digits = self.rpartition(":")[2]
+        if not (digits.isascii() and digits.isdigit()):
+            raise ValueError(digits)
+        return int(digits)
 
 
 class Agent(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -70,6 +117,22 @@ class Pbs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ] = True
 
 
+class Metrics(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`[metrics]`: what the agent tells Prometheus, and how."""
+
+    textfile: (
+        Annotated[Folder, Meta(description='Where the textfile collector looks; "": no file. Default: Debian\'s.')]
+        | None
+    ) = None
+    listen: Annotated[Address, Meta(description="Also answer GET /metrics there.")] | None = None
+
+    def folder(self) -> Path | None:
+        """Return where the file goes, if anywhere: where the site says, else to Debian's folder if that is there."""
+        if self.textfile is not None:
+            return Path(self.textfile) if self.textfile else None
+        return TEXTFILE if TEXTFILE.is_dir() else None
+
+
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """All settings; a key that no file names has its default. `rule`: the site's rules, in the order they are asked."""
 
@@ -77,6 +140,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     spill: Spill = Spill()
     cpus: Cpus = Cpus()
     pbs: Pbs = Pbs()
+    metrics: Metrics = Metrics()
     rule: tuple[Rule, ...] = ()
 
     @property

@@ -124,6 +124,7 @@ def _value(hint: Any) -> str:
     if get_origin(kind) is Literal:
         return ", ".join(f'`"{word}"`' for word in get_args(kind))
     words = {bool: "`true`, `false`", Globs: "globs", Name: "a short text", Bytes: "a size", str: "a text"}
+    words |= {config.Folder: "the path of a directory", config.Address: "an IP address and a port"}
     if kind in words:
         return words[kind]
     if kind is Rate:
@@ -138,7 +139,7 @@ def _default(field: msgspec.structs.FieldInfo, kind: type[msgspec.Struct]) -> st
     if field.default is msgspec.NODEFAULT:
         return "needed"
     if field.default is None:
-        return "any" if kind is Match else _HOSTS.get(field.name, "the host's") if kind is not config.Agent else ""
+        return "any" if kind is Match else _HOSTS.get(field.name, "the host's") if kind in (Rule, RuleSpill) else ""
     if isinstance(field.default, bool):
         return f"`{str(field.default).lower()}`"
     if isinstance(field.default, Bytes):

@@ -20,6 +20,9 @@ from pageferry.kernel.lists import format_list
 from pageferry.kernel.topology import Topology
 from pageferry_planner.model import ANONYMOUS, SELF, Bucket, Plan, Runs, Snapshot, Verdict
 
+OUTCOMES = ("complete", "in place", "partial", "refused", "failed", "nothing", "observed")
+"""What `outcome_word` may say."""
+
 _STAYS = ("pinned", "no_room", "denied", "not_reached")
 _UNITS = ("KiB", "MiB", "GiB", "TiB")
 

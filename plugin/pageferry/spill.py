@@ -18,6 +18,7 @@ from pageferry.errors import Vanished
 from pageferry.kernel.cgroup import read_cpuset
 from pageferry.kernel.numa_stat import mapped_bytes, read_numa_stat
 from pageferry.kernel.topology import Topology, read_topology
+from pageferry.schedulers.pbs_cgroups import pbs_job_cgroups
 from pageferry.schedulers.slurm_cgroups import slurm_job_cgroups, slurm_job_cpusets
 
 if TYPE_CHECKING:  # numpy comes with these
@@ -42,10 +43,33 @@ class Groups:
 GroupsOf = Callable[[Any, Path], Groups]
 """A job's ID and the root of the host → its groups."""
 
+Seen = Callable[[Mapping[int, int]], None]
+"""Is told how many bytes are away from the CPUs of their jobs, on each node with memory."""
+
 
 def slurm_groups(job: int, root: Path = Path("/")) -> Groups:
     """Return the groups of a Slurm job."""
     return Groups(slurm_job_cpusets(job, root)[1], slurm_job_cgroups(job, root))
+
+
+def pbs_groups(job: str, root: Path = Path("/")) -> Groups:
+    """Return the groups of a PBS job."""
+    found = pbs_job_cgroups(job, root)
+    return Groups(found, found)
+
+
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """What cgroups say of a job: its CPUs, the nodes that it may use, and its bytes on each; empty: they do not say."""
+
+    cpus: frozenset[int]
+    allowed: frozenset[int]
+    bytes: Mapping[int, int]
+
+    def far(self, topology: Topology) -> dict[int, int]:
+        """Return the bytes on each node that has some and serves none of the CPUs."""
+        away = sorted(topology.nodes_with_memory() - topology.serving(self.cpus))
+        return {node: self.bytes[node] for node in away if self.bytes.get(node)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,15 +114,19 @@ def candidates(
     seconds: float | None = None,
     reserve_bytes: int | None = None,
     rules: Rules | None = None,
+    seen: Seen = lambda _far: None,
     root: Path = Path("/"),
 ) -> list[Homecoming[JobId]]:
     """Return which of these jobs have at least so much to bring home, and room for it there; the biggest gain first.
 
-    Leave out of `jobs` those that are suspended or held. The other arguments are the request's. A job that has ended,
+    Leave out of `jobs` those that are suspended or held. `seen` is told what of all of them is away. The other
+    arguments are the request's. A job that has ended,
     or that has no memory controller, is no candidate. Raises KernelError and Denied for what cannot be read.
     """
     topology = read_topology(root)
-    looks = (look(job, topology, root, groups_of) for job in sorted(set(jobs), key=_order))
+    looks = [look(job, topology, root, groups_of) for job in sorted(set(jobs), key=_order)]
+    away = [found.far for found in looks if found is not None]
+    seen({node: sum(far.get(node, 0) for far in away) for node in sorted(topology.nodes_with_memory())})
     spilled = [found for found in looks if found and found.homes and sum(found.far.values()) >= least_bytes]
     if not spilled:
         return []
@@ -123,6 +151,15 @@ def look(
     job: JobId, topology: Topology, root: Path = Path("/"), groups_of: GroupsOf = slurm_groups
 ) -> Spilled[JobId] | None:
     """Return what of a job's memory is away, by the kernel's counters; None without cpusets or memory controller."""
+    found = counted(job, topology, root, groups_of)
+    if not found.cpus or not found.bytes:
+        return None
+    near = topology.serving(found.cpus)
+    return Spilled(job, near & found.allowed, found.far(topology))
+
+
+def counted(job: JobId, topology: Topology, root: Path = Path("/"), groups_of: GroupsOf = slurm_groups) -> Counted:
+    """Return where a job may run and be, and where its memory is, by its cgroups alone. Raises as `candidates`."""
     cpus: set[int] = set()
     allowed = topology.nodes_with_memory()
     groups = groups_of(job, root)
@@ -132,16 +169,12 @@ def look(
             if cpuset is not None and cpuset.effective_cpus:
                 cpus |= cpuset.effective_cpus
                 allowed &= cpuset.effective_mems
-    counted: dict[int, int] = {}
+    found: dict[int, int] = {}
     for group in groups.memory:
         with suppress(Vanished):  # a hierarchy without the memory controller, or the job has ended
             for node, count in mapped_bytes(read_numa_stat(group)).items():
-                counted[node] = counted.get(node, 0) + count
-    if not cpus or not counted:
-        return None
-    near = topology.serving(cpus)
-    away = sorted(topology.nodes_with_memory() - near)
-    return Spilled(job, near & allowed, {node: counted[node] for node in away if counted.get(node)})
+                found[node] = found.get(node, 0) + count
+    return Counted(frozenset(cpus), allowed, found)
 
 
 def choose(

@@ -1,5 +1,7 @@
 """An idle agent and its guardian: small, of one thread, and woken by nothing but the watchdog's time.
 
+Its metrics go out both ways, by file and by HTTP, and say what happened before.
+
 What they do is seen by strace(1) from outside. PAGEFERRY_IDLE_SECONDS is how long.
 """
 
@@ -50,7 +52,7 @@ def comes_and_goes(agent: Agent, job: Steady) -> None:
 
 
 def quiet(agent: Agent, pids: list[int]) -> None:
-    """Wait until there is no errand, and processes have slept through a second: what follows a resume is done."""
+    """Wait until there is no errand, and processes have slept through two seconds: what follows a resume is done."""
 
     def switches() -> list[str]:
         files = [Path(f"/proc/{pid}/status").read_text() for pid in pids]
@@ -58,7 +60,7 @@ def quiet(agent: Agent, pids: list[int]) -> None:
 
     def slept() -> bool:
         before = switches()
-        time.sleep(1)
+        time.sleep(2)  # metrics are filed up to a second after the last change
         return switches() == before and not freezing.errands(agent)
 
     wait_until(slept, "nothing is left to be done")
@@ -89,9 +91,20 @@ def small(pid: int) -> int:
     return int(Path(f"/proc/{pid}/status").read_text().split("VmRSS:")[1].split()[0])
 
 
+def options(folder: Path) -> tuple[str, ...]:
+    """Return the agent's options: a history of its own, and metrics to a folder and to a port."""
+    settings = folder / "pageferry.toml"
+    settings.write_text(f'[metrics]\ntextfile = "{folder}"\nlisten = "127.0.0.1:9797"\n')
+    return "--config", str(settings), "--history-file", str(folder / "history.sqlite3")
+
+
 def test_an_idle_agent_makes_no_system_call(slurm: Slurm, jobs: list[Steady], results: Path, tmp_path: Path) -> None:
-    with agents.agent(results / "agent-idle.log", "--history-file", str(tmp_path / "history.sqlite3")) as agent:
+    with agents.agent(results / "agent-idle.log", *options(tmp_path)) as agent:
         comes_and_goes(agent, jobs[0])
+        metrics = (tmp_path / "pageferry.prom").read_text()
+        assert "\npageferry_holds_total 1\n" in metrics
+        assert '\npageferry_hold_releases_total{cause="arrived"} 1\n' in metrics
+        assert '\npageferry_held_jobs{phase="held"} 0\n' in metrics
         assert agent.process is not None
         pids = [agent.process.pid, freezing.guardian(agent)]
         made = calls(pids, results / "idle.strace", SECONDS)
@@ -112,8 +125,7 @@ def test_with_a_watchdog_it_says_that_it_lives_and_nothing_else(
             "NOTIFY_SOCKET": str(tmp_path / "notify"),
             "WATCHDOG_USEC": f"{WATCHDOG_SECONDS * 1e6:.0f}",
         }
-        words = ("--history-file", str(tmp_path / "history.sqlite3"))
-        with agents.agent(results / "agent-watchdog.log", *words, environment=environment) as agent:
+        with agents.agent(results / "agent-watchdog.log", *options(tmp_path), environment=environment) as agent:
             comes_and_goes(agent, jobs[0])
             assert "READY=1" in heard(manager)
             assert agent.process is not None

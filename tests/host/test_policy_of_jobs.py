@@ -19,6 +19,7 @@ import pytest
 from pageferry import spill
 from pageferry.agent import chores, loop, tending
 from pageferry.agent.chronicle import Chronicle
+from pageferry.agent.counts import Counts
 from pageferry.agent.errand import Result
 from pageferry.agent.errands import Errands
 from pageferry.agent.homes import Homes
@@ -133,7 +134,7 @@ def world(monkeypatch: pytest.MonkeyPatch) -> World:
 
 def jobs_of(world: World, *rules: Rule, **agent: Any) -> tuple[Tending, Site]:
     site = Site(Settings(agent=Agent(slurm_user="root", **agent), rule=rules))
-    chronicle = SimpleNamespace(tell=world.tell, ended=world.ended_migration)
+    chronicle = SimpleNamespace(tell=world.tell, ended=world.ended_migration, counts=Counts())
     return Tending(cast(Any, world), cast(Any, world), cast(Any, chronicle), site), site
 
 
@@ -310,7 +311,7 @@ def test_what_slurm_said_of_a_job_before_holds_while_it_cannot_be_asked(world: W
 
 
 def migrations(world: World, jobs: Mapping[int, Tended], *rules: Rule) -> Migrations:
-    chronicle = SimpleNamespace(tell=world.tell, ended=world.ended_migration)
+    chronicle = SimpleNamespace(tell=world.tell, ended=world.ended_migration, counts=Counts())
     return Migrations(
         jobs,
         cast(Errands, world),

@@ -38,7 +38,7 @@ def store(tmp_path: Path) -> Store:
 @pytest.fixture
 def verbs(told: Told, store: Store, monkeypatch: pytest.MonkeyPatch) -> Service:
     """The verbs, where job 7 is `OWNER`'s and nobody knows whose the others are."""
-    monkeypatch.setattr(service, "owner_of", {JOB: OWNER}.get)
+    monkeypatch.setattr(service, "slurm_job_owner", {JOB: OWNER}.get)
     return made(told, store)
 
 

@@ -17,11 +17,10 @@ from typing import Any
 import pytest
 
 from pageferry import wire
-from pageferry.agent.service import owner_of
 from pageferry.agent.wire_server import Server
 from pageferry.errors import Denied
 from pageferry.history.store import Store
-from pageferry.schedulers.slurm_cgroups import slurm_job_cgroups
+from pageferry.schedulers.slurm_cgroups import slurm_job_cgroups, slurm_job_owner
 from support.children import child
 from support.service_agent import SLURM_USER, VERBS, Told, made
 from support.slurm_groups import slurm_job
@@ -115,7 +114,7 @@ def job_of(uid: int) -> Iterator[int]:
 
 def test_the_kernel_says_who_asks_and_the_jobs_processes_whose_it_is(told: Told, store: Store, folder: Path) -> None:
     with served(told, store, folder) as path, job_of(NOBODY) as job:
-        assert owner_of(job) == NOBODY
+        assert slurm_job_owner(job) == NOBODY
         status = {"verb": "status", "job": job}
         owners, strangers, root = (said_to(uid, path, status)[0] for uid in (NOBODY, STRANGER, 0))
         assert owners == {"ok": True, "jobs": {}}
@@ -126,14 +125,14 @@ def test_the_kernel_says_who_asks_and_the_jobs_processes_whose_it_is(told: Told,
         answers = said_to(NOBODY, path, poke, {"verb": "move", "job": job, "nodes": "0"}, {"verb": "poke"})
         assert [answer.get("code") for answer in answers] == [None, Denied.exit_code, Denied.exit_code]
         assert told.calls == [("poke", (job,))]
-        assert owner_of(job + 1) is None
+        assert slurm_job_owner(job + 1) is None
 
 
 def test_nobody_owns_a_job_with_processes_of_several_users(told: Told, store: Store, folder: Path) -> None:
     with job_of(NOBODY) as job, child() as ours:
         (group,) = slurm_job_cgroups(job)
         (group / "step_0/user/task_0/cgroup.procs").write_text(str(ours.pid))
-        assert owner_of(job) is None
+        assert slurm_job_owner(job) is None
         with served(told, store, folder) as path:
             assert "error" in said_to(NOBODY, path, {"verb": "status", "job": job})[0]
 

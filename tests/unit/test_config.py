@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pageferry import config, toml_file
-from pageferry.config import Settings, faults, load, read, read_files
+from pageferry.config import Address, Folder, Metrics, Settings, faults, load, read, read_files
 from pageferry.errors import ConfigError
 from pageferry.policy import Facts, Rate
 from pageferry.toml_file import Bytes, line_of, parse
@@ -36,6 +36,10 @@ enabled = false
 
 [pbs]
 hold = false
+
+[metrics]
+textfile = "/srv/metrics"
+listen = "[::1]:9797"
 """
 
 
@@ -55,7 +59,7 @@ def found(text: str | bytes) -> list[str]:
 def test_every_key_is_read(tmp_path: Path) -> None:
     (tmp_path / "f.toml").write_text(ALL)
     settings = load(tmp_path / "f.toml")
-    assert msgspec.to_builtins(settings, builtin_types=(Bytes, Rate)) == {
+    assert msgspec.to_builtins(settings, builtin_types=(Bytes, Rate, Folder, Address)) == {
         "agent": {
             "max_hold_seconds": 30.0,
             "workers": 4,
@@ -67,6 +71,7 @@ def test_every_key_is_read(tmp_path: Path) -> None:
         "spill": {"enabled": False, "least_bytes": 65536, "rate": 1 << 30},
         "cpus": {"enabled": False},
         "pbs": {"hold": False},
+        "metrics": {"textfile": "/srv/metrics", "listen": "[::1]:9797"},
         "rule": (),
     }
     assert faults(tmp_path / "f.toml") == []
@@ -111,8 +116,11 @@ def test_the_words_for_a_full_node_are_the_planners() -> None:
         ('spill.rate = "256Q"', 'f.toml:1: spill.rate = "256Q": expected bytes, such as "512M"'),
         ("spill.rate = 0", "f.toml:1: spill.rate = 0: expected at least 1048576 bytes and less than 2^63"),
         ('agent.when_full = "Spill"', 'f.toml:1: agent.when_full = "Spill": expected one of partial, refuse, spill'),
-        ("[agnet]\nworkers = 1", "f.toml:1: agnet = {...}: unknown key; there are agent, spill, cpus, pbs, rule"),
-        ("workers = 1", "f.toml:1: workers = 1: unknown key; there are agent, spill, cpus, pbs, rule"),
+        (
+            "[agnet]\nworkers = 1",
+            "f.toml:1: agnet = {...}: unknown key; there are agent, spill, cpus, pbs, metrics, rule",
+        ),
+        ("workers = 1", "f.toml:1: workers = 1: unknown key; there are agent, spill, cpus, pbs, metrics, rule"),
         (
             "\n[spill]\ncolour = 'red'",
             'f.toml:3: spill.colour = "red": unknown key; there are enabled, least_bytes, rate',
@@ -351,3 +359,52 @@ def test_what_no_rule_says_is_the_hosts_and_what_the_host_does_not_say_has_a_def
     assert (others.rule, others.workers, others.spill_enabled) == ("", None, True)
     for found in (ours, others):
         assert (found.max_hold_seconds, found.when_full, found.spill_least_bytes) == (7, WhenFull.REFUSE, 3)
+
+
+@pytest.mark.parametrize("value", ['"127.0.0.1:9797"', '"0.0.0.0:1"', '"[::]:65535"', '"[fe80::1]:9797"'])
+def test_an_address_is_an_ip_address_and_a_port(value: str) -> None:
+    assert found(f"metrics.listen = {value}") == []
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        '""',
+        '"9797"',
+        '":9797"',
+        '"localhost:9797"',
+        '"127.0.0.1"',
+        '"127.0.0.1:0"',
+        '"127.0.0.1:65536"',
+        '"127.0.0.1:-1"',
+        '"127.0.0.1:٣"',
+        '"::1:9797"',
+        '"[127.0.0.1]:9797"',
+        '"[::1]"',
+        '"127.0.0.1:9797\\n"',
+        "9797",
+        "true",
+    ],
+)
+def test_what_is_no_address_is_named_with_what_would_be_one(value: str) -> None:
+    (fault,) = found(f"[metrics]\nlisten = {value}")
+    assert fault.startswith("f.toml:2: metrics.listen = ")
+    assert fault.endswith('expected an IP address and a port, such as "127.0.0.1:9797" or "[::1]:9797"')
+
+
+@pytest.mark.parametrize("value", ['"metrics"', '"./x"', '"/x\\u0000"', "1", "[]"])
+def test_what_is_no_folder_is_named(value: str) -> None:
+    (fault,) = found(f"[metrics]\ntextfile = {value}")
+    assert fault.startswith("f.toml:2: metrics.textfile = ")
+    assert fault.endswith('expected the absolute path of a directory, or "" for none')
+
+
+def test_metrics_go_where_the_site_says_or_where_debians_collector_looks_if_that_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(config, "TEXTFILE", tmp_path / "collector")
+    assert Metrics().folder() is None
+    assert Metrics(textfile=Folder("/no/such")).folder() == Path("/no/such")
+    (tmp_path / "collector").mkdir()
+    assert Metrics().folder() == tmp_path / "collector"
+    assert Metrics(textfile=Folder("")).folder() is None

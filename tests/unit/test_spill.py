@@ -20,9 +20,9 @@ from pageferry.spill import Spilled, choose
 from pageferry_planner.model import Host, WhenFull
 from pageferry_planner.placement import place
 from support.plans import anonymous, pages_of, snapshot_of, targets_of
-from support.trees import plant, write
+from support.planted_jobs import JOB, MIB, job, plant_host
+from support.trees import write
 
-MIB = 1 << 20
 FAR_AND_NEAR = {
     0: {0: 10, 1: 12, 2: 20, 3: 28},
     1: {0: 12, 1: 10, 2: 24, 3: 20},
@@ -30,17 +30,16 @@ FAR_AND_NEAR = {
     3: {0: 28, 1: 20, 2: 14, 3: 10},
 }
 NODES = frozenset(FAR_AND_NEAR)
-JOB = "sys/fs/cgroup/system.slice/slurmstepd.scope/job_"
 LEGACY = "sys/fs/cgroup"
 
 
 @st.composite
 def jobs(draw: st.DrawFn) -> list[Spilled[int]]:
     found = []
-    for job in range(draw(st.integers(0, 6))):
+    for number in range(draw(st.integers(0, 6))):
         homes = draw(st.frozensets(st.sampled_from(sorted(NODES)), max_size=3))
         far = draw(st.dictionaries(st.sampled_from(sorted(NODES)), st.integers(1, 50)))
-        found.append(Spilled(job, homes, {node: count for node, count in far.items() if node not in homes}))
+        found.append(Spilled(number, homes, {node: count for node, count in far.items() if node not in homes}))
     return found
 
 
@@ -148,10 +147,7 @@ def test_who_comes_later_gets_the_room_that_is_left_and_nobody_comes_for_less_th
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """Four nodes (0-3 with memory) and cgroup version 2, as yet without a job."""
-    plant("four_nodes", tmp_path)
-    write(tmp_path, "proc/self/mountinfo", "30 1 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n")
-    return tmp_path
+    return plant_host(tmp_path)
 
 
 @pytest.fixture
@@ -161,17 +157,6 @@ def topology(root: Path) -> Topology:
 
 def cpu_of(topology: Topology, node: int) -> str:
     return str(min(topology.node(node).cpus))
-
-
-def job(root: Path, number: int, cpus: str, mems: str, mib: Mapping[int, int], *, step: str = "step_0") -> None:
-    """Plant a job: its CPUs and mems, and how much memory it has on which node."""
-    base = f"{JOB}{number}"
-    nodes = " ".join(f"N{node}={count * MIB}" for node, count in mib.items())
-    write(root, f"{base}/memory.numa_stat", f"anon {nodes}\nfile N0=99999999\nfile_mapped N0=0\n")
-    for name in ("cpus", "cpus.effective"):
-        write(root, f"{base}/{step}/user/cpuset.{name}", cpus)
-    for name in ("mems", "mems.effective"):
-        write(root, f"{base}/{step}/user/cpuset.{name}", mems)
 
 
 def candidates(root: Path, *jobs: int) -> list[spill.Homecoming[int]]:
@@ -266,3 +251,11 @@ def test_a_look_that_finds_nothing_needs_no_numpy(root: Path, topology: Topology
     )
     command = [sys.executable, "-c", program]
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "False\n"
+
+
+def test_what_is_away_is_told_by_node_also_of_jobs_that_are_left_where_they_are(root: Path, topology: Topology) -> None:
+    job(root, 7, cpu_of(topology, 0), "0-3", {0: 4, 2: 3})
+    job(root, 8, cpu_of(topology, 0), "2", {1: 1, 2: 5})
+    told: list[Mapping[int, int]] = []
+    spill.candidates([7, 8, 9], least_bytes=4 * MIB, bytes_per_second=None, root=root, seen=told.append)
+    assert told == [{0: 0, 1: 1 * MIB, 2: 8 * MIB}]

@@ -5,24 +5,28 @@ Nothing here knows of holds or of other jobs; a chore's answer is plain data, fo
 
 from __future__ import annotations
 
+import mmap
 import socket
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from functools import cache
 from typing import Any
 
-from pageferry import applied, spill
+from pageferry import applied
 from pageferry.agent.errand import Say
 from pageferry.applied import Destination
 from pageferry.config import Settings
 from pageferry.errors import SchedulerError, UsageError, Vanished
 from pageferry.kernel.topology import read_topology
-from pageferry.policy import Facts, Mode, Policy
+from pageferry.policy import Facts, Policy
 from pageferry.schedulers.control import nodes_here, write_outcome
 from pageferry.schedulers.slurm_cgroups import slurm_job_suspension, slurm_job_user_pids
 from pageferry.schedulers.slurm_commands import SlurmCommands
 from pageferry.schedulers.slurm_config import cluster_name
+
+PROGRESS_SECONDS = 1.0
 
 Chore = Callable[[Say], Mapping[str, Any]]
 """A function for `errand.begin`."""
@@ -57,34 +61,46 @@ def ask(jobs: Sequence[int]) -> Chore:
 
 
 def move(job: int, destination: Destination, policy: Policy) -> Chore:
-    """Move a job's memory as its policy says, or only plan to; the answer is the outcome."""
+    """Move a job's memory as its policy says, or only plan to, and say now and then how far it is.
 
-    def work(_say: Say) -> Mapping[str, Any]:
+    The answer is the outcome.
+    """
+
+    def work(say: Say) -> Mapping[str, Any]:
         with applied.interruptible():
             asked = applied.request(policy, destination, read_topology())
-            return applied.carried(policy, slurm_job_user_pids(job), asked)
+            return applied.carried(policy, slurm_job_user_pids(job), asked, _progress(say))
 
     return work
+
+
+def _progress(say: Say) -> Callable[[int, int], None]:
+    """Return what takes a move's progress in pages; the agent, which wakes up for it, hears it once a second."""
+    said_at = time.monotonic()
+
+    def tell(done: int, of: int) -> None:
+        nonlocal said_at
+        if time.monotonic() >= said_at + PROGRESS_SECONDS:
+            said_at = time.monotonic()
+            say({"done_bytes": done * mmap.PAGESIZE, "of_bytes": of * mmap.PAGESIZE})
+
+    return tell
 
 
 def bring_home(jobs: Mapping[int, Facts | None], settings: Settings) -> Chore:
     """Bring the spilled memory of jobs home, live and one after another; say of each what became of it.
 
-    `jobs`: what is known of each; Slurm is asked about the others, if the rules want to know. Each is looked at again
-    when its turn comes: it may have been given other nodes, or suspended.
+    `jobs`: what is known of each; Slurm is asked about the others, if the rules want to know. Said first is how much is
+    away on each node. Each is looked at again when its turn comes: it may have been given other nodes, or suspended.
     """
-
-    def candidates(some: Mapping[int, Policy]) -> list[spill.Homecoming[int]]:
-        found = [home for policy in set(some.values()) for home in _candidates(some, policy)]
-        return sorted(found, key=lambda home: -home.gain)
 
     def work(say: Say) -> Mapping[str, Any]:
         known = _known(jobs) if settings.asks_of_jobs else jobs
         policies = {job: settings.policy(facts or Facts("slurm")) for job, facts in known.items()}
         moved = 0
-        for job in [found.job for found in candidates(policies)]:
+        for job in [found.job for found in applied.homecomings(policies, seen=lambda far: say({"far": far}))]:
             policy = policies[job]
-            if slurm_job_suspension(job).asked or not (fresh := candidates({job: policy})):
+            if slurm_job_suspension(job).asked or not (fresh := applied.homecomings({job: policy})):
                 continue
             try:
                 outcome = applied.carried(policy, slurm_job_user_pids(job), fresh[0].request)
@@ -95,19 +111,6 @@ def bring_home(jobs: Mapping[int, Facts | None], settings: Settings) -> Chore:
         return {"jobs": moved}
 
     return work
-
-
-def _candidates(jobs: Mapping[int, Policy], policy: Policy) -> list[spill.Homecoming[int]]:
-    """Return whose memory can come home of those jobs for which a policy holds."""
-    if policy.mode is Mode.OFF or not policy.spill_enabled:
-        return []
-    return spill.candidates(
-        [job for job, theirs in jobs.items() if theirs == policy],
-        least_bytes=policy.spill_least_bytes,
-        bytes_per_second=policy.spill_rate,
-        reserve_bytes=policy.reserve,
-        rules=applied.rules(policy),
-    )
 
 
 def _known(jobs: Mapping[int, Facts | None]) -> dict[int, Facts | None]:

@@ -8,11 +8,11 @@ from __future__ import annotations
 import logging
 import socket
 import time
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from pageferry.agent.counts import Counts
 from pageferry.agent.tended import Migration, Tended
 from pageferry.history import store
 from pageferry.history.store import Store
@@ -27,13 +27,13 @@ class Chronicle:
 
     def __init__(self, history: Store) -> None:
         self._history = history
-        self.counts: Counter[str] = Counter()
+        self.counts = Counts()
 
     def tell(
         self, tended: Tended | None, kind: str, text: str = "", level: int = logging.INFO, *, pbs_job: str = ""
     ) -> None:
         """Say that something happened to a job, Slurm's or PBS's, or (None) to the agent."""
-        self.counts[kind] += 1
+        self.counts.happened(kind)
         job = tended.job if tended else pbs_job or 0
         _log.log(level, "%s%s%s", f"job {job}: " if job else "", kind, f": {text}" if text else "")
         self._history.record_event(job, tended.uid if tended else -1, kind, text)
@@ -97,7 +97,7 @@ class Chronicle:
     def _record(self, outcome: Mapping[str, Any] | None, row: store.Migration) -> None:
         """Log, count and write down a migration; what became of its pages is in `outcome`."""
         outcome = outcome or {}
-        self.counts[f"migrations {row.outcome}"] += 1
+        self.counts.migrated(row.event, row.outcome, outcome, row.seconds_stopped)
         _log.log(
             logging.WARNING if row.error or row.outcome in {"partial", "refused"} else logging.INFO,
             "job %s: %s: %s, %s %s to %s in %.2f s%s%s",

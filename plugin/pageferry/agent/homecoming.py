@@ -45,6 +45,8 @@ class Homecoming:
         self._at = None
         free = [job for job, tended in self._jobs.items() if tended.phase is Phase.RUNS and tended.migration is None]
         free = [job for job in free if not slurm_job_suspension(job).asked]
+        if not self._jobs:
+            self._chronicle.counts.nothing_far("slurm")
         if free:
             self._under_way = True
             chore = chores.bring_home({job: self._jobs[job].facts for job in free}, self._site.settings)
@@ -52,7 +54,9 @@ class Homecoming:
         return None
 
     def _came(self, message: Mapping[str, Any]) -> None:
-        if (tended := self._jobs.get(message["job"])) is not None:
+        if "far" in message:
+            self._chronicle.counts.seen_far("slurm", {int(node): count for node, count in message["far"].items()})
+        elif (tended := self._jobs.get(message["job"])) is not None:
             outcome = message["outcome"]
             migration = Migration(Cause.SPILL, Stage.MOVES, nodes=tuple(message["nodes"]), outcome=outcome)
             migration.policy = Policy(rule=message["rule"])

@@ -17,11 +17,15 @@ from functools import partial
 from pathlib import Path
 
 from pageferry.agent.chronicle import Chronicle
+from pageferry.agent.counts import Release
+from pageferry.agent.exporter import Exporter
 from pageferry.agent.homes import Homes
+from pageferry.agent.metrics import Metrics
 from pageferry.agent.pbs import PbsEvents
 from pageferry.agent.placing import Placing
 from pageferry.agent.service import Service
 from pageferry.agent.site import Site
+from pageferry.agent.tended import Phase
 from pageferry.agent.tending import Tending
 from pageferry.agent.watch import Event, Kind, Watch
 from pageferry.agent.wire_server import Server
@@ -72,6 +76,7 @@ class _Agent:
         self._tending = Tending(self._gate, placing, self._chronicle, site)
         self._pbs = PbsEvents(self._tending.errands, self._chronicle, site, places.run / "pbs")
         self._service.tending, self._service.pbs = self._tending, self._pbs
+        self._export()
         self._again: set[int] = set()
         self._again_at: float | None = None
         self._rescan_at: float | None = None
@@ -101,8 +106,12 @@ class _Agent:
 
     def close(self) -> None:
         """Let go of everything."""
+        for _ in self._gate.held():
+            self._chronicle.counts.released(Release.STOPPED)
         self._gate.close()
         self._tending.errands.close()
+        self._pbs.close()
+        self._exporter.close()
         self._server.close()
         self._watch.close()
 
@@ -114,6 +123,7 @@ class _Agent:
             self._wakeup: self._nothing,
             self._watch.fileno(): self._happened,
             self._server.fileno(): self._server.serve,
+            **self._exporter.descriptors(),
         }
         if self._guardless_until is None:
             fixed[self._gate.guardian_fd()] = self._guardian_ended
@@ -144,7 +154,7 @@ class _Agent:
             self._rescan()
             self._look_at({*self._watch.jobs(), *self._tending.known()})
         times = [self._server.deadline(), self._again_at, self._rescan_at]
-        times += [self._tending.due(), self._pbs.due()]
+        times += [self._tending.due(), self._pbs.due(), self._exporter.due()]
         if self._guardless_until is not None and now >= self._guardless_until:
             self._guardless_until = None
         times.append(self._guardless_until)
@@ -233,17 +243,30 @@ class _Agent:
 
     def _reload(self) -> None:
         """Read the settings again; if anything is wrong with them, say all of it, and keep those that hold."""
+        exported = self._site.settings.metrics
         if faults := self._site.reload():
             for fault in faults:
                 self._chronicle.tell(None, "settings not read", fault, logging.ERROR)
             self._chronicle.tell(None, "not reloaded", "the settings that were read before still hold", logging.ERROR)
             return
+        if self._site.settings.metrics != exported:
+            self._exporter.close()
+            self._export()
         settings = self._site.settings
         self._history.keep_days(settings.agent.retention_days)
         self._chronicle.tell(None, "reloaded", f"{len(settings.rule)} rules")
 
+    def _export(self) -> None:
+        self._exporter = Exporter(Metrics(self._chronicle, self._held), self._site.settings.metrics)
+        self._service.faults = self._exporter.faults
+
     def _rescan(self) -> None:
         self._seen(self._watch.rescan)
+
+    def _held(self) -> dict[str, int]:
+        """Return how many jobs are held now; PBS's are let go by it and wait."""
+        held = self._tending.held()
+        return held | {Phase.WAITS.value: held[Phase.WAITS.value] + self._pbs.held()}
 
     def _nothing(self) -> None:
         return

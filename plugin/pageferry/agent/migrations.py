@@ -100,13 +100,15 @@ class Migrations:
 
     def _carry(self, tended: Tended, migration: Migration, then: Callable[[Tended, Migration, Result], None]) -> None:
         """Send an errand that moves a job's memory to the migration's nodes."""
+        migration.progress = None
         sources = migration.sources = self._placing.home(tended.job)
         if migration.copied is not None:
             sources = ferry.sources_after(sources or (), migration.nodes)
         strategy = migration.wish.strategy if migration.wish is not None else None
         chore = chores.move(tended.job, Destination(migration.nodes, strategy, sources), migration.policy)
         ended = partial(then, tended, migration)
-        migration.errand = self._errands.send(chore, ended, job=tended.job, seconds=MOVE_SECONDS)
+        advanced = partial(_advanced, migration)
+        migration.errand = self._errands.send(chore, ended, advanced, job=tended.job, seconds=MOVE_SECONDS)
 
     def hold_ended(self, tended: Tended) -> None:
         """A job is let go before its memory has arrived: what has not moved by now is left, if its policy says so."""
@@ -329,3 +331,7 @@ def _check(migration: Migration) -> None:
         raise Denied(f'{policy.named()} leaves the job alone (mode = "off")')
     if migration.by_owner and not policy.owners_may_ask:
         raise Denied(f"{policy.named()} lets the job's owner ask for no move (owners_may_ask)")
+
+
+def _advanced(migration: Migration, message: Mapping[str, Any]) -> None:
+    migration.progress = (message["done_bytes"], message["of_bytes"])

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pageferry.agent.chronicle import Chronicle
+from pageferry.agent.counts import Release
 from pageferry.agent.errand import Result, Say
 from pageferry.agent.errands import MOVE_SECONDS, Errands
 from pageferry.agent.site import Site
@@ -41,6 +42,7 @@ class PbsEvents:
         self._site = site
         self._folder = folder
         self._under_way: Counter[str] = Counter()
+        self._held: set[str] = set()
         self._waiting: dict[str, list[Callable[[], None]]] = {}
         self._home_at: float | None = None
         self._coming_home = False
@@ -98,8 +100,18 @@ class PbsEvents:
         def work(say: Say) -> Mapping[str, Any]:
             return {"jobs": serve.bring_home(self._site.settings, say, self._folder)}
 
-        self._errands.send(work, self._came_home, self._chronicle.served, seconds=MOVE_SECONDS)
+        self._errands.send(work, self._came_home, self._came, seconds=MOVE_SECONDS)
         return None
+
+    def held(self) -> int:
+        """Return how many jobs are held now beyond their resume."""
+        return len(self._held)
+
+    def close(self) -> None:
+        """Take note that the errands are ended, and with them their holds."""
+        for _ in self._held:
+            self._chronicle.counts.released(Release.STOPPED)
+        self._held.clear()
 
     def _begin(self, case: Case, reply: Reply, refused: str = "") -> None:
         """Send an errand for a job, or have it wait for the one that is on its way; what holds waits for nobody."""
@@ -117,8 +129,15 @@ class PbsEvents:
         def work(say: Say) -> Mapping[str, Any]:
             return serve.serve(case, say).as_dict()
 
+        holds = False
+
         def said(message: Mapping[str, Any]) -> None:
+            nonlocal holds
             if message.get("held"):
+                if job.id not in self._held:  # else it is held already, by the errand before
+                    holds = True
+                    self._held.add(job.id)
+                    self._chronicle.counts.held()
                 self._chronicle.tell(None, "held", "until its memory is there", pbs_job=job.id)
                 reply({"held": True, "told": refused or "moving"})
             else:
@@ -126,6 +145,9 @@ class PbsEvents:
 
         def ended(result: Result) -> None:
             self._under_way -= Counter({job.id: 1})
+            if holds:
+                self._held.discard(job.id)
+                self._chronicle.counts.released(_release(result, case.policy.max_hold_seconds))
             if result.value is None:
                 self._chronicle.tell(None, "not done", result.error or "", logging.ERROR, pbs_job=job.id)
             elif result.value["outcome"] is not None or result.value["error"]:
@@ -158,7 +180,20 @@ class PbsEvents:
         if self._site.settings.spills and self._home_at is None:
             self._home_at = time.monotonic() + serve.WAIT_SECONDS
 
+    def _came(self, message: Mapping[str, Any]) -> None:
+        if "far" in message:
+            self._chronicle.counts.seen_far("pbs", {int(node): count for node, count in message["far"].items()})
+        else:
+            self._chronicle.served(message)
+
     def _came_home(self, result: Result) -> None:
         self._coming_home = False
         if result.error:
             self._chronicle.tell(None, "spilled memory stays", result.error, logging.ERROR)
+
+
+def _release(result: Result, max_hold_seconds: float) -> Release:
+    """Return why a job was let go by an errand: if that was killed, by the guardian that each hold has here."""
+    if result.value is None:
+        return Release.GUARDIAN
+    return Release.MAX_HOLD if result.value["seconds_stopped"] >= max_hold_seconds else Release.ARRIVED

@@ -6,7 +6,6 @@ How requests arrive and answers go is `wire_server`'s; what becomes of a job is 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
@@ -18,11 +17,10 @@ from pageferry.agent.tending import Tending
 from pageferry.agent.wire_server import Reply
 from pageferry.comment import Wish
 from pageferry.cpus.assignments import Assignments
-from pageferry.errors import Denied, UsageError, Vanished
+from pageferry.errors import Denied, UsageError
 from pageferry.kernel.lists import parse_list
-from pageferry.kernel.procfs import read_status
 from pageferry.schedulers.pbs import is_job_id
-from pageferry.schedulers.slurm_cgroups import legacy_user_id, slurm_job_cgroups, slurm_job_user_pids
+from pageferry.schedulers.slurm_cgroups import slurm_job_owner
 from pageferry.wire import Peer, number, text
 from pageferry_planner.model import Strategy
 
@@ -38,6 +36,9 @@ class Service:
         self._chronicle = chronicle
         self._rescan = rescan
         self._site = site
+        self.faults: Callable[[], list[str]] = list
+        """Why metrics do not go out, a line each; set once it is known."""
+
         self._verbs: Mapping[str, Callable[[Peer, dict[str, Any], Reply], Mapping[str, Any] | None]] = {
             "starting": self._starting,
             "ended": self._ended,
@@ -70,7 +71,7 @@ class Service:
             return None
         if verb == "history":
             return peer.uid
-        return owner_of(number(message, "job")) if "job" in message else None
+        return slurm_job_owner(number(message, "job")) if "job" in message else None
 
     def _starting(self, _peer: Peer, _message: dict[str, Any], _reply: Reply) -> Mapping[str, Any]:
         self._rescan()
@@ -88,7 +89,8 @@ class Service:
         jobs = self.tending.status()
         if "job" in message:
             return {"jobs": {job: state for job, state in jobs.items() if job == str(number(message, "job"))}}
-        return {"jobs": jobs, "counts": dict(self._chronicle.counts), "history_lost": self._chronicle.lost()}
+        counted = {"counts": self._chronicle.counts.as_dict(), "history_lost": self._chronicle.lost()}
+        return {"jobs": jobs, **counted, "metrics_faults": self.faults()}
 
     def _cpus(self, _peer: Peer, _message: dict[str, Any], _reply: Reply) -> Mapping[str, Any]:
         return self._assignments.view()
@@ -121,18 +123,6 @@ class Service:
         by_owner = peer.uid not in self.trusted
         job = number(message, "job")
         self.tending.request(job, wish, reply, hold=False, precopy=False, memory_only=True, by_owner=by_owner)
-
-
-def owner_of(job: int) -> int | None:
-    """Return whose job this is, by its cgroups or else its processes; None if nobody can say."""
-    owner = legacy_user_id(slurm_job_cgroups(job))
-    if owner is not None:
-        return owner
-    owners = set()
-    for pid in slurm_job_user_pids(job):
-        with suppress(Vanished):
-            owners.add(read_status(pid).uids[0])
-    return owners.pop() if len(owners) == 1 else None
 
 
 def _list(message: Mapping[str, Any], key: str) -> frozenset[int]:

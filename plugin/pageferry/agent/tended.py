@@ -97,6 +97,18 @@ class Migration:
     began: float = field(default_factory=time.time)
     began_ns: int = field(default_factory=time.monotonic_ns)
     seconds_stopped: float = 0.0
+    progress: tuple[int, int] | None = None
+    """Bytes that are dealt with, of how many; None before the first word of it."""
+
+    def as_move(self) -> dict[str, Any]:
+        """Return how far it is, as plain data."""
+        return {
+            "event": self.cause.value,
+            "nodes": self.nodes,
+            "seconds": round((time.monotonic_ns() - self.began_ns) / 1e9, 3),
+            "done_bytes": self.progress[0] if self.progress else None,
+            "of_bytes": self.progress[1] if self.progress else None,
+        }
 
     def outcome_word(self) -> str:
         """Return in one word what became of it."""

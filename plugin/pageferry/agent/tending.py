@@ -20,6 +20,7 @@ from types import MappingProxyType
 from typing import Any
 
 from pageferry.agent.chronicle import Chronicle
+from pageferry.agent.counts import Release
 from pageferry.agent.errands import Errands
 from pageferry.agent.homecoming import Homecoming
 from pageferry.agent.migrations import Migrations
@@ -110,7 +111,10 @@ class Tending:
         if tended is not None:
             _drop(tended, f"job {job} has ended")
         self.ended()
+        held = job in self._gate.held()
         self._gate.release(job)
+        if held:
+            self._chronicle.counts.released(Release.ENDED)
         self._placing.gone(job, self._jobs)
 
     def ended(self) -> None:
@@ -174,12 +178,12 @@ class Tending:
     def _due_of(self, tended: Tended, now: float) -> list[float]:
         held = tended.job in self._gate.held()
         if held and tended.phase is Phase.RUNS:  # something failed between the one and the other
-            self._released(tended)
+            self._released(tended, Release.FAULT)
         elif not held and tended.phase is not Phase.RUNS:
             self._lost(tended)
         if tended.deadline is not None and now >= tended.deadline:
             self._migrations.hold_ended(tended)
-            self._let_go(tended, "max_hold is used up")
+            self._let_go(tended, Release.MAX_HOLD)
         if tended.reassigned_at is not None and tended.migration is None and now >= tended.reassigned_at:
             tended.reassigned_at = None
             self._follow(tended)
@@ -193,6 +197,7 @@ class Tending:
     def recovered(self, job: int) -> None:
         """Take over a hold of an agent before us: keep it while Slurm has the job suspended, else let the job go."""
         tended = self._jobs.setdefault(job, Tended(job))
+        self._chronicle.counts.held()
         self._see_cpus(tended)
         if slurm_job_suspension(job).asked:
             tended.phase = Phase.HELD
@@ -202,7 +207,7 @@ class Tending:
         else:
             self._chronicle.tell(tended, "recovered", "Slurm lets it run; released", logging.WARNING)
             tended.thawed_at = time.monotonic()
-            self._released(tended)
+            self._released(tended, Release.RECOVERED)
             self._migrations.begin(tended, Migration(Cause.RECOVERED, Stage.ASKS))
 
     def tell_news(self) -> None:
@@ -217,7 +222,7 @@ class Tending:
             return
         _drop(tended, why)
         if tended.phase is Phase.WAITS:
-            self._released(tended)
+            self._released(tended, Release.FAULT)
 
     def known(self) -> tuple[int, ...]:
         """Return the jobs of this host."""
@@ -231,9 +236,15 @@ class Tending:
                 "stage": tended.migration.stage.value if tended.migration else None,
                 "home_nodes": self._placing.home(tended.job),
                 "rule": self._site.policy(tended.facts).rule,
+                "move": tended.migration.as_move() if tended.migration else None,
             }
             for tended in self._jobs.values()
         }
+
+    def held(self) -> dict[str, int]:
+        """Return how many jobs are held now: that Slurm has suspended too, or that wait for their memory."""
+        phases = [self._jobs[job].phase for job in self._gate.held() if job in self._jobs]
+        return {phase.value: phases.count(phase) for phase in (Phase.HELD, Phase.WAITS)}
 
     # Hold and release.
 
@@ -255,6 +266,7 @@ class Tending:
                 tended.phase = Phase.HELD
                 tended.held_at = time.monotonic()
                 tended.look_at = 0.0
+                self._chronicle.counts.held()
                 self._chronicle.tell(tended, "held", "Slurm suspends it")
         self._migrations.begin(tended, Migration(Cause.SUSPEND, Stage.ASKS))
         self._migrations.advance(tended)
@@ -263,6 +275,7 @@ class Tending:
         """Hold a job that runs, for its memory's sake. Raises KernelError."""
         if tended.phase is Phase.RUNS:
             self._gate.hold(tended.job)
+            self._chronicle.counts.held()
             tended.phase = Phase.WAITS
             self._count_down(tended)
 
@@ -270,31 +283,34 @@ class Tending:
         tended.phase = Phase.WAITS
         self._count_down(tended)
         if tended.migration is None:
-            self._let_go(tended, "its memory is there")
+            self._let_go(tended, Release.ARRIVED)
 
     def _count_down(self, tended: Tended) -> None:
         tended.thawed_at = time.monotonic()
         tended.deadline = tended.thawed_at + self._site.policy(tended.facts).max_hold_seconds
         tended.look_at = 0.0
 
-    def _released(self, tended: Tended) -> bool:
+    def _released(self, tended: Tended, cause: Release) -> bool:
         """Have the gate release a job, and say whether it could; else it waits, and it is tried again soon."""
         tended.phase, tended.deadline = Phase.RUNS, None
+        held = tended.job in self._gate.held()
         try:
             self._gate.release(tended.job)
         except KernelError as error:
             self._chronicle.tell(tended, "not released", str(error), logging.CRITICAL)
             tended.phase, tended.deadline = Phase.WAITS, time.monotonic() + AGAIN_SECONDS
             return False
+        if held:
+            self._chronicle.counts.released(cause)
         return True
 
-    def _let_go(self, tended: Tended, why: str) -> None:
+    def _let_go(self, tended: Tended, cause: Release, why: str = "") -> None:
         waited = time.monotonic() - tended.thawed_at
-        if not self._released(tended):
+        if not self._released(tended, cause):
             return
         if tended.migration is not None:
             tended.migration.seconds_stopped = waited
-        self._chronicle.tell(tended, "released", f"{why}; {waited * 1000:.0f} ms after Slurm's resume")
+        self._chronicle.tell(tended, "released", f"{why or cause.value}; {waited * 1000:.0f} ms after Slurm's resume")
         self._migrations.begin(tended, Migration(Cause.RESUME, Stage.ASKS))
         self._migrations.advance(tended)
 
@@ -306,15 +322,16 @@ class Tending:
         elif policy.mode is Mode.MOVE or tended.phase is Phase.RUNS:
             return
         elif tended.phase is Phase.WAITS:
-            self._let_go(tended, f"{policy.named()}, mode = {policy.mode}")
-        elif self._released(tended):
+            self._let_go(tended, Release.POLICY, f"{policy.named()}, mode = {policy.mode}")
+        elif self._released(tended, Release.POLICY):
             tended.unheld = True
             self._chronicle.tell(tended, "released", f"{policy.named()}, mode = {policy.mode}; Slurm has it suspended")
 
     def _lost(self, tended: Tended) -> None:
         """The guardian has released a job that we thought we held: it is served while it runs."""
         tended.phase, tended.deadline = Phase.RUNS, None
-        self._chronicle.tell(tended, "hold lost", "the guardian released it", logging.WARNING)
+        self._chronicle.counts.released(Release.GUARDIAN)
+        self._chronicle.tell(tended, "hold lost", Release.GUARDIAN.value, logging.WARNING)
         self.tell_news()
         self._migrations.advance(tended)
 
@@ -334,7 +351,7 @@ class Tending:
     def _idle(self, tended: Tended) -> None:
         """Nothing is left to do for a job's memory."""
         if tended.phase is Phase.WAITS:
-            self._let_go(tended, "its memory is there")
+            self._let_go(tended, Release.ARRIVED)
 
     def _is_moving_on(self, tended: Tended, now: float) -> bool:
         """Say whether a held job is to be looked at often: it is about to stand still, or (version 1) may start tasks.

@@ -74,11 +74,24 @@ def _request(command: Command) -> Command:
 
 @click.command()
 @_target
-def status(job: str | None, pid: tuple[int, ...], cgroup: str | None, as_json: bool) -> int:
+@click.option(
+    "--watch",
+    is_flag=False,
+    flag_value=2.0,
+    type=click.FloatRange(0.2, 60),
+    metavar="[SECONDS]",
+    help="Show nodes, jobs, moves and events every 2 seconds, or as many, until Ctrl-C; JOB comes before it.",
+)
+def status(job: str | None, pid: tuple[int, ...], cgroup: str | None, as_json: bool, watch: float | None) -> int:
     """Show where a job's memory is, per node, against where its CPUs are.
 
-    JOB is an ID of Slurm's or PBS's; without any target, all of their jobs on this host.
+    JOB is an ID of Slurm's or PBS's; without any target, all of their jobs on this host. With --watch it is told by
+    the kernel's counters, which cost little and may be seconds old; users see their own jobs.
     """
+    if watch is not None:
+        if pid or cgroup:
+            raise UsageError("--watch: shows batch jobs; name one by its id, or none")
+        return _watch(job, watch, as_json)
     from pageferry import ferry, report, targets
     from pageferry_planner.policy import Rules
 
@@ -99,6 +112,14 @@ def status(job: str | None, pid: tuple[int, ...], cgroup: str | None, as_json: b
         for answer in answers:
             tables.show(tables.status_table(answer))
     return 0
+
+
+def _watch(job: str | None, seconds: float, as_json: bool) -> int:
+    from pageferry import overview, targets
+    from pageferry.cli import live
+
+    name = targets.scheduled(job).id if job else None
+    return live.watch(lambda: overview.look(name), seconds, as_json=as_json)
 
 
 def _tended() -> dict[str, Any]:

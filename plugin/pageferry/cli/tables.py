@@ -41,11 +41,11 @@ def status_table(status: Mapping[str, Any]) -> RenderableType:
 
 def plan_table(plan: Mapping[str, Any]) -> RenderableType:
     """Return the tables of a plan."""
-    moves = _table("moves", "by pid", "from", "to", "size")
+    moves = table_of("moves", "by pid", "from", "to", "size")
     _fill(moves, [(m["what"], _pid(m["pid"]), str(m["from"]), str(m["to"]), size(m["bytes"])) for m in plan["moves"]])
-    stays = _table("stays", "by rule", "because", "size")
+    stays = table_of("stays", "by rule", "because", "size")
     _fill(stays, [(s["what"], s["rule"], safe(s["detail"]), size(s["bytes"])) for s in plan["stays"]])
-    rooms = _table("node", "needs", "has room for")
+    rooms = table_of("node", "needs", "has room for")
     for node, entry in plan["nodes"].items():
         if entry["need_bytes"]:
             rooms.add_row(node, size(entry["need_bytes"]), size(entry["room_bytes"]))
@@ -68,7 +68,7 @@ def explain_table(answer: Mapping[str, Any]) -> RenderableType:
         lines.append(f"what it is, is not known ({safe(answer['unknown'])}): rules that ask for it do not match")
     lines += [f"not {safe(entry['rule'])}: {safe(entry['why'])}" for entry in answer["passed_over"]]
     said = [f"{key} {_shown(value)}" for key, value in answer["policy"].items() if key != "rule"]
-    mappings = _table("mapping", "moves", "by rule", "because", "size", "on nodes")
+    mappings = table_of("mapping", "moves", "by rule", "because", "size", "on nodes")
     for entry in answer["mappings"]:
         nodes = ", ".join(f"{node}: {size(count)}" for node, count in entry["nodes"].items())
         words = (entry["what"], "yes" if entry["moves"] else "stays", entry["rule"], safe(entry["detail"]))
@@ -88,7 +88,7 @@ def _shown(value: object) -> str:
 
 def cpus_table(view: Mapping[str, Any]) -> RenderableType:
     """Return which CPUs Slurm gave each job, and which it runs on."""
-    table = _table("job", "Slurm's CPUs", "runs on", "")
+    table = table_of("job", "Slurm's CPUs", "runs on", "")
     for job, cpus in view["jobs"].items():
         moved = cpus["slurm"] != cpus["real"]
         words = "launching" if cpus["launching"] else "moved" if moved else ""
@@ -98,7 +98,7 @@ def cpus_table(view: Mapping[str, Any]) -> RenderableType:
 
 def history_table(migrations: Sequence[Mapping[str, Any]]) -> RenderableType:
     """Return a row for each migration, the newest first."""
-    table = _table("when", "job", "why", "from", "to", "outcome", "size", "seconds", "stopped", "")
+    table = table_of("when", "job", "why", "from", "to", "outcome", "size", "seconds", "stopped", "")
     for row in migrations:
         when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(row["began"]))
         moved, seconds, stopped = size(row["bytes"]), f"{row['seconds']:.2f}", f"{row['seconds_stopped']:.2f}"
@@ -121,10 +121,11 @@ def _pid(pid: int) -> str:
     return str(pid) if pid else "pageferry"
 
 
-def _table(*headings: str) -> Table:
+def table_of(*headings: str) -> Table:
+    """Return an empty table; columns of numbers are set to the right."""
     table = Table(box=None, pad_edge=False)
     for heading in headings:
-        right = heading in {"size", "needs", "has room for", "by pid"}
+        right = heading in {"size", "needs", "has room for", "by pid", "memory", "free", "mapped", "remote"}
         table.add_column(heading, justify="right" if right else "left", overflow="ellipsis", no_wrap=True)
     return table
 

@@ -1,7 +1,7 @@
 """What of kernel, privileges, cgroups and Slurm is there, found out by trying, and what to change.
 
 Features are probed, never versions compared. A finding is FAIL only if pageferry cannot do its work without it. What
-concerns a site's schedulers and the agent is left to `doctor.slurm`, `doctor.pbs` and `doctor.agent`.
+concerns a site's schedulers and the agent is left to `doctor.slurm`, `doctor.pbs`, `doctor.agent` and `doctor.metrics`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import numpy as np
 
 from pageferry.doctor.agent import examine_agent, examine_settings, examine_watching
 from pageferry.doctor.findings import Finding, Grade
+from pageferry.doctor.metrics import examine_metrics
 from pageferry.doctor.pbs import examine_pbs
 from pageferry.doctor.slurm import examine_slurm
 from pageferry.errors import PageferryError, Vanished
@@ -144,6 +145,7 @@ _CHECKS: dict[str, Callable[[], Iterator[Finding]]] = {
     "watching": examine_watching,
     "settings": examine_settings,
     "agent": examine_agent,
+    "metrics": examine_metrics,
     "Slurm": examine_slurm,
     "OpenPBS": examine_pbs,
 }

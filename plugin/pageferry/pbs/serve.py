@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import pwd
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -213,36 +213,23 @@ def serve(case: Case, say: Say) -> Served:
 
 
 def bring_home(settings: Settings, say: Say, folder: Path = FOLDER) -> int:
-    """Bring the spilled memory of PBS's jobs home, live, one by one; say what became of each, and return how many."""
+    """Bring the spilled memory of PBS's jobs home, live, one by one; say what became of each, and return how many.
+
+    Said first is how much is away on each node.
+    """
     from pageferry import applied, spill
-    from pageferry.schedulers.pbs_cgroups import pbs_job_cgroups, pbs_job_ids, pbs_job_pids
+    from pageferry.schedulers.pbs_cgroups import pbs_job_ids, pbs_job_pids
 
     def policy_of(job: str) -> Policy:
         return settings.policy(record.load(job, folder).facts or Facts("pbs"))
 
-    def groups(job: str, root: Path) -> spill.Groups:
-        found = pbs_job_cgroups(job, root)
-        return spill.Groups(found, found)
-
-    def candidates(jobs: list[str]) -> list[spill.Homecoming[str]]:
+    def candidates(jobs: Iterable[str], seen: spill.Seen = lambda _far: None) -> list[spill.Homecoming[str]]:
         jobs = [job for job in jobs if not is_stopped(pbs_job_pids(job)) and not _sent_elsewhere(job, folder)]
         policies = {job: policy_of(job) for job in jobs}
-        found: list[spill.Homecoming[str]] = []
-        for policy in set(policies.values()):
-            if policy.mode is not Mode.OFF and policy.spill_enabled:
-                found += spill.candidates(
-                    [job for job, theirs in policies.items() if theirs == policy],
-                    groups_of=groups,
-                    least_bytes=policy.spill_least_bytes,
-                    bytes_per_second=policy.spill_rate,
-                    seconds=SLICE_SECONDS,
-                    reserve_bytes=policy.reserve,
-                    rules=applied.rules(policy),
-                )
-        return sorted(found, key=lambda home: -home.gain)
+        return applied.homecomings(policies, groups_of=spill.pbs_groups, seconds=SLICE_SECONDS, seen=seen)
 
     moved = 0
-    for job in [found.job for found in candidates(list(pbs_job_ids()))]:
+    for job in [found.job for found in candidates(pbs_job_ids(), lambda far: say({"far": far}))]:
         # In slices, each with a look of its own: it may have been suspended, or given other nodes, and others wait.
         while _slice_home(job, candidates, say, folder, policy_of(job)):
             moved += 1

@@ -20,6 +20,7 @@ from pageferry.kernel.cgroup import children, own_pids, pids, read_hierarchies
 from pageferry.kernel.files import read_bytes
 from pageferry.kernel.freezer import read_freezer_state
 from pageferry.kernel.private_cpuset import group_path
+from pageferry.kernel.procfs import read_status
 
 _SCOPE_SUFFIX = "slurmstepd.scope"
 _SCOPE_DEPTH = 4
@@ -139,6 +140,18 @@ def legacy_user_id(cgroups: tuple[Path, ...]) -> int | None:
         if match := _LEGACY_USER.search(str(group)):
             return int(match[1])
     return None
+
+
+def slurm_job_owner(job_id: int, root: Path = Path("/")) -> int | None:
+    """Return the ID of a job's user, by its cgroups or else by all of its processes; None if these do not say."""
+    owner = legacy_user_id(slurm_job_cgroups(job_id, root))
+    if owner is not None:
+        return owner
+    owners = set()
+    for pid in slurm_job_user_pids(job_id, root):
+        with suppress(Vanished):
+            owners.add(read_status(pid, root).uids[0])
+    return owners.pop() if len(owners) == 1 else None
 
 
 def slurm_scopes(mount: Path) -> Iterator[Path]:

@@ -1,0 +1,205 @@
+"""What must hold of what the agent counts on its way: far memory as it was seen, PBS's holds, a move's progress."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from pageferry.agent import chores, homecoming
+from pageferry.agent.chronicle import Chronicle
+from pageferry.agent.counts import Release
+from pageferry.agent.errand import Result
+from pageferry.agent.errands import Errands
+from pageferry.agent.homecoming import Homecoming
+from pageferry.agent.migrations import Migrations
+from pageferry.agent.pbs import PbsEvents
+from pageferry.agent.site import Site
+from pageferry.agent.tended import Cause, Migration, Stage, Tended
+from pageferry.config import Agent, Settings
+from pageferry.history.store import Store
+from pageferry.kernel.topology import read_topology
+from pageferry.pbs import serve
+
+MIB = 1 << 20
+Said = Callable[[Mapping[str, Any]], None]
+Ended = Callable[[Result], None]
+
+
+class Sent:
+    """Stands for Errands: keeps who is told of an errand's words and of its end."""
+
+    def __init__(self) -> None:
+        self.said: list[Said] = []
+        self.ended: list[Ended] = []
+
+    def send(self, _chore: object, ended: Ended, said: Said = lambda _message: None, **_: object) -> None:
+        self.said.append(said)
+        self.ended.append(ended)
+
+    @property
+    def errands(self) -> Errands:
+        return cast(Errands, self)
+
+
+@pytest.fixture
+def chronicle(tmp_path: Path) -> Chronicle:
+    return Chronicle(Store(tmp_path / "history.sqlite3"))
+
+
+@pytest.fixture
+def sent() -> Sent:
+    return Sent()
+
+
+def test_what_a_homecoming_sees_is_counted_until_no_job_is_left(
+    chronicle: Chronicle, sent: Sent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(homecoming, "WAIT_SECONDS", 0.0)
+    jobs = {999_999_999: Tended(999_999_999)}
+    ours = Homecoming(jobs, sent.errands, chronicle, Site(Settings()))
+    ours.ended()
+    assert ours.due() is None
+    sent.said[0]({"far": {"0": 5 * MIB, "1": 0}})
+    sent.ended[0](Result({"jobs": 0}, None))
+    assert chronicle.counts.far() == {0: 5 * MIB, 1: 0}
+    jobs.clear()
+    ours.ended()
+    ours.due()
+    assert len(sent.ended) == 1, "nothing is looked for"
+    assert chronicle.counts.far() == {0: 0, 1: 0}
+
+
+def test_a_look_for_spilled_memory_says_first_what_it_saw() -> None:
+    said: list[Mapping[str, Any]] = []
+    assert chores.bring_home({999_999_999: None}, Settings())(said.append) == {"jobs": 0}
+    assert said == [{"far": dict.fromkeys(sorted(read_topology().nodes_with_memory()), 0)}]
+
+
+def test_progress_is_said_now_and_then_and_not_at_every_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[Mapping[str, Any]] = []
+    tell = chores._progress(said.append)
+    for done in range(1000):
+        tell(done, 1000)
+    assert len(said) <= 1, "a busy machine may have taken a second"
+    monkeypatch.setattr(chores, "PROGRESS_SECONDS", 0.0)
+    said.clear()
+    tell(3, 10)
+    assert said == [{"done_bytes": 3 * 4096, "of_bytes": 10 * 4096}]
+
+
+class Placed:
+    """Stands for what a migration needs besides."""
+
+    def nodes(self, _job: int) -> tuple[int, ...]:
+        return (1,)
+
+    def home(self, _job: int) -> tuple[int, ...]:
+        return (0,)
+
+    def settle_at(self, _job: int, _nodes: tuple[int, ...]) -> None:
+        return
+
+
+def test_a_move_is_told_with_as_much_of_it_as_is_known(chronicle: Chronicle, sent: Sent) -> None:
+    job = Tended(7)
+    migrations = Migrations(
+        {7: job},
+        sent.errands,
+        gate=cast(Any, None),
+        placing=cast(Any, Placed()),
+        chronicle=chronicle,
+        site=Site(Settings()),
+        ruled=lambda _job: None,
+        idle=lambda _job: None,
+        stop=lambda _job: None,
+    )
+    migrations.begin(job, migration := Migration(Cause.CPUSET, Stage.READY))
+    assert migration.stage is Stage.MOVES
+    told = migration.as_move()
+    assert (told["event"], told["nodes"], told["done_bytes"], told["of_bytes"]) == ("cpuset", (1,), None, None)
+    sent.said[0]({"done_bytes": 4096, "of_bytes": 8192})
+    assert (migration.as_move()["done_bytes"], migration.as_move()["of_bytes"]) == (4096, 8192)
+    sent.ended[0](Result(None, "it was killed", 1))
+    assert chronicle.counts.migrations == {("cpuset", "failed"): 1}
+
+
+SERVED = {
+    "job": "12.server",
+    "uid": 0,
+    "event": "execjob_preresume",
+    "nodes": [0],
+    "sources": [],
+    "outcome": None,
+    "error": None,
+    "request": "",
+    "began": 0.0,
+    "seconds_stopped": 1.0,
+    "rule": "",
+}
+
+
+@pytest.fixture
+def events(chronicle: Chronicle, sent: Sent, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PbsEvents:
+    monkeypatch.setattr(serve, "ready", lambda *_: serve.Ready(False))  # one node is not enough for more
+    settings = Settings(agent=Agent(max_hold_seconds=30.0))
+    (tmp_path / "pbs").mkdir()
+    return PbsEvents(sent.errands, chronicle, Site(settings), tmp_path / "pbs")
+
+
+def resumes(events: PbsEvents) -> None:
+    """Have MoM's hook say that a job is about to run again, and that its memory is not there yet."""
+    job = {"id": "12.server", "comment": ""}
+    message = {"event": "execjob_preresume", "hosts": ["here"], "jobs": [job]}
+    assert events.happened(message, lambda _: None, os.getpid()) is None
+
+
+@pytest.mark.parametrize(
+    ("result", "cause"),
+    [
+        (Result(SERVED, None), Release.ARRIVED),
+        (Result(SERVED | {"seconds_stopped": 30.0}, None), Release.MAX_HOLD),
+        (Result(None, "it was killed", 1), Release.GUARDIAN),
+    ],
+)
+def test_a_hold_of_pbs_is_counted_while_it_lasts_and_by_how_it_ended(
+    chronicle: Chronicle, sent: Sent, events: PbsEvents, result: Result, cause: Release
+) -> None:
+    resumes(events)
+    assert events.held() == 0
+    sent.said[0]({"held": True})
+    assert (events.held(), chronicle.counts.holds) == (1, 1)
+    sent.ended[0](result)
+    assert events.held() == 0
+    assert chronicle.counts.releases == {cause: 1}
+
+
+def test_one_hold_that_two_events_wait_for_is_counted_once(chronicle: Chronicle, sent: Sent, events: PbsEvents) -> None:
+    for _ in range(2):
+        resumes(events)
+        sent.said[-1]({"held": True})
+    sent.ended[1](Result(SERVED, None))
+    assert events.held() == 1
+    sent.ended[0](Result(SERVED, None))
+    assert events.held() == 0
+    assert chronicle.counts.holds == chronicle.counts.releases.total() == 1
+
+
+def test_a_job_that_was_not_held_is_no_hold(chronicle: Chronicle, sent: Sent, events: PbsEvents) -> None:
+    resumes(events)
+    sent.said[0]({"live": "[pbs] hold = false"})
+    sent.ended[0](Result(SERVED, None))
+    assert (chronicle.counts.holds, chronicle.counts.releases.total()) == (0, 0)
+
+
+def test_what_pbs_errands_hold_is_released_when_the_agent_stops(
+    chronicle: Chronicle, sent: Sent, events: PbsEvents
+) -> None:
+    resumes(events)
+    sent.said[0]({"held": True})
+    events.close()
+    assert events.held() == 0
+    assert chronicle.counts.releases == {Release.STOPPED: 1}
