@@ -22,7 +22,8 @@ CACHE = REPOSITORY / ".cache"
 GUEST_RESULTS = Path("/run/results")
 SCRATCH_BYTES = 512 << 20
 PROBE_TIMEOUT_S = 15.0
-BOOT_TIMEOUT_S = 120.0
+BOOT_TIMEOUT_S = 60.0
+BOOTS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,11 +63,14 @@ def run(wanted: Wanted, out: BinaryIO) -> int:
         argv = qemu.command(machine)
         if machine.interactive:
             return supervise.run_on_terminal(argv, machine.status, machine.console)
-        try:
-            return supervise.run(argv, machine.status, machine.console, wanted.timeout_s, out, boot_s=BOOT_TIMEOUT_S)
-        except NotBootedError as error:
-            # An emulated machine may lose a timer interrupt while it boots, and wait for it for good.
-            print(f"{error}\nThe guest is started once more.", file=sys.stderr, flush=True)
+        for _ in range(BOOTS - 1):
+            try:
+                return supervise.run(
+                    argv, machine.status, machine.console, wanted.timeout_s, out, boot_s=BOOT_TIMEOUT_S
+                )
+            except NotBootedError as error:
+                # An emulated machine may lose a timer interrupt while it boots, and wait for it for good.
+                print(f"{error}\nThe guest is started once more.", file=sys.stderr, flush=True)
         return supervise.run(argv, machine.status, machine.console, wanted.timeout_s, out, boot_s=BOOT_TIMEOUT_S)
 
 
