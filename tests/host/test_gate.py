@@ -103,6 +103,7 @@ HOLDER = """
     import signal, sys
     from pathlib import Path
     from pageferry.gate import gate
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has what it runs in the background ignore it
     groups = [Path(word) for word in sys.argv[1:] if not word.isdigit()]
     with gate.held(groups, [int(word) for word in sys.argv[1:] if word.isdigit()]):
         print(1, flush=True)

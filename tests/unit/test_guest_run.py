@@ -12,7 +12,8 @@ import pytest
 
 from guest.vm import __main__ as command_line
 from guest.vm import accelerator, session, supervise
-from guest.vm.errors import GuestError, NoGuestError
+from guest.vm.errors import GuestError, NoGuestError, NotBootedError
+from guest.vm.layouts import LAYOUTS
 
 
 def run(tmp_path: Path, script: str, timeout_s: float | None = 30.0) -> tuple[int, str]:
@@ -66,6 +67,37 @@ def test_a_guest_that_hangs_is_ended_and_its_console_shown(tmp_path: Path, hang:
 def test_a_guest_that_dies_without_an_exit_code_is_a_failure_with_its_console(tmp_path: Path) -> None:
     with pytest.raises(GuestError, match=r"(?s)before the command did.*Kernel panic"):
         run(tmp_path, "echo Kernel panic >CONSOLE; exit 0")
+
+
+def test_a_guest_whose_command_does_not_begin_is_ended_soon(tmp_path: Path) -> None:
+    argv = ["sh", "-c", f"echo no timer >{tmp_path}/CONSOLE; echo $$ >{tmp_path}/PID; exec sleep 1000"]
+    with pytest.raises(NotBootedError, match=r"(?s)not begun after 0\.5 s.*no timer"):
+        supervise.run(argv, tmp_path / "STATUS", tmp_path / "CONSOLE", 30.0, io.BytesIO(), boot_s=0.5)
+    assert gone(int((tmp_path / "PID").read_text()))
+
+
+def test_a_guest_that_has_begun_takes_as_long_as_it_takes(tmp_path: Path) -> None:
+    begins = f"echo 'guest: the command starts after 3 s' >{tmp_path}/CONSOLE"
+    argv = ["sh", "-c", f"{begins}; sleep 1; echo hello; echo 7 >{tmp_path}/STATUS"]
+    out = io.BytesIO()
+    assert supervise.run(argv, tmp_path / "STATUS", tmp_path / "CONSOLE", 30.0, out, boot_s=0.5) == 7
+    assert out.getvalue() == b"hello\n"
+
+
+def test_a_guest_that_does_not_boot_is_started_once_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[object] = []
+
+    def run(*_: object, **__: object) -> int:
+        tried.append(1)
+        if len(tried) == 1:
+            raise NotBootedError("no timer")
+        return 5
+
+    monkeypatch.setattr(supervise, "run", run)
+    monkeypatch.setattr(accelerator, "choose", lambda *_: "tcg")
+    wanted = session.Wanted(LAYOUTS["four"], tmp_path, ("true",))
+    assert session.run(wanted, io.BytesIO()) == 5
+    assert len(tried) == 2
 
 
 def test_a_half_written_exit_code_is_none(tmp_path: Path) -> None:

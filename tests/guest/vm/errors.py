@@ -7,3 +7,7 @@ class NoGuestError(Exception):
 
 class GuestError(Exception):
     """The guest hung, or died before the command's exit code came out."""
+
+
+class NotBootedError(GuestError):
+    """The guest hung before its command began."""

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import BinaryIO, Literal
 
 from guest.vm import accelerator, qemu, supervise
-from guest.vm.errors import NoGuestError
+from guest.vm.errors import NoGuestError, NotBootedError
 from guest.vm.initramfs import initramfs
 from guest.vm.kernel import newest_kernel, unpacked
 from guest.vm.layouts import Layout
@@ -22,6 +22,8 @@ CACHE = REPOSITORY / ".cache"
 GUEST_RESULTS = Path("/run/results")
 SCRATCH_BYTES = 512 << 20
 PROBE_TIMEOUT_S = 15.0
+BOOT_TIMEOUT_S = 60.0
+BOOTS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +63,15 @@ def run(wanted: Wanted, out: BinaryIO) -> int:
         argv = qemu.command(machine)
         if machine.interactive:
             return supervise.run_on_terminal(argv, machine.status, machine.console)
-        return supervise.run(argv, machine.status, machine.console, wanted.timeout_s, out)
+        for _ in range(BOOTS - 1):
+            try:
+                return supervise.run(
+                    argv, machine.status, machine.console, wanted.timeout_s, out, boot_s=BOOT_TIMEOUT_S
+                )
+            except NotBootedError as error:
+                # An emulated machine may lose a timer interrupt while it boots, and wait for it for good.
+                print(f"{error}\nThe guest is started once more.", file=sys.stderr, flush=True)
+        return supervise.run(argv, machine.status, machine.console, wanted.timeout_s, out, boot_s=BOOT_TIMEOUT_S)
 
 
 def require(program: str, package: str) -> None:

@@ -12,9 +12,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from guest.vm.errors import GuestError
+from guest.vm.errors import GuestError, NotBootedError
 
 CONSOLE_LINES = 100
+BOOTED = b"guest: the command starts"
+"""What pid1.sh writes to the console."""
 
 
 def run(
@@ -24,14 +26,19 @@ def run(
     timeout_s: float | None,
     out: BinaryIO,
     complaints: int | None = None,
+    boot_s: float | None = None,
 ) -> int:
     """Run a guest, copy its output to `out`, and return the exit code that it wrote to `status`.
 
     Raises GuestError, with the end of the console, when the guest is not done after `timeout_s` seconds or
-    ends without an exit code. `complaints` takes qemu's own standard error, by default the caller's.
+    ends without an exit code; NotBootedError when its command has not begun after `boot_s` seconds. `complaints` takes
+    qemu's own standard error, by default the caller's.
     """
+    console.unlink(missing_ok=True)
     with _process(argv, complaints) as qemu:
         try:
+            if boot_s is not None:
+                _await_boot(qemu, console, boot_s)
             _relay(qemu, None if timeout_s is None else time.monotonic() + timeout_s, out)
         except TimeoutError:
             raise GuestError(_with_console(f"the guest was ended after {timeout_s:g} s", console)) from None
@@ -77,6 +84,15 @@ def _process(argv: Sequence[str], complaints: int | None) -> Iterator[subprocess
             yield qemu
         finally:
             qemu.kill()
+
+
+def _await_boot(qemu: subprocess.Popen[bytes], console: Path, boot_s: float) -> None:
+    """Wait until the guest's command begins, or the guest ends. Its output waits in the pipe meanwhile."""
+    deadline = time.monotonic() + boot_s
+    while qemu.poll() is None and not (console.exists() and BOOTED in console.read_bytes()):
+        if time.monotonic() > deadline:
+            raise NotBootedError(_with_console(f"the guest's command had not begun after {boot_s:g} s", console))
+        time.sleep(0.05)
 
 
 def _relay(qemu: subprocess.Popen[bytes], deadline: float | None, out: BinaryIO) -> None:
