@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from pageferry import ledger_json
 from pageferry.comment import outcome_text
 from pageferry.ferry import Outcome
 from pageferry.kernel.files import printable
@@ -118,6 +119,7 @@ def outcome_json(outcome: Outcome) -> dict[str, Any]:
         "asked_per_process_pages": outcome.plan.asked_per_process,
         "seconds": round(outcome.seconds, 6),
         "seconds_planning": round(outcome.seconds_planning, 6),
+        "ledger": ledger_json.ledger_json(outcome.ledger, page),
     }
 
 
@@ -127,6 +129,12 @@ def joined(first: Mapping[str, Any], again: Mapping[str, Any]) -> dict[str, Any]
     What the first brought to a target is in place at the second, unless the job has freed it since.
     """
     arrived = min(first["pages"]["moved"], again["pages"]["in_place"])
+    ledger = {}
+    if "ledger" in first and "ledger" in again:
+        ledger = {"ledger": ledger_json.joined(first["ledger"], again["ledger"])}
+        arrived = (
+            ledger_json.of_bucket(ledger_json.every_flow(ledger["ledger"]), Bucket.MOVED) - again["pages"]["moved"]
+        )
     pages = again["pages"] | {
         "moved": again["pages"]["moved"] + arrived,
         "in_place": again["pages"]["in_place"] - arrived,
@@ -135,6 +143,7 @@ def joined(first: Mapping[str, Any], again: Mapping[str, Any]) -> dict[str, Any]
     return {
         **again,
         **{key: first[key] + again[key] for key in summed},
+        **ledger,
         "pages": pages,
         "moved_bytes": pages["moved"] * again["page_bytes"],
         "precopied_bytes": arrived * again["page_bytes"],
