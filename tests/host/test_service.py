@@ -120,9 +120,11 @@ def test_a_request_is_handed_on_as_it_was_meant(verbs: Service, told: Told) -> N
     words = {"verb": "move", "job": JOB, "nodes": "2-3", "cpus": "4,6", "strategy": "local", "hold": True}
     assert ask(verbs, 0, words) == {"outcome": {}}
     assert ask(verbs, 0, {"verb": "move", "job": JOB, "nodes": "1", "cpus": None}) == {"outcome": {}}
+    assert ask(verbs, 0, {"verb": "move", "job": JOB, "nodes": "1", "precopy": True}) == {"outcome": {}}
     assert told.calls == [
-        ("request", JOB, Wish((2, 3), frozenset({4, 6}), Strategy.LOCAL), True),
-        ("request", JOB, Wish((1,)), False),
+        ("request", JOB, Wish((2, 3), frozenset({4, 6}), Strategy.LOCAL), True, False),
+        ("request", JOB, Wish((1,)), False, False),
+        ("request", JOB, Wish((1,)), False, True),
     ]
 
 

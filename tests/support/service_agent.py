@@ -54,8 +54,8 @@ class Told:
     def poke(self, jobs: Iterable[int]) -> None:
         self.calls.append(("poke", tuple(jobs)))
 
-    def request(self, job: int, wish: Wish, hold: bool, reply: Reply) -> None:
-        self.calls.append(("request", job, wish, hold))
+    def request(self, job: int, wish: Wish, reply: Reply, *, hold: bool, precopy: bool) -> None:
+        self.calls.append(("request", job, wish, hold, precopy))
         reply({"outcome": {}})
 
 
