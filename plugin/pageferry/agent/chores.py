@@ -51,6 +51,7 @@ def ask(jobs: Sequence[int]) -> Chore:
                 "comment": record.admin_comment,
                 "hosts": names or [socket.gethostname().partition(".")[0]],
                 "uid": record.user_id,
+                "name": record.name,
             }
         return {"jobs": answers}
 

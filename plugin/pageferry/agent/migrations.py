@@ -67,7 +67,7 @@ class Migrations:
             if migration.reply is not None or not tended.queued(migration.cause):
                 tended.queue.append(migration)
             return
-        tended.migration = migration
+        tended.migration, migration.stop = migration, tended.stop
         if migration.stage is Stage.ASKS:
             now = time.monotonic()
             self._errands.send(
@@ -104,6 +104,7 @@ class Migrations:
         if migration.wish is not None:
             destination = Destination(migration.nodes, migration.wish.strategy, sources)
         chore = chores.move(tended.job, destination, self._settings)
+        migration.reached("copying" if migration.stage is Stage.COPIES else "moving")
         ended = partial(then, tended, migration)
         self._errands.send(chore, ended, job=tended.job, seconds=MOVE_SECONDS)
 
@@ -115,6 +116,7 @@ class Migrations:
         if not self._is_present(tended, migration):
             return
         migration.copied = result.value
+        migration.reached("copied")
         try:
             self._stop(tended)
         except PageferryError as error:
@@ -179,6 +181,7 @@ class Migrations:
 
     def _moved(self, tended: Tended, migration: Migration, result: Result) -> None:
         migration.outcome = result.value
+        migration.reached("moved")
         if migration.copied is not None and result.value is not None:
             migration.outcome = report.joined(migration.copied, result.value)
         if result.error and not migration.error:
@@ -234,7 +237,7 @@ class Migrations:
             return
         if not tended.served:  # by an agent before us
             tended.served, tended.answered_at = self._placing.served(tended.job), math.inf
-        tended.hosts = tuple(answer["hosts"])
+        tended.hosts, tended.name = tuple(answer["hosts"]), answer.get("name", "")
         tended.uid = tended.uid if answer["uid"] is None else answer["uid"]
         text, wish, wrong = "", None, None
         try:

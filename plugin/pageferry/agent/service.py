@@ -6,7 +6,7 @@ How requests arrive and answers go is `wire_server`'s; what becomes of a job is 
 from __future__ import annotations
 
 import pwd
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -21,6 +21,7 @@ from pageferry.comment import Wish
 from pageferry.config import Settings
 from pageferry.cpus.assignments import Assignments
 from pageferry.errors import ConfigError, Denied, PageferryError, UsageError, Vanished
+from pageferry.history.store import Migration
 from pageferry.kernel.lists import parse_list
 from pageferry.kernel.procfs import read_status
 from pageferry.schedulers.pbs import is_job_id
@@ -30,6 +31,9 @@ from pageferry.wire import Peer, number, text
 from pageferry_planner.model import Strategy
 
 SLURM_CONF = Path("/etc/slurm/slurm.conf")
+
+LEDGERS_AT_ONCE = 50
+"""With their ledgers, migrations are longer than without by far: an answer is to be read in one piece."""
 
 
 class Service:
@@ -103,11 +107,15 @@ class Service:
         job = message.get("job") if is_job_id(str(message.get("job"))) else None
         if job is None and "job" in message:
             raise UsageError("job: expected the ID of a job")
-        limit = min(number(message, "limit", 100), 1000)
+        ledgers = message.get("ledgers") is True
+        limit = min(number(message, "limit", 100), LEDGERS_AT_ONCE if ledgers else 1000)
         user = None if peer.uid in self.trusted else peer.uid
-        migrations, events = self._chronicle.read(job, user, limit)
-        rows = {"migrations": [asdict(row) for row in migrations], "events": [asdict(row) for row in events]}
-        return rows | {"fault": self._chronicle.fault()}
+        if "migration" in message:
+            rows = self._chronicle.read_one(number(message, "migration"), user)
+            return {"migrations": _told(rows), "events": [], "fault": self._chronicle.fault()}
+        rows, events = self._chronicle.read(job, user, limit, ledgers=ledgers)
+        told = {"migrations": _told(rows), "events": [asdict(row) for row in events]}
+        return told | {"fault": self._chronicle.fault()}
 
     def _pbs(self, peer: Peer, message: dict[str, Any], reply: Reply) -> Mapping[str, Any] | None:
         return self.pbs.happened(message, reply, peer.pid)
@@ -146,6 +154,10 @@ def owner_of(job: int) -> int | None:
         with suppress(Vanished):
             owners.add(read_status(pid).uids[0])
     return owners.pop() if len(owners) == 1 else None
+
+
+def _told(rows: Iterable[Migration]) -> list[dict[str, Any]]:
+    return [asdict(row) | {"requests_saved": row.requests_saved} for row in rows]
 
 
 def _list(message: Mapping[str, Any], key: str) -> frozenset[int]:

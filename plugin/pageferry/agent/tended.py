@@ -66,10 +66,22 @@ class Cause(Enum):
 
 
 @dataclass(slots=True)
+class Stop:
+    """One time that a job stands still for us; its moments by name, in seconds since 1970.
+
+    `told`: the migrations that the history has already, by ID, with their moments: later ones are added at the end.
+    """
+
+    moments: dict[str, float]
+    told: list[tuple[int, dict[str, float]]] = field(default_factory=list)
+
+
+@dataclass(slots=True)
 class Migration:
     """One time that a job's memory is brought to where it belongs.
 
-    `text`: the request that `wish` is from, for all hosts; `exit_code`: that of `error`.
+    `text`: the request that `wish` is from, for all hosts; `exit_code`: that of `error`; `moments`: its own, as `Stop`
+    has them; `stop`: the one that it is done in, if any.
     """
 
     cause: Cause
@@ -88,6 +100,12 @@ class Migration:
     began: float = field(default_factory=time.time)
     began_ns: int = field(default_factory=time.monotonic_ns)
     seconds_stopped: float = 0.0
+    moments: dict[str, float] = field(default_factory=dict)
+    stop: Stop | None = None
+
+    def reached(self, moment: str) -> None:
+        """Take note that this is the time of a moment."""
+        self.moments[moment] = time.time()
 
     def outcome_word(self) -> str:
         """Return in one word what became of it."""
@@ -106,7 +124,9 @@ class Tended:
     phase: Phase = Phase.RUNS
     migration: Migration | None = None
     queue: list[Migration] = field(default_factory=list)
+    stop: Stop | None = None
     hosts: tuple[str, ...] = ()
+    name: str = ""
     uid: int = -1
     cpu_nodes: tuple[int, ...] = ()
     placed_for: tuple[int, ...] = ()

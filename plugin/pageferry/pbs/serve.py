@@ -81,7 +81,10 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """What was done for a job. `outcome` as `report.outcome_json` has it; None: there was nothing to do."""
+    """What was done for a job. `outcome` as `report.outcome_json` has it; None: there was nothing to do.
+
+    `moments` of its stop, by name, in seconds since 1970, as far as they are known here.
+    """
 
     job: str
     event: str
@@ -93,6 +96,7 @@ class Served:
     uid: int = -1
     seconds_stopped: float = 0.0
     released_at: float = 0.0
+    moments: Mapping[str, float] = field(default_factory=dict)
     began: float = field(default_factory=time.time)
 
     def as_dict(self) -> dict[str, Any]:
@@ -260,9 +264,12 @@ def _slice_home(
 
 def _serve(case: Case, say: Say) -> Served:
     with ExitStack() as holding:
+        moments = {"suspended": time.time()} if case.kind is Kind.POSTSUSPEND else {}
         held_at = time.monotonic() if case.kind is Kind.PRERESUME and _hold(holding, case, say) else None
+        if held_at is not None:
+            moments["held"] = time.time()
         with record.alone(case.job.id, case.folder):
-            served = _alone(case, holding)
+            served = _alone(case, holding, moments)
     if held_at is None:
         return served
     return replace(served, seconds_stopped=min(served.released_at - held_at, case.max_hold_seconds))
@@ -288,8 +295,11 @@ def _hold(holding: ExitStack, case: Case, say: Say) -> bool:
     return False
 
 
-def _alone(case: Case, holding: ExitStack) -> Served:
-    """Move a job's memory, with nobody else moving it, and let it go on (`holding`) when that is done."""
+def _alone(case: Case, holding: ExitStack, moments: dict[str, float]) -> Served:
+    """Move a job's memory, with nobody else moving it, and let it go on (`holding`) when that is done.
+
+    `moments` is added to.
+    """
     job, known = case.job, record.load(case.job.id, case.folder)
     asked = understood(job, case.hosts, known)
     topology = read_topology()
@@ -302,12 +312,16 @@ def _alone(case: Case, holding: ExitStack) -> Served:
         record.save(job.id, msgspec.structs.replace(known, settled=(), begun=True), case.folder)
         # Where a move was cut short, what it brought to a target stays there: the rest goes to the nearest.
         sources = frozenset() if known.begun else frozenset(known.homes) if known.homes else None
+        moments["moving"] = time.time()
         try:
             outcome = _move(case, _target(nodes, strategy, sources, case.settings, topology))
         except PageferryError as failure:
             error = error or str(failure)
+        moments["moved"] = time.time()
     holding.close()
     released_at = time.monotonic()
+    if "held" in moments:
+        moments["released"] = min(time.time(), moments["held"] + case.max_hold_seconds)
     complete = outcome is not None and outcome["complete"]
     stands = case.kind is Kind.POSTSUSPEND and complete and is_stopped(case.pids())
     after = Record(
@@ -318,7 +332,17 @@ def _alone(case: Case, holding: ExitStack) -> Served:
         told=_told(outcome, nodes, error) if error or _is_news(outcome, asked) else known.told,
     )
     record.save(job.id, after, case.folder)
-    return Served(job.id, case.kind.value, nodes, known.homes, outcome, error, asked.text, released_at=released_at)
+    return Served(
+        job.id,
+        case.kind.value,
+        nodes,
+        known.homes,
+        outcome,
+        error,
+        asked.text,
+        released_at=released_at,
+        moments=moments,
+    )
 
 
 def _is_news(outcome: Mapping[str, Any] | None, asked: Asked) -> bool:
