@@ -4,10 +4,12 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 GUEST  := PYTHONPATH=tests $(BIN)/python -m guest.vm
 
-# For pageferry itself: libnuma1. For the tests: a guest with four NUMA nodes and Debian's Slurm, its peers, linters.
+# For pageferry itself: libnuma1. For the tests: a guest with four NUMA nodes and Debian's Slurm, its peers, linters,
+# a browser for the report's page.
 PACKAGES := git libnuma1 numactl python3-venv gcc libc6-dev shellcheck strace lua5.4 cpio kmod e2fsprogs util-linux \
             qemu-system-x86 linux-image-amd64 busybox-static \
-            slurmctld slurmd slurm-client slurm-wlm-basic-plugins munge
+            slurmctld slurmd slurm-client slurm-wlm-basic-plugins munge \
+            chromium chromium-driver fonts-dejavu-core
 
 PYTEST   := pytest -q --durations=5 tests/guest
 MACHINES := guest-four-1 guest-four-2 guest-v1 guest-cpuless guest-tight

@@ -21,6 +21,8 @@ excluded, the rule."""
 Ledger = Counter[Key]
 """Base pages by key."""
 
+_Identity = tuple[str, int, str] | None
+
 _NODE_BITS = 16
 _FATE_BITS = 4
 _LEFT = frozenset({Bucket.VANISHED, Bucket.PINNED, Bucket.NO_ROOM, Bucket.DENIED, Bucket.NOT_REACHED})
@@ -79,11 +81,13 @@ def merged(first: Ledger, again: Ledger) -> Ledger:
     was found.
     """
     both: Ledger = Counter()
-    left: Counter[tuple[Backing | None, int]] = Counter()
+    left: Counter[tuple[_Identity, int]] = Counter()
+    named: dict[_Identity, Backing | None] = {}
     for key, pages in first.items():
         backing, node, _, why = key
+        named[_identity(backing)] = backing
         if why in _LEFT:
-            left[backing, node] += pages
+            left[_identity(backing), node] += pages
         else:
             both[key] += pages
     for key, pages in again.items():
@@ -91,10 +95,10 @@ def merged(first: Ledger, again: Ledger) -> Ledger:
         stood_before = why != Bucket.MOVED and why not in _LEFT and node == to
         if not stood_before and why != Bucket.VANISHED:
             both[key] += pages
-            left[backing, node] -= pages
-    for (backing, node), pages in left.items():
+            left[_identity(backing), node] -= pages
+    for (identity, node), pages in left.items():
         if pages > 0:
-            both[backing, node, GONE, Bucket.VANISHED.value] += pages
+            both[named[identity], node, GONE, Bucket.VANISHED.value] += pages
     return both
 
 
@@ -104,6 +108,11 @@ def buckets(of: Ledger) -> dict[Bucket, int]:
     for (_, _, _, why), count in of.items():
         pages[Bucket(why) if why in set(Bucket) else Bucket.EXCLUDED] += count
     return dict(pages)
+
+
+def _identity(backing: Backing | None) -> _Identity:
+    """Return what a backing is known by: another process may know it by another path."""
+    return (backing.device, backing.inode, backing.space) if backing is not None else None
 
 
 def _to(bucket: Bucket, node: Ints, target: int) -> Ints:

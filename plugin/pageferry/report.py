@@ -10,6 +10,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
 from typing import Any
 
 from pageferry import ledger_json
@@ -174,6 +175,27 @@ def told(outcome: Mapping[str, Any] | None, nodes: Iterable[int], error: str | N
         return "refused: no room on " + ", ".join(f"node {node} ({size(lacks)})" for node, lacks in lacking.items())
     stayed = {bucket: outcome["pages"][bucket] for bucket in _STAYS if outcome["pages"].get(bucket)}
     return outcome_text(outcome["moved_bytes"], nodes, stayed, at)
+
+
+def timestamp(seconds: float, timespec: str = "seconds") -> str:
+    """Return a time (seconds since 1970) as ISO 8601 has it, in the local time zone, with its offset."""
+    try:
+        return datetime.fromtimestamp(seconds, UTC).astimezone().isoformat(timespec=timespec)
+    except (OverflowError, ValueError, OSError):
+        return f"{seconds:.0f} s"
+
+
+def why(row: Mapping[str, Any]) -> str:
+    """Return why a migration of the history was done: what happened, and the site's rule, if one is known."""
+    rule = row["rule"] or row["details"].get("rule") or ""
+    return safe(f"{row['event']}, rule {rule}" if rule else row["event"])
+
+
+def tally_words(pages: Mapping[str, int], excluded: Mapping[str, int]) -> str:
+    """Return how many pages ended in each bucket, and by which rules, as one line."""
+    words = [f"{bucket} {count}" for bucket, count in pages.items() if count]
+    rules = ", ".join(f"{safe(rule)} {count}" for rule, count in sorted(excluded.items()))
+    return ", ".join(words) + (f" ({rules})" if rules else "")
 
 
 def outcome_lines(outcome: Mapping[str, Any]) -> list[str]:

@@ -17,6 +17,8 @@ SHIPPED = (
     "pageferry/share/hooks/systemd/pageferry.service",
     "pageferry/share/slurm.conf.d/pageferry.conf.j2",
     "pageferry/share/slurm.conf.d/cgroup.conf.j2",
+    "pageferry/page/report.html.j2",
+    "pageferry/page/report.css",
 )
 
 

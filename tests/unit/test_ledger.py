@@ -29,6 +29,8 @@ PAGE = 4096
 MOVES, BUSY = 0, -errno.EBUSY
 FATES = (MOVES, MOVES, BUSY, -errno.EACCES, -errno.ENOMEM, -errno.EFAULT)
 FILE = Backing("08:01", 7, "", "/data/7")
+LINKED = Backing("08:01", 7, "", "/data/link")
+"""The same, as another process knows it."""
 
 
 @dataclass
@@ -163,9 +165,10 @@ def test_a_refused_plan_leaves_every_page_where_it_was(snapshot: Snapshot, targe
 
 def test_pages_that_a_second_round_finds_are_moved_and_what_it_does_not_find_has_vanished() -> None:
     first = Counter({(FILE, 0, GONE, "vanished"): 10, (FILE, 0, 2, "moved"): 5, (None, 1, 1, "pinned"): 3})
-    again = Counter({(FILE, 0, 2, "moved"): 8, (FILE, 2, 2, "in_place"): 5, (None, 1, 3, "moved"): 3})
+    again = Counter({(LINKED, 0, 2, "moved"): 8, (LINKED, 2, 2, "in_place"): 5, (None, 1, 3, "moved"): 3})
     assert merged(first, again) == {
-        (FILE, 0, 2, "moved"): 13,
+        (FILE, 0, 2, "moved"): 5,
+        (LINKED, 0, 2, "moved"): 8,
         (FILE, 0, GONE, "vanished"): 2,
         (None, 1, 3, "moved"): 3,
     }
