@@ -6,6 +6,7 @@ are sums of the same pages, so before, after and the tally agree to the page: wh
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 
@@ -23,39 +24,45 @@ Ledger = Counter[Key]
 
 _Identity = tuple[str, int, str] | None
 
-_NODE_BITS = 16
-_FATE_BITS = 4
+_FEW = 1 << 20
 _LEFT = frozenset({Bucket.VANISHED, Bucket.PINNED, Bucket.NO_ROOM, Bucket.DENIED, Bucket.NOT_REACHED})
 """What a second round looks for again."""
 
 
 def staying(runs: Runs, bucket: Bucket) -> Flows:
-    """Return the flows of runs whose pages all end in one bucket, where they are."""
-    return summed(Flows(runs.backing, runs.node, runs.node, np.full(len(runs), FATES.index(bucket)), runs.count))
+    """Return the flows of runs whose pages all end in one bucket, where they are; a row for each run."""
+    return Flows(runs.backing, runs.node, runs.node, np.full(len(runs), FATES.index(bucket)), runs.count)
 
 
 def ended(runs: Runs, target: int, fate: Ints) -> Flows:
     """Return the flows of runs that were to go to `target`; `fate`, a place in FATES, is of each of their pages."""
-    begin = np.cumsum(runs.count) - runs.count
+    pages = np.bincount(fate, minlength=len(FATES))
     parts = []
-    for number in np.unique(fate).tolist():
-        count = np.add.reduceat(fate == number, begin, dtype=np.int64)
-        rows = np.flatnonzero(count)
-        node = runs.node[rows]
-        to = _to(FATES[number], node, target)
-        parts.append(Flows(runs.backing[rows], node, to, np.full(len(rows), number), count[rows]))
-    return summed(Flows.concatenate(parts))
+    for number in np.flatnonzero(pages).tolist():
+        part, count = runs, runs.count
+        if pages[number] != len(fate):
+            count = np.add.reduceat(fate == number, np.cumsum(runs.count) - runs.count, dtype=np.int64)
+            part, count = runs.take(count > 0), count[count > 0]
+        to = _to(FATES[number], part.node, target)
+        parts.append(Flows(part.backing, part.node, to, np.full(len(part), number), count))
+    return Flows.concatenate(parts)
 
 
 def summed(flows: Flows) -> Flows:
-    """Return flows that differ in nothing but their count as one, in any order."""
-    code = flows.backing + 1
-    for column, bits in ((flows.node, _NODE_BITS), (flows.to + 1, _NODE_BITS), (flows.fate, _FATE_BITS)):
-        code = (code << bits) + column
-    _, first, inverse = np.unique(code, return_index=True, return_inverse=True)
-    one = flows.take(first)
-    count = np.bincount(inverse, flows.count, len(first)).astype(np.int64)
-    return Flows(one.backing, one.node, one.to, one.fate, count)
+    """Return flows that differ in nothing but their count as one."""
+    backings = int(flows.backing.max(initial=ANONYMOUS)) + 2
+    nodes = int(max(flows.node.max(initial=0), flows.to.max(initial=0))) + 2
+    sizes = (backings, nodes, nodes, len(FATES))
+    code = np.ravel_multi_index((flows.backing + 1, flows.node, flows.to + 1, flows.fate), sizes)
+    if math.prod(sizes) <= max(_FEW, len(flows)):  # runs may be as many as pages: they are not sorted where it can be
+        count = np.bincount(code, flows.count, math.prod(sizes))
+        code = np.flatnonzero(count)
+        count = count[code]
+    else:
+        code, inverse = np.unique(code, return_inverse=True)
+        count = np.bincount(inverse, flows.count, len(code))
+    backing, node, to, fate = np.unravel_index(code, sizes)
+    return Flows(backing - 1, node, to - 1, fate, count.astype(np.int64))
 
 
 def unmoved(plan: Plan) -> Flows:

@@ -175,7 +175,7 @@ GONE = -1
 class Flows(Columns):
     """Pages of a backing by the node where they were found (`node`), where they are then (`to`), and their `fate`.
 
-    `fate`: a place in FATES. Summed: a row for many pages; not one for each.
+    `fate`: a place in FATES.
     """
 
     backing: Ints

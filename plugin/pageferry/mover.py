@@ -77,6 +77,9 @@ class _Fates:
 
     def settle(self, bucket: Bucket, page: Ints) -> None:
         """Take note of where pages of the batch, by number, have ended."""
+        if len(page) == len(self.of_page):  # all of them
+            self.of_page[:] = FATES.index(bucket)
+            return
         run = np.searchsorted(self._page, page, "right") - 1
         self.of_page[self._begin[run] + page - self._page[run]] = FATES.index(bucket)
 
@@ -170,8 +173,9 @@ def carry(
             stop.set()  # what is still waiting in the pool is not begun
             raise
     lost = any(account.lost for account in accounts)
-    flows = Flows.concatenate([plan.stays, *(account.flows for account in accounts)])
-    return Carried(_tally(plan, accounts), flows, carrier_lost=lost and not stop.is_set())
+    flows = Flows.concatenate([account.flows for account in accounts])
+    every = Flows.concatenate([plan.stays, flows])
+    return Carried(_tally(plan, flows, accounts), every, carrier_lost=lost and not stop.is_set())
 
 
 def _loads(stage: Sequence[Batch]) -> Iterator[list[Batch]]:
@@ -345,11 +349,9 @@ def _pieces(runs: Runs, most: int) -> Iterator[Runs]:
         yield piece
 
 
-def _tally(plan: Plan, accounts: Sequence[_Account]) -> Tally:
-    pages: Counter[Bucket] = Counter()
-    for account in accounts:
-        for fate, count in zip(account.flows.fate.tolist(), account.flows.count.tolist(), strict=True):
-            pages[FATES[fate]] += count
+def _tally(plan: Plan, flows: Flows, accounts: Sequence[_Account]) -> Tally:
+    counted = np.bincount(flows.fate, flows.count, len(FATES)).astype(np.int64)
+    pages = Counter(dict(zip(FATES, counted.tolist(), strict=True)))
     pages[Bucket.IN_PLACE] += plan.in_place
     pages[Bucket.EXCLUDED] += sum(plan.excluded.values())
     pages[Bucket.NO_ROOM] += plan.no_room

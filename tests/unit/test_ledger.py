@@ -11,6 +11,7 @@ from typing import cast
 from unittest.mock import patch
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -19,8 +20,9 @@ from pageferry.kernel import libnuma
 from pageferry.kernel.processes import ProcessHandle
 from pageferry.kernel.residency import PageTables
 from pageferry.mover import Carried, Limits
-from pageferry_planner.ledger import Ledger, buckets, ledger, merged, unmoved
-from pageferry_planner.model import GONE, Backing, Bucket, Host, Plan, Ranges, Snapshot, Target, WhenFull
+from pageferry_planner import ledger as ledger_module
+from pageferry_planner.ledger import Ledger, buckets, ledger, merged, summed, unmoved
+from pageferry_planner.model import GONE, Backing, Bucket, Flows, Host, Plan, Ranges, Snapshot, Target, WhenFull
 from pageferry_planner.pages import Entries
 from pageferry_planner.placement import place
 from support.plans import Address, hosts, pages_of, snapshots, targets, targets_of
@@ -161,6 +163,22 @@ def test_a_refused_plan_leaves_every_page_where_it_was(snapshot: Snapshot, targe
     of = ledger(snapshot, [unmoved(plan)])
     assert was(of) == stands(of)
     assert sum(of.values()) == snapshot.runs.pages()
+
+
+ROWS = st.tuples(st.integers(-1, 4), st.integers(0, 5), st.integers(-1, 5), st.integers(0, 7), st.integers(1, 1 << 40))
+
+
+@pytest.mark.parametrize("few", [0, 1 << 20])
+@given(rows=st.lists(ROWS, max_size=40))
+def test_sums_are_exact_whichever_way_they_are_made(few: int, rows: list[tuple[int, int, int, int, int]]) -> None:
+    wanted: Counter[tuple[int, ...]] = Counter()
+    for *key, count in rows:
+        wanted[tuple(key)] += count
+    with patch.object(ledger_module, "_FEW", few):
+        flows = summed(Flows(*np.array(rows, np.int64).reshape(-1, 5).T.copy()))
+    found = [tuple(column) for column in zip(*(column.tolist() for column in flows.columns()), strict=True)]
+    assert {row[:4]: row[4] for row in found} == wanted
+    assert len(found) == len(wanted)
 
 
 def test_pages_that_a_second_round_finds_are_moved_and_what_it_does_not_find_has_vanished() -> None:
