@@ -4,12 +4,13 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 GUEST  := PYTHONPATH=tests $(BIN)/python -m guest.vm
 
-# For pageferry itself: libnuma1. For the tests: a guest with four NUMA nodes and Debian's Slurm, its peers, linters;
-# of prometheus only promtool is used.
+# For pageferry itself: libnuma1. For the tests: a guest with four NUMA nodes and Debian's Slurm, its peers, linters,
+# a browser for the report's page; of prometheus only promtool is used.
 PACKAGES := git libnuma1 numactl python3-venv gcc libc6-dev shellcheck strace lua5.4 cpio kmod e2fsprogs util-linux \
             prometheus \
             qemu-system-x86 linux-image-amd64 busybox-static \
-            slurmctld slurmd slurm-client slurm-wlm-basic-plugins munge
+            slurmctld slurmd slurm-client slurm-wlm-basic-plugins munge \
+            chromium chromium-driver fonts-dejavu-core
 
 PYTEST   := pytest -q --durations=5 tests/guest
 MACHINES := guest-four-1 guest-four-2 guest-v1 guest-cpuless guest-tight

@@ -164,13 +164,34 @@ class Bucket(StrEnum):
     NOT_REACHED = "not_reached"
 
 
+FATES = tuple(Bucket)
+"""A bucket as a number: its place here."""
+
+GONE = -1
+"""In a `to` column: on no node any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Flows(Columns):
+    """Pages of a backing by the node where they were found (`node`), where they are then (`to`), and their `fate`.
+
+    `fate`: a place in FATES.
+    """
+
+    backing: Ints
+    node: Ints
+    to: Ints
+    fate: Ints
+    count: Ints
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
     """What will be requested (`moves`, with `target` and `stage` per run) and what stays, and why.
 
     `stage`: runs of a lower stage leave a node before runs of a higher one need its room. `excluded` and the other
     counts are base pages. `need`, `room`: pages per node. `lacking`: pages per node that have no room there; when it is
-    not empty, nothing at all may be moved.
+    not empty, nothing at all may be moved. `stays`: the pages that are in no move.
     """
 
     page_bytes: int
@@ -186,6 +207,7 @@ class Plan:
     room: Mapping[int, int]
     asked_per_process: int
     lacking: Mapping[int, int]
+    stays: Flows = field(default_factory=Flows.empty)
 
     def total(self) -> int:
         """Return the resident base pages of the job that the plan accounts for."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from pageferry_planner.capacity import fit, pages_per_node
-from pageferry_planner.model import Host, Plan, Snapshot, Target, WhenFull
+from pageferry_planner.ledger import staying
+from pageferry_planner.model import Bucket, Flows, Host, Plan, Snapshot, Target, WhenFull
 from pageferry_planner.strategies import sources_of, wanted_nodes
 
 
@@ -30,6 +31,11 @@ def place(snapshot: Snapshot, target: Target, host: Host) -> Plan:
     going = placed.final != placed.runs.node
     final = placed.final[going]
     going_runs = placed.runs.take(going)
+    stays = (
+        staying(runs.take(kept), Bucket.EXCLUDED),
+        staying(movable.take(~misplaced), Bucket.IN_PLACE),
+        staying(placed.runs.take(~going), Bucket.NO_ROOM),
+    )
     return Plan(
         page_bytes=snapshot.page_bytes,
         processes=snapshot.processes,
@@ -44,4 +50,5 @@ def place(snapshot: Snapshot, target: Target, host: Host) -> Plan:
         room=dict(host.room),
         asked_per_process=snapshot.asked_per_process,
         lacking=placed.lacking if target.when_full is WhenFull.REFUSE else {},
+        stays=Flows.concatenate(stays),
     )

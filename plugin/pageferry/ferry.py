@@ -18,6 +18,7 @@ from pageferry.kernel.topology import Topology, read_topology
 from pageferry.kernel.watermarks import read_kept_free
 from pageferry.mover import Limits, carry
 from pageferry.snapshot import Taken, take
+from pageferry_planner.ledger import Ledger, buckets, ledger, merged, unmoved
 from pageferry_planner.model import Bucket, Host, Plan, Snapshot, Tally, Target
 from pageferry_planner.placement import place
 from pageferry_planner.policy import Rules
@@ -42,10 +43,11 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What was planned, what became of it, and how long that took in seconds."""
+    """What was planned, what became of it, and how long that took in seconds. Tally and ledger sum the same pages."""
 
     plan: Plan
     tally: Tally
+    ledger: Ledger
     seconds: float
     seconds_planning: float
 
@@ -85,7 +87,8 @@ def move(
     with _planned(pids, request) as (taken, first):
         planning = time.monotonic() - began
         if first.lacking:
-            return Outcome(first, _refused(first), time.monotonic() - began, planning)
+            stays = ledger(taken.snapshot, [unmoved(first)])
+            return Outcome(first, _refused(first), stays, time.monotonic() - began, planning)
         done, of = 0, first.moves.pages()
 
         def advance(pages: int) -> None:
@@ -95,6 +98,7 @@ def move(
 
         limits = _left(request.limits, began, move_all)
         carried = carry(first, taken.handles, taken.tables, limits, advance)
+        whole = ledger(taken.snapshot, [carried.flows])
     tally = carried.tally
     for _ in range(ROUNDS - 1):
         limits = _left(request.limits, began, move_all)
@@ -105,10 +109,11 @@ def move(
                 if again.lacking:
                     break
                 carried = carry(again, taken.handles, taken.tables, limits)
+                whole = merged(whole, ledger(taken.snapshot, [carried.flows]))
         except Vanished:
             break
-        tally = _merge(tally, carried.tally)
-    return Outcome(first, tally, time.monotonic() - began, planning)
+        tally = _merge(tally, carried.tally, whole)
+    return Outcome(first, tally, whole, time.monotonic() - began, planning)
 
 
 def after(request: Request, first: Plan) -> Request:
@@ -189,15 +194,10 @@ def _refused(made: Plan) -> Tally:
     )
 
 
-def _merge(first: Tally, again: Tally) -> Tally:
+def _merge(first: Tally, again: Tally, both: Ledger) -> Tally:
     """Join the tallies of two rounds: what had vanished with its carrier may have been found through another."""
-    pages = {bucket: again[bucket] for bucket in (Bucket.PINNED, Bucket.NO_ROOM, Bucket.DENIED, Bucket.NOT_REACHED)}
-    pages[Bucket.MOVED] = first[Bucket.MOVED] + again[Bucket.MOVED]
-    pages[Bucket.IN_PLACE] = first[Bucket.IN_PLACE]
-    pages[Bucket.EXCLUDED] = first[Bucket.EXCLUDED]
-    pages[Bucket.VANISHED] = max(0, first.total() - sum(pages.values()))
     return Tally(
-        pages=pages,
+        pages=buckets(both),
         excluded=first.excluded,
         requested=first.requested + again.requested,
         retried=first.retried + again.retried,

@@ -27,8 +27,9 @@ from pageferry.kernel.processes import ProcessHandle
 from pageferry.kernel.residency import PageTables
 from pageferry.pace import Pace
 from pageferry_planner.capacity import HUGE_PAGES, first_pages
-from pageferry_planner.columns import Bools
-from pageferry_planner.model import SELF, Bucket, Plan, Ranges, Runs, Tally
+from pageferry_planner.columns import Bools, Ints
+from pageferry_planner.ledger import ended
+from pageferry_planner.model import FATES, SELF, Bucket, Flows, Plan, Ranges, Runs, Tally
 from pageferry_planner.pages import Entries
 
 BATCH_PAGES = 1 << 15
@@ -65,11 +66,30 @@ class Batch:
     runs: Runs
 
 
+class _Fates:
+    """The bucket of each page of a batch, while it is being worked on; a page that nobody says more of has vanished."""
+
+    def __init__(self, runs: Runs) -> None:
+        self._order = np.argsort(runs.page)
+        self._page = runs.page[self._order]
+        self._begin = (np.cumsum(runs.count) - runs.count)[self._order]
+        self.of_page = np.full(runs.pages(), FATES.index(Bucket.VANISHED))
+
+    def settle(self, bucket: Bucket, page: Ints) -> None:
+        """Take note of where pages of the batch, by number, have ended."""
+        if len(page) == len(self.of_page):  # all of them
+            self.of_page[:] = FATES.index(bucket)
+            return
+        run = np.searchsorted(self._page, page, "right") - 1
+        self.of_page[self._begin[run] + page - self._page[run]] = FATES.index(bucket)
+
+
 @dataclass(slots=True)
 class _Account:
-    """What became of a batch's pages, while it is being worked on."""
+    """What became of a batch, while it is being worked on; `flows` when it is done."""
 
-    pages: Counter[Bucket] = field(default_factory=Counter)
+    fates: _Fates
+    flows: Flows = field(default_factory=Flows.empty)
     requested: int = 0
     retried: int = 0
     addresses: int = 0
@@ -79,9 +99,13 @@ class _Account:
 
 @dataclass(frozen=True, slots=True)
 class Carried:
-    """The tally of a plan, and whether to look again: a carrier ended on the way, its pages may be the job's still."""
+    """The tally of a plan, with the flows that it sums up.
+
+    `carrier_lost`: look again, since a carrier ended on the way: its pages may be the job's still.
+    """
 
     tally: Tally
+    flows: Flows
     carrier_lost: bool
 
 
@@ -149,7 +173,9 @@ def carry(
             stop.set()  # what is still waiting in the pool is not begun
             raise
     lost = any(account.lost for account in accounts)
-    return Carried(_tally(plan, accounts), carrier_lost=lost and not stop.is_set())
+    flows = Flows.concatenate([account.flows for account in accounts])
+    every = Flows.concatenate([plan.stays, flows])
+    return Carried(_tally(plan, flows, accounts), every, carrier_lost=lost and not stop.is_set())
 
 
 def _loads(stage: Sequence[Batch]) -> Iterator[list[Batch]]:
@@ -203,36 +229,36 @@ class _Worker:
         return [self.carry(batch) for batch in load]
 
     def carry(self, batch: Batch) -> _Account:
-        account = _Account()
-        pages = batch.runs.pages()
-        self._pay(batch.process, pages)
+        account = _Account(_Fates(batch.runs))
+        self._pay(batch.process, batch.runs.pages())
         if self._stopped():
-            account.pages[Bucket.NOT_REACHED] = pages
-            return account
-        if not self._wanted(batch.process):
-            account.pages[Bucket.VANISHED] = pages
+            account.fates.of_page[:] = FATES.index(Bucket.NOT_REACHED)
+        elif not self._wanted(batch.process):
             account.lost = True
-            return account
+        else:
+            self._carry(batch, account)
+        account.flows = ended(batch.runs, batch.target, account.fates.of_page)
+        return account
+
+    def _carry(self, batch: Batch, account: _Account) -> None:
         found = self._look(batch.runs)
-        account.pages[Bucket.VANISHED] += pages - len(found)
         there = found.node == batch.target
-        account.pages[Bucket.IN_PLACE] += int(there.sum())
+        account.fates.settle(Bucket.IN_PLACE, found.page[there])
         left = found.take(~there)
         stalled = 0
         while len(left):
             if account.calls and self._stopped():
-                account.pages[Bucket.NOT_REACHED] += len(left)
+                account.fates.settle(Bucket.NOT_REACHED, left.page)
                 break
             before = len(left)
             left = self._ask(batch, left, account)
             stalled = stalled + 1 if len(left) == before else 0
             if stalled > STALLED_ROUNDS:
-                account.pages[Bucket.PINNED] += len(left)
+                account.fates.settle(Bucket.PINNED, left.page)
                 break
             if stalled:
                 time.sleep(0.001 * 2**stalled)
             self._pay(batch.process, len(left))
-        return account
 
     def _pay(self, process: int, pages: int) -> None:
         """Wait as the rate says, if there is one: before the pages are looked at, so that the look is fresh."""
@@ -260,32 +286,30 @@ class _Worker:
             reason = -(error.errno or errno.EIO)
         if not self._alive(batch.process):
             account.requested -= len(left) if first else 0
-            account.pages[Bucket.VANISHED] += len(left)
             account.lost = True
             return left.take(np.zeros(0, np.int64))
         if not missed and bool((status == batch.target).all()):
-            account.pages[Bucket.MOVED] += len(left)
+            account.fates.settle(Bucket.MOVED, left.page)
             return left.take(np.zeros(0, np.int64))
         return self._settle(batch, left, status[np.cumsum(heads) - 1], reason, account)
 
     def _settle(self, batch: Batch, left: Entries, status: libnuma.Nodes, reason: int, account: _Account) -> Entries:
         """After a call that left something out: read where each page is now. `status` and `reason` say why."""
         now = self._look(_as_runs(left, batch.process))
-        account.pages[Bucket.VANISHED] += len(left) - len(now)
         order = np.argsort(left.page)  # as `now` is
         told = status[order][np.isin(left.page[order], now.page, assume_unique=True)]
         arrived = now.node == batch.target
-        account.pages[Bucket.MOVED] += int(arrived.sum())
+        account.fates.settle(Bucket.MOVED, now.page[arrived])
         again = ~arrived
         if reason in _FINAL:
-            account.pages[_FINAL[reason]] += int(again.sum())
+            account.fates.settle(_FINAL[reason], now.page[again])
             again &= False
         for error, bucket in _FINAL.items():
             final = again & (told == error)
-            account.pages[bucket] += int(final.sum())
+            account.fates.settle(bucket, now.page[final])
             again &= ~final
         unmovable = again & (told == -errno.EFAULT)
-        account.pages[Bucket.PINNED] += int(unmovable.sum())
+        account.fates.settle(Bucket.PINNED, now.page[unmovable])
         again &= ~unmovable
         busy = told[again] == -errno.EBUSY  # such a page ends the kernel's batch: ask for it after the others
         return now.take(np.concatenate([np.flatnonzero(again)[~busy], np.flatnonzero(again)[busy]]))
@@ -325,10 +349,9 @@ def _pieces(runs: Runs, most: int) -> Iterator[Runs]:
         yield piece
 
 
-def _tally(plan: Plan, accounts: Sequence[_Account]) -> Tally:
-    pages: Counter[Bucket] = Counter()
-    for account in accounts:
-        pages += account.pages
+def _tally(plan: Plan, flows: Flows, accounts: Sequence[_Account]) -> Tally:
+    counted = np.bincount(flows.fate, flows.count, len(FATES)).astype(np.int64)
+    pages = Counter(dict(zip(FATES, counted.tolist(), strict=True)))
     pages[Bucket.IN_PLACE] += plan.in_place
     pages[Bucket.EXCLUDED] += sum(plan.excluded.values())
     pages[Bucket.NO_ROOM] += plan.no_room

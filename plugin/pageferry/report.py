@@ -11,8 +11,10 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
+from datetime import UTC, datetime
 from typing import Any
 
+from pageferry import ledger_json
 from pageferry.comment import outcome_text
 from pageferry.ferry import Outcome
 from pageferry.kernel.files import printable
@@ -145,6 +147,7 @@ def outcome_json(outcome: Outcome) -> dict[str, Any]:
         "asked_per_process_pages": outcome.plan.asked_per_process,
         "seconds": round(outcome.seconds, 6),
         "seconds_planning": round(outcome.seconds_planning, 6),
+        "ledger": ledger_json.ledger_json(outcome.ledger, page),
     }
 
 
@@ -154,6 +157,12 @@ def joined(first: Mapping[str, Any], again: Mapping[str, Any]) -> dict[str, Any]
     What the first brought to a target is in place at the second, unless the job has freed it since.
     """
     arrived = min(first["pages"]["moved"], again["pages"]["in_place"])
+    ledger = {}
+    if "ledger" in first and "ledger" in again:
+        ledger = {"ledger": ledger_json.joined(first["ledger"], again["ledger"])}
+        arrived = (
+            ledger_json.of_bucket(ledger_json.every_flow(ledger["ledger"]), Bucket.MOVED) - again["pages"]["moved"]
+        )
     pages = again["pages"] | {
         "moved": again["pages"]["moved"] + arrived,
         "in_place": again["pages"]["in_place"] - arrived,
@@ -162,6 +171,7 @@ def joined(first: Mapping[str, Any], again: Mapping[str, Any]) -> dict[str, Any]
     return {
         **again,
         **{key: first[key] + again[key] for key in summed},
+        **ledger,
         "pages": pages,
         "moved_bytes": pages["moved"] * again["page_bytes"],
         "precopied_bytes": arrived * again["page_bytes"],
@@ -224,6 +234,27 @@ def told(outcome: Mapping[str, Any] | None, nodes: Iterable[int], error: str | N
         return "refused: no room on " + ", ".join(f"node {node} ({size(lacks)})" for node, lacks in lacking.items())
     stayed = {bucket: outcome["pages"][bucket] for bucket in _STAYS if outcome["pages"].get(bucket)}
     return outcome_text(outcome["moved_bytes"], nodes, stayed, at)
+
+
+def timestamp(seconds: float, timespec: str = "seconds") -> str:
+    """Return a time (seconds since 1970) as ISO 8601 has it, in the local time zone, with its offset."""
+    try:
+        return datetime.fromtimestamp(seconds, UTC).astimezone().isoformat(timespec=timespec)
+    except (OverflowError, ValueError, OSError):
+        return f"{seconds:.0f} s"
+
+
+def why(row: Mapping[str, Any]) -> str:
+    """Return why a migration of the history was done: what happened, and the site's rule, if one is known."""
+    rule = row["rule"] or row["details"].get("rule") or ""
+    return safe(f"{row['event']}, rule {rule}" if rule else row["event"])
+
+
+def tally_words(pages: Mapping[str, int], excluded: Mapping[str, int]) -> str:
+    """Return how many pages ended in each bucket, and by which rules, as one line."""
+    words = [f"{bucket} {count}" for bucket, count in pages.items() if count]
+    rules = ", ".join(f"{safe(rule)} {count}" for rule, count in sorted(excluded.items()))
+    return ", ".join(words) + (f" ({rules})" if rules else "")
 
 
 def outcome_lines(outcome: Mapping[str, Any]) -> list[str]:

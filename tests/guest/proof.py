@@ -1,11 +1,13 @@
 """Moves a job before witnesses, and asserts what must hold of every move, whatever the memory.
 
-Each page of the job, told apart by its frame, is in one bucket; only those on other nodes than they belong on were
-asked for; the kernel counts as many migrations as the tally; no content has changed.
+Each page of the job, told apart by its frame, is in one bucket, and in the ledger with the node that it was on and the
+one that it is on; only those on other nodes than they belong on were asked for; the kernel counts as many migrations as
+the tally; no content has changed.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,6 +71,12 @@ def prove(
     assert tally.requested <= before.total - tally[Bucket.IN_PLACE] - tally[Bucket.EXCLUDED]
     assert sum(witness.numa_maps(pid).total() for pid in job.pids) == after.sightings == before.sightings
     assert job.broken() == []
+    was, stands = Counter[int](), Counter[int]()
+    for (_, node, to, _), pages in outcome.ledger.items():
+        was[node] += pages
+        stands[to] += pages
+    assert was == Counter(before.node.tolist())
+    assert stands == Counter(after.node.tolist())
     return Proof(outcome, before, after, counters["pgmigrate_success"], counters["pgmigrate_fail"])
 
 

@@ -13,6 +13,7 @@ from guest.agents import Agent
 from guest.ranks import cpus_of
 from guest.steady import Steady, stood_still, submit
 from guest.vm.jobs import Slurm, wait_until
+from pageferry.ledger_json import after, before, every_flow
 from pageferry.schedulers import slurm_api
 
 
@@ -62,3 +63,11 @@ def test_a_job_comes_back_on_the_cpus_that_were_asked_for_and_finds_its_memory_t
     assert migration["bytes"] >= 12 << 20
     wait_until(lambda: "moved" in admin_comment(job), "the outcome is where the operator looks")
     assert agent.count("beaten") == 0
+    wait_until(lambda: "released" in agent.migrations(job.id)[0]["moments"], "its record is completed at the release")
+    moments = agent.migrations(job.id)[0]["moments"]
+    in_order = ["suspended", "held", "moving", "moved", "resumed", "released"]
+    assert sorted(moments, key=moments.__getitem__) == in_order
+    (whole,) = agent.ask("history", migration=migration["id"])["migrations"]
+    flows = every_flow(whole["ledger"])
+    assert sum(before(flows).values()) == sum(whole["pages"].values())
+    assert sum(after(flows).values()) == sum(whole["pages"].values()) - whole["pages"]["vanished"]

@@ -18,6 +18,7 @@ from pageferry import ferry, mover
 from pageferry.errors import Vanished
 from pageferry.kernel import libnuma
 from pageferry.mover import Limits
+from pageferry_planner.ledger import buckets
 from pageferry_planner.model import Bucket, Tally
 
 AtCall = Callable[[int, Callable[[], None]], None]
@@ -84,6 +85,7 @@ def killed_midway(made: Job, victims: list[Rank], objects: list[tuple[str, int, 
     counters = vmstat() - counters
     tally = outcome.tally
     assert tally.total() == before.total
+    assert buckets(outcome.ledger) == {bucket: pages for bucket, pages in tally.pages.items() if pages}
     assert counters["pgmigrate_success"] == tally[Bucket.MOVED]
     gone = before.total
     if survivors:

@@ -125,6 +125,7 @@ def test_a_suspended_jobs_memory_is_moved_while_it_is_stopped_and_a_resume_waits
     assert far(job, 1) == 0
     (migration,) = migrations(agent, job)
     assert (migration["event"], migration["outcome"]) == ("execjob_postsuspend", "complete")
+    assert sorted(migration["moments"], key=migration["moments"].get) == ["suspended", "moving", "moved"]
     assert migration["requested"] == migration["pages"]["moved"] == moved["pgmigrate_success"]
     assert {state(pid) for pid in job.pids} == {"T"}
     counts, noted = job.steady.counts(), job.noted()
@@ -156,6 +157,7 @@ def test_what_an_operator_asks_of_a_suspended_job_is_there_before_its_first_inst
     assert (migration["event"], migration["outcome"]) == ("execjob_preresume", "complete")
     assert migration["details"]["request"] == job.comment
     assert migration["seconds_stopped"] > 0
+    assert sorted(migration["moments"], key=migration["moments"].get) == ["held", "moving", "moved", "released"]
     told = job.hook("exechost_periodic")["set"][job.id]["pageferry_outcome"]
     assert "to node 2" in told
 

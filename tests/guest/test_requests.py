@@ -254,7 +254,7 @@ def test_a_move_with_cpus_goes_through_the_agent_and_the_tables_show_it(agent: A
     assert row == [str(job.id), "0-1", "4-5", "moved"]
     assert json.loads(pageferry("cpus", "--json").stdout)["jobs"][str(job.id)]["real"] == "4-5"
     lines = pageferry("history", job.id).stdout.splitlines()
-    assert lines[0].split()[:4] == ["when", "job", "why", "from"]
+    assert lines[0].split()[:5] == ["id", "when", "job", "why", "from"]
     assert len(lines) == 2
     row = lines[1].split()
     assert row[2:7] == [str(job.id), "request", "0", "2", "complete"]
@@ -300,6 +300,12 @@ def test_a_user_sees_their_own_history_and_may_move_nothing(agent: Agent, job: S
     assert len(json.loads(pageferry("history", "--json").stdout)["migrations"]) > 0
     theirs = pageferry("history", "--json", user=NOBODY)
     assert json.loads(theirs.stdout) == {"migrations": [], "events": []}
+    page = pageferry("report", job.id, "--html", "-").stdout
+    assert f"Job {job.id}" in page
+    assert page.rstrip().endswith("</html>")
+    theirs = pageferry("report", job.id, "--html", "-", user=NOBODY)
+    assert (theirs.returncode, theirs.stdout) == (2, "")
+    assert theirs.stderr == f"pageferry: no migration of job {job.id} on this host\n"
     said = pageferry("cpus", user=NOBODY)
     assert said.returncode == 4
     assert said.stderr.startswith("pageferry: cpus: for root and SlurmUser")

@@ -139,6 +139,7 @@ SERVED = {
     "began": 0.0,
     "seconds_stopped": 1.0,
     "rule": "",
+    "moments": {},
 }
 
 

@@ -18,6 +18,8 @@ SHIPPED = (
     "pageferry/share/policy.d/20-observe-first.toml",
     "pageferry/share/slurm.conf.d/pageferry.conf.j2",
     "pageferry/share/slurm.conf.d/cgroup.conf.j2",
+    "pageferry/page/report.html.j2",
+    "pageferry/page/report.css",
 )
 
 

@@ -134,7 +134,7 @@ def world(monkeypatch: pytest.MonkeyPatch) -> World:
 
 def jobs_of(world: World, *rules: Rule, **agent: Any) -> tuple[Tending, Site]:
     site = Site(Settings(agent=Agent(slurm_user="root", **agent), rule=rules))
-    chronicle = SimpleNamespace(tell=world.tell, ended=world.ended_migration, counts=Counts())
+    chronicle = SimpleNamespace(tell=world.tell, ended=world.ended_migration, over=lambda _stop: None, counts=Counts())
     return Tending(cast(Any, world), cast(Any, world), cast(Any, chronicle), site), site
 
 
@@ -311,7 +311,7 @@ def test_what_slurm_said_of_a_job_before_holds_while_it_cannot_be_asked(world: W
 
 
 def migrations(world: World, jobs: Mapping[int, Tended], *rules: Rule) -> Migrations:
-    chronicle = SimpleNamespace(tell=world.tell, ended=world.ended_migration, counts=Counts())
+    chronicle = SimpleNamespace(tell=world.tell, ended=world.ended_migration, over=lambda _stop: None, counts=Counts())
     return Migrations(
         jobs,
         cast(Errands, world),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +116,19 @@ def test_everyone_sees_their_own_rows_of_the_history_and_root_sees_all(verbs: Se
     assert jobs(OWNER, limit=1) == [(9,), (9,)]
 
 
+def test_one_migration_is_told_with_its_ledger_to_whom_its_job_belongs(verbs: Service, store: Store) -> None:
+    row = Migration(JOB, OWNER, "n1", "suspend", "", time.time(), 0.0, 0.0, "0", "1", "complete")
+    row = replace(row, requested=4, asked_per_process=9, ledger={"page_bytes": 4096})
+    number = store.record_migration(row)
+    for uid, found in ((0, 1), (OWNER, 1), (STRANGER, 0), (NOBODY, 0)):
+        answer = ask(verbs, uid, {"verb": "history", "migration": number})
+        assert answer is not None
+        assert [told["ledger"] for told in answer["migrations"]] == [{"page_bytes": 4096}] * found
+        assert [told["requests_saved"] for told in answer["migrations"]] == [5] * found
+    (told,) = (ask(verbs, 0, {"verb": "history"}) or {})["migrations"]
+    assert told["ledger"] == {}, "it is long, and was not asked for"
+
+
 # What is asked for
 
 
@@ -170,6 +185,8 @@ def test_a_poke_without_a_job_is_for_all(verbs: Service, told: Told) -> None:
         {"verb": "status", "job": [7]},
         {"verb": "history", "limit": "all"},
         {"verb": "history", "limit": -1},
+        {"verb": "history", "migration": "1 OR 1"},
+        {"verb": "history", "migration": -1},
         {"verb": "move"},
         {"verb": "move", "job": JOB},
         {"verb": "move", "nodes": "0"},
@@ -201,19 +218,20 @@ def test_what_makes_no_sense_is_refused_in_one_short_line(verbs: Service, told: 
     assert not told.calls
 
 
-def test_the_history_is_never_more_than_a_thousand_rows(
+def test_the_history_is_never_more_than_a_thousand_rows_and_fifty_with_their_ledgers(
     verbs: Service, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[int] = []
 
-    def note(job: int | None = None, user: int | None = None, limit: int = 100) -> list[Migration]:
+    def note(job: int | None, user: int | None, limit: int, *, ledgers: bool) -> list[Migration]:
         asked.append(limit)
         return []
 
     monkeypatch.setattr(store, "migrations", note)
     ask(verbs, 0, {"verb": "history", "limit": 100_000})
     ask(verbs, 0, {"verb": "history"})
-    assert asked == [1000, 100]
+    ask(verbs, 0, {"verb": "history", "limit": 100_000, "ledgers": True})
+    assert asked == [1000, 100, 50]
 
 
 # SlurmUser

@@ -75,6 +75,7 @@ def test_pbs_migrations_are_counted_as_slurms_are(chronicle: Chronicle) -> None:
         "began": 0.0,
         "seconds_stopped": 2.0,
         "rule": "",
+        "moments": {},
         "sources": [0],
         "nodes": [1],
         "outcome": OUTCOME,

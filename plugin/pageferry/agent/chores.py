@@ -54,6 +54,7 @@ def ask(jobs: Sequence[int]) -> Chore:
                 "hosts": names or [socket.gethostname().partition(".")[0]],
                 "uid": record.user_id,
                 "facts": asdict(record.facts(cluster())),
+                "name": record.name,
             }
         return {"jobs": answers}
 

@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 from pageferry.agent.counts import Counts
-from pageferry.agent.tended import Migration, Tended
+from pageferry.agent.tended import Migration, Stop, Tended
 from pageferry.history import store
 from pageferry.history.store import Store
 from pageferry.kernel.lists import format_list
@@ -47,14 +47,25 @@ class Chronicle:
         return self._history.fault
 
     def read(
-        self, job: int | str | None, user: int | None, limit: int
+        self, job: int | str | None, user: int | None, limit: int, *, ledgers: bool = False
     ) -> tuple[list[store.Migration], list[store.Event]]:
-        """Return the newest migrations and events: of a job, of a user's jobs, or all."""
-        return self._history.migrations(job, user, limit), self._history.events(job, user, limit)
+        """Return the newest migrations (and their ledgers) and events: of a job, of a user's jobs, or all."""
+        return self._history.migrations(job, user, limit, ledgers=ledgers), self._history.events(job, user, limit)
+
+    def read_one(self, number: int, user: int | None) -> list[store.Migration]:
+        """Return the migration of an ID with its ledger, if there is one, and it is a user's (None: anybody's)."""
+        return self._history.migrations(user=user, number=number)
+
+    def over(self, stop: Stop) -> None:
+        """Complete what was told of a stop before it was over."""
+        for number, moments in stop.told:
+            self._history.amend(number, moments | stop.moments)
+        stop.told.clear()
 
     def ended(self, tended: Tended, migration: Migration) -> None:
         """Say what became of a migration."""
-        self._record(
+        moments = migration.moments | (migration.stop.moments if migration.stop else {})
+        number = self._record(
             migration.outcome,
             store.Migration(
                 job=tended.job,
@@ -69,9 +80,12 @@ class Chronicle:
                 nodes_to=format_list(migration.nodes),
                 outcome=migration.outcome_word(),
                 error=migration.error or "",
-                details={"request": migration.text},
+                moments=moments,
+                details={"request": migration.text, "name": tended.name},
             ),
         )
+        if migration.stop is not None and number:
+            migration.stop.told.append((number, moments))
 
     def served(self, told: Mapping[str, Any]) -> None:
         """Say what became of a job of PBS's: an answer of `pbs.serve`, as plain data."""
@@ -90,12 +104,13 @@ class Chronicle:
                 nodes_to=format_list(told["nodes"]),
                 outcome=outcome_word(told["outcome"], told["error"]),
                 error=told["error"] or "",
+                moments=told["moments"],
                 details={"request": told["request"]},
             ),
         )
 
-    def _record(self, outcome: Mapping[str, Any] | None, row: store.Migration) -> None:
-        """Log, count and write down a migration; what became of its pages is in `outcome`."""
+    def _record(self, outcome: Mapping[str, Any] | None, row: store.Migration) -> int:
+        """Log, count and write down a migration; what became of its pages is in `outcome`. Return its ID, 0: lost."""
         outcome = outcome or {}
         self.counts.migrated(row.event, row.outcome, outcome, row.seconds_stopped)
         _log.log(
@@ -111,13 +126,15 @@ class Chronicle:
             f" (rule {row.rule})" if row.rule else "",
             f": {row.error}" if row.error else "",
         )
-        self._history.record_migration(
+        return self._history.record_migration(
             replace(
                 row,
                 pages=dict(outcome.get("pages", {})),
                 requested=outcome.get("requested_pages", 0),
                 calls=outcome.get("calls", 0),
                 bytes=outcome.get("moved_bytes", 0),
+                asked_per_process=outcome.get("asked_per_process_pages", 0),
+                ledger=outcome.get("ledger", {}),
                 details=row.details | {"excluded": outcome.get("excluded", {})} | _would(outcome),
             )
         )

@@ -70,7 +70,7 @@ class Migrations:
             if migration.reply is not None or not tended.queued(migration.cause):
                 tended.queue.append(migration)
             return
-        tended.migration = migration
+        tended.migration, migration.stop = migration, tended.stop
         if migration.stage is Stage.ASKS:
             ended = partial(self._asked, tended, migration, time.monotonic())
         elif not self._site.knows(tended.facts):
@@ -106,6 +106,7 @@ class Migrations:
             sources = ferry.sources_after(sources or (), migration.nodes)
         strategy = migration.wish.strategy if migration.wish is not None else None
         chore = chores.move(tended.job, Destination(migration.nodes, strategy, sources), migration.policy)
+        migration.reached("copying" if migration.stage is Stage.COPIES else "moving")
         ended = partial(then, tended, migration)
         advanced = partial(_advanced, migration)
         migration.errand = self._errands.send(chore, ended, advanced, job=tended.job, seconds=MOVE_SECONDS)
@@ -127,6 +128,7 @@ class Migrations:
         if not self._is_present(tended, migration):
             return
         migration.copied, migration.errand = result.value, None
+        migration.reached("copied")
         try:
             self._stop(tended)
         except PageferryError as error:
@@ -234,6 +236,7 @@ class Migrations:
 
     def _moved(self, tended: Tended, migration: Migration, result: Result) -> None:
         migration.outcome, migration.errand = result.value, None
+        migration.reached("moved")
         if migration.copied is not None and result.value is not None:
             migration.outcome = report.joined(migration.copied, result.value)
         if result.error and not migration.error:
@@ -289,7 +292,7 @@ class Migrations:
             return
         if not tended.served:  # by an agent before us
             tended.served, tended.answered_at = self._placing.served(tended.job), math.inf
-        tended.hosts = tuple(answer["hosts"])
+        tended.hosts, tended.name = tuple(answer["hosts"]), answer.get("name", "")
         tended.uid = tended.uid if answer["uid"] is None else answer["uid"]
         text, wish, wrong = "", None, None
         try:

@@ -5,7 +5,7 @@ How requests arrive and answers go is `wire_server`'s; what becomes of a job is 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -18,11 +18,15 @@ from pageferry.agent.wire_server import Reply
 from pageferry.comment import Wish
 from pageferry.cpus.assignments import Assignments
 from pageferry.errors import Denied, UsageError
+from pageferry.history.store import Migration
 from pageferry.kernel.lists import parse_list
 from pageferry.schedulers.pbs import is_job_id
 from pageferry.schedulers.slurm_cgroups import slurm_job_owner
 from pageferry.wire import Peer, number, text
 from pageferry_planner.model import Strategy
+
+LEDGERS_AT_ONCE = 50
+"""With their ledgers, migrations are longer than without by far: an answer is to be read in one piece."""
 
 
 class Service:
@@ -99,11 +103,15 @@ class Service:
         job = message.get("job") if is_job_id(str(message.get("job"))) else None
         if job is None and "job" in message:
             raise UsageError("job: expected the ID of a job")
-        limit = min(number(message, "limit", 100), 1000)
+        ledgers = message.get("ledgers") is True
+        limit = min(number(message, "limit", 100), LEDGERS_AT_ONCE if ledgers else 1000)
         user = None if peer.uid in self.trusted else peer.uid
-        migrations, events = self._chronicle.read(job, user, limit)
-        rows = {"migrations": [asdict(row) for row in migrations], "events": [asdict(row) for row in events]}
-        return rows | {"fault": self._chronicle.fault()}
+        if "migration" in message:
+            rows = self._chronicle.read_one(number(message, "migration"), user)
+            return {"migrations": _told(rows), "events": [], "fault": self._chronicle.fault()}
+        rows, events = self._chronicle.read(job, user, limit, ledgers=ledgers)
+        told = {"migrations": _told(rows), "events": [asdict(row) for row in events]}
+        return told | {"fault": self._chronicle.fault()}
 
     def _pbs(self, peer: Peer, message: dict[str, Any], reply: Reply) -> Mapping[str, Any] | None:
         return self.pbs.happened(message, reply, peer.pid)
@@ -123,6 +131,10 @@ class Service:
         by_owner = peer.uid not in self.trusted
         job = number(message, "job")
         self.tending.request(job, wish, reply, hold=False, precopy=False, memory_only=True, by_owner=by_owner)
+
+
+def _told(rows: Iterable[Migration]) -> list[dict[str, Any]]:
+    return [asdict(row) | {"requests_saved": row.requests_saved} for row in rows]
 
 
 def _list(message: Mapping[str, Any], key: str) -> frozenset[int]:

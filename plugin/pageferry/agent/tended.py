@@ -68,12 +68,24 @@ class Cause(Enum):
 
 
 @dataclass(slots=True)
+class Stop:
+    """One time that a job stands still for us; its moments by name, in seconds since 1970.
+
+    `told`: the migrations that the history has already, by ID, with their moments: later ones are added at the end.
+    """
+
+    moments: dict[str, float]
+    told: list[tuple[int, dict[str, float]]] = field(default_factory=list)
+
+
+@dataclass(slots=True)
 class Migration:
     """One time that a job's memory is brought to where it belongs.
 
     `text`: the request that `wish` is from, for all hosts; `exit_code`: that of `error`. `policy`: what holds for it,
     once that is known. `memory_only`: no CPUs are given for it; `by_owner`: the job's user asks for it. `late`: the
-    time for which the job may be held was used up meanwhile; `errand`: what moves.
+    time for which the job may be held was used up meanwhile; `errand`: what moves. `moments`: its own, as `Stop` has
+    them; `stop`: the one that it is done in, if any.
     """
 
     cause: Cause
@@ -99,6 +111,13 @@ class Migration:
     seconds_stopped: float = 0.0
     progress: tuple[int, int] | None = None
     """Bytes that are dealt with, of how many; None before the first word of it."""
+
+    moments: dict[str, float] = field(default_factory=dict)
+    stop: Stop | None = None
+
+    def reached(self, moment: str) -> None:
+        """Take note that this is the time of a moment."""
+        self.moments[moment] = time.time()
 
     def as_move(self) -> dict[str, Any]:
         """Return how far it is, as plain data."""
@@ -128,7 +147,9 @@ class Tended:
     phase: Phase = Phase.RUNS
     migration: Migration | None = None
     queue: list[Migration] = field(default_factory=list)
+    stop: Stop | None = None
     hosts: tuple[str, ...] = ()
+    name: str = ""
     uid: int = -1
     facts: Facts | None = None
     cpu_nodes: tuple[int, ...] = ()

@@ -26,7 +26,7 @@ from pageferry.agent.homecoming import Homecoming
 from pageferry.agent.migrations import Migrations
 from pageferry.agent.placing import Placing
 from pageferry.agent.site import Site
-from pageferry.agent.tended import Cause, Migration, Phase, Reply, Stage, Tended
+from pageferry.agent.tended import Cause, Migration, Phase, Reply, Stage, Stop, Tended
 from pageferry.comment import Wish
 from pageferry.errors import KernelError, PageferryError, UsageError, Vanished
 from pageferry.gate.gate import Gate
@@ -101,6 +101,7 @@ class Tending:
             self._thawed(tended)
         elif tended.phase is Phase.WAITS and suspended:
             tended.phase, tended.deadline = Phase.HELD, None
+            _reached(tended, "resumed", None)
         if tasks and tended.phase is not Phase.RUNS:
             self._gate.extend(job)
         self._migrations.advance(tended)
@@ -201,6 +202,7 @@ class Tending:
         self._see_cpus(tended)
         if slurm_job_suspension(job).asked:
             tended.phase = Phase.HELD
+            tended.stop = Stop({"held": hold.since_wall} if (hold := self._gate.held().get(job)) else {})
             self._gate.extend(job)
             self._chronicle.tell(tended, "recovered", "Slurm has it suspended; still held")
             self._migrations.begin(tended, Migration(Cause.RECOVERED, Stage.ASKS))
@@ -250,6 +252,7 @@ class Tending:
 
     def _hold(self, tended: Tended) -> None:
         policy = self._site.policy(tended.facts)
+        seen = {"suspended": time.time()}
         try:
             if policy.mode is Mode.MOVE or not self._site.knows(tended.facts):
                 self._gate.hold(tended.job)
@@ -264,11 +267,12 @@ class Tending:
             tended.writes.clear()
             if not tended.unheld:
                 tended.phase = Phase.HELD
+                tended.stop = Stop(seen | {"held": time.time()})
                 tended.held_at = time.monotonic()
                 tended.look_at = 0.0
                 self._chronicle.counts.held()
                 self._chronicle.tell(tended, "held", "Slurm suspends it")
-        self._migrations.begin(tended, Migration(Cause.SUSPEND, Stage.ASKS))
+        self._migrations.begin(tended, Migration(Cause.SUSPEND, Stage.ASKS, moments=seen))
         self._migrations.advance(tended)
 
     def _stop(self, tended: Tended) -> None:
@@ -276,11 +280,14 @@ class Tending:
         if tended.phase is Phase.RUNS:
             self._gate.hold(tended.job)
             self._chronicle.counts.held()
-            tended.phase = Phase.WAITS
+            tended.phase, tended.stop = Phase.WAITS, Stop({"held": time.time()})
+            if tended.migration is not None:
+                tended.migration.stop = tended.stop
             self._count_down(tended)
 
     def _thawed(self, tended: Tended) -> None:
         tended.phase = Phase.WAITS
+        _reached(tended, "resumed", time.time())
         self._count_down(tended)
         if tended.migration is None:
             self._let_go(tended, Release.ARRIVED)
@@ -302,7 +309,15 @@ class Tending:
             return False
         if held:
             self._chronicle.counts.released(cause)
+        self._over(tended)
         return True
+
+    def _over(self, tended: Tended) -> None:
+        """A job goes on: what the history has of this stop is completed."""
+        _reached(tended, "released", time.time())
+        if tended.stop is not None:
+            self._chronicle.over(tended.stop)
+        tended.stop = None
 
     def _let_go(self, tended: Tended, cause: Release, why: str = "") -> None:
         waited = time.monotonic() - tended.thawed_at
@@ -330,6 +345,7 @@ class Tending:
     def _lost(self, tended: Tended) -> None:
         """The guardian has released a job that we thought we held: it is served while it runs."""
         tended.phase, tended.deadline = Phase.RUNS, None
+        self._over(tended)
         self._chronicle.counts.released(Release.GUARDIAN)
         self._chronicle.tell(tended, "hold lost", Release.GUARDIAN.value, logging.WARNING)
         self.tell_news()
@@ -382,6 +398,14 @@ class Tending:
         nodes = self._placing.nodes(tended.job)
         if tended.migration is None and nodes and nodes != (tended.placed_for or self._placing.home(tended.job)):
             self._migrations.begin(tended, Migration(Cause.CPUSET, Stage.READY))
+
+
+def _reached(tended: Tended, moment: str, at: float | None) -> None:
+    """Take note of when a moment of a job's stop was; None: it has not come after all."""
+    if tended.stop is not None:
+        tended.stop.moments.pop(moment, None)
+        if at is not None:
+            tended.stop.moments[moment] = at
 
 
 def _drop(tended: Tended, why: str) -> None:

@@ -73,7 +73,7 @@ def release(run_folder: Path, force: bool) -> int:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def cpus(as_json: bool) -> int:
     """Show which CPUs each job has: those that Slurm gave it, and those that it runs on."""
-    answer = _ask({"verb": "cpus"})
+    answer = ask({"verb": "cpus"})
     if as_json:
         click.echo(json.dumps({"map": answer["map"], "jobs": answer["jobs"]}))
     elif not answer["jobs"]:
@@ -89,7 +89,7 @@ def cpus(as_json: bool) -> int:
 @click.argument("job", type=click.IntRange(min=1), required=False)
 def poke(job: int | None) -> int:
     """Have the agent see whether a request that says `now` waits in the comment of a job, or of any job here."""
-    _ask({"verb": "poke"} | ({"job": job} if job else {}))
+    ask({"verb": "poke"} | ({"job": job} if job else {}))
     return 0
 
 
@@ -98,14 +98,19 @@ def poke(job: int | None) -> int:
 @click.option("--limit", type=click.IntRange(1, 1000), default=20, show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def history(job: str | None, limit: int, as_json: bool) -> int:
-    """Show what was moved, when and why: the newest migrations of a job, or of all."""
-    answer = _ask({"verb": "history", "limit": limit} | ({"job": job} if job else {}))
+    """Show what was moved, when and why: the newest migrations of a job, or of all.
+
+    For each the event (and the site's rule), from where to where, what became of the pages, bytes, seconds that the job
+    stood still and in all, and how many requests were saved against asking process by process. `pageferry report
+    --migration ID` has more of one.
+    """
+    answer = ask({"verb": "history", "limit": limit} | ({"job": job} if job else {}))
     if as_json:
         click.echo(json.dumps({"migrations": answer["migrations"], "events": answer["events"]}))
     else:
         from pageferry.cli import tables
 
-        tables.show(tables.history_table(answer["migrations"]))
+        tables.show_history(answer["migrations"])
     if answer["fault"]:
         complain(f"the history is not whole: {answer['fault']}")
     return 0
@@ -204,7 +209,8 @@ class _ForJournal(logging.Formatter):
         return "\n".join(f"<{level}>{line}" for line in super().format(record).splitlines())
 
 
-def _ask(message: dict[str, Any]) -> dict[str, Any]:
+def ask(message: dict[str, Any]) -> dict[str, Any]:
+    """Return the answer of this host's agent. Raises KernelError where none runs, and what the agent says is wrong."""
     from pageferry import wire
 
     if not wire.present():

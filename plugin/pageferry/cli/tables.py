@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
 from pageferry.kernel.lists import format_list
-from pageferry.report import safe, size
+from pageferry.report import safe, size, tally_words, timestamp, why
 
 ROWS = 10
 """Rows of a table at most; what is left out is said in the last one."""
 
 _BAR = 24
+_HISTORY_WIDTH = 130
+_PLAIN_WIDTH = 8000
+"""Of what is no terminal: a row is a line there."""
 
 
 def status_table(status: Mapping[str, Any]) -> RenderableType:
@@ -97,24 +100,49 @@ def cpus_table(view: Mapping[str, Any]) -> RenderableType:
 
 
 def history_table(migrations: Sequence[Mapping[str, Any]]) -> RenderableType:
-    """Return a row for each migration, the newest first."""
-    table = table_of("when", "job", "why", "from", "to", "outcome", "size", "seconds", "stopped", "")
+    """Return a row for each migration, the newest first; `saved`: requests, against asking process by process."""
+    table = table_of("id", "when", "job", "why", "from", "to", "outcome", "size", "stopped", "in all", "saved")
+    table.add_column("pages", overflow="fold")
     for row in migrations:
-        when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(row["began"]))
-        moved, seconds, stopped = size(row["bytes"]), f"{row['seconds']:.2f}", f"{row['seconds_stopped']:.2f}"
-        nodes = (row["nodes_from"], row["nodes_to"])
+        saved = row.get("requests_saved")
+        words = [tally_words(row["pages"], row["details"].get("excluded", {})), safe(row["error"])]
         table.add_row(
-            when,
-            str(row["job"]),
-            row["event"],
-            *nodes,
+            str(row["id"]),
+            timestamp(row["began"]),
+            safe(str(row["job"])),
+            Text(why(row)),
+            row["nodes_from"] or "-",
+            row["nodes_to"] or "-",
             row["outcome"],
-            moved,
-            seconds,
-            stopped,
-            Text(safe(row["error"])),
+            size(row["bytes"]),
+            f"{row['seconds_stopped']:.2f} s",
+            f"{row['seconds']:.2f} s",
+            "-" if saved is None else str(saved),
+            Text("; ".join(word for word in words if word)),
         )
     return table
+
+
+def history_blocks(migrations: Sequence[Mapping[str, Any]]) -> RenderableType:
+    """Return the same in a few lines for each, where there is no room for the table."""
+    parts: list[RenderableType] = []
+    for row in migrations:
+        saved, nodes = row.get("requests_saved"), (row["nodes_from"] or "-", row["nodes_to"] or "-")
+        words = [
+            f"{size(row['bytes'])} from {nodes[0]} to {nodes[1]}, stopped {row['seconds_stopped']:.2f} s, "
+            f"{row['seconds']:.2f} s in all" + ("" if saved is None else f", {saved} requests saved"),
+            tally_words(row["pages"], row["details"].get("excluded", {})),
+            safe(row["error"]),
+        ]
+        head = f"{row['id']}  {timestamp(row['began'])}  job {safe(str(row['job']))}  {why(row)}: {row['outcome']}"
+        parts += [Text(head), *(Padding(Text(word), (0, 0, 0, 4)) for word in words if word)]
+    return Group(*parts)
+
+
+def show_history(migrations: Sequence[Mapping[str, Any]]) -> None:
+    """Print what was done, as there is room."""
+    wide = not Console().is_terminal or Console().width >= _HISTORY_WIDTH
+    show(history_table(migrations) if wide else history_blocks(migrations))
 
 
 def _pid(pid: int) -> str:
@@ -125,7 +153,10 @@ def table_of(*headings: str) -> Table:
     """Return an empty table; columns of numbers are set to the right."""
     table = Table(box=None, pad_edge=False)
     for heading in headings:
-        right = heading in {"size", "needs", "has room for", "by pid", "memory", "free", "mapped", "remote"}
+        right = heading in {
+            *("size", "needs", "has room for", "by pid", "memory", "free", "mapped", "remote"),
+            *("id", "stopped", "in all", "saved"),
+        }
         table.add_column(heading, justify="right" if right else "left", overflow="ellipsis", no_wrap=True)
     return table
 
@@ -141,5 +172,5 @@ def show(renderable: RenderableType) -> None:
     """Print to standard output, in colour and to the width of a terminal, wide and plain elsewhere."""
     console = Console(highlight=False, markup=False, emoji=False)
     if not console.is_terminal:
-        console = Console(highlight=False, markup=False, emoji=False, width=200)
+        console = Console(highlight=False, markup=False, emoji=False, width=_PLAIN_WIDTH)
     console.print(renderable)

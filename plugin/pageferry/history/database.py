@@ -1,7 +1,8 @@
 """A SQLite file that never fails its user: what cannot be done is said, not raised.
 
 A damaged file is set aside and a new one begun; a file that was removed or replaced is opened anew; a full, read-only
-or busy one is tried again by the next call. The tables and what is in them are `store`'s.
+or busy one is tried again by the next call. A file of an earlier version is brought up to date where it is. The tables
+and what is in them are `store`'s.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
+from itertools import chain
 from pathlib import Path
 
 from pageferry.kernel.files import printable
@@ -28,16 +30,16 @@ _COMPANIONS = ("-wal", "-shm")
 
 
 class Database:
-    """The file at `path`, made by the statements of `schema` if it is new; opened when first needed; for one thread.
+    """The file at `path`, opened when first needed; for one thread.
 
-    `version` is that of the schema, kept as the file's user_version. Do not use it in a forked child, and end that with
-    os._exit, so that nothing is closed there (https://sqlite.org/howtocorrupt.html, section 2.7).
+    `steps`: the i-th has the statements that bring tables of version i (0: a new file) to the next; the version is kept
+    as the file's user_version. Do not use it in a forked child, and end that with os._exit, so that nothing is closed
+    there (https://sqlite.org/howtocorrupt.html, section 2.7).
     """
 
-    def __init__(self, path: Path, schema: Sequence[str], version: int) -> None:
+    def __init__(self, path: Path, steps: Sequence[Sequence[str]]) -> None:
         self.path = path
-        self._schema = schema
-        self._version = version
+        self._steps = steps
         self._connection: sqlite3.Connection | None = None
         self._file: tuple[int, int] | None = None
 
@@ -87,7 +89,7 @@ class Database:
         return self._connection
 
     def _prepare(self, connection: sqlite3.Connection) -> None:
-        """Set the journal up, and make the tables of a new file.
+        """Set the journal up, and bring the tables to our version, in one transaction.
 
         A commit is in the page cache, which outlives us if we are killed; the disk is never waited for, since jobs may
         saturate it. A loss of power may cost the file, which is then set aside.
@@ -96,15 +98,16 @@ class Database:
             connection.execute(f"PRAGMA {setting}").close()
         with closing(connection.execute("PRAGMA user_version")) as cursor:
             (version,) = cursor.fetchone()
-        if version == self._version:
+        ours = len(self._steps)
+        if version == ours:
             return
-        if version != 0:
-            error = sqlite3.DatabaseError(f"tables of version {version}, expected {self._version}")
+        if not 0 <= version < ours:
+            error = sqlite3.DatabaseError(f"tables of version {version}, expected {ours}")
             error.sqlite_errorcode = sqlite3.SQLITE_FORMAT
             raise error
         connection.execute("BEGIN IMMEDIATE")
         with connection:
-            for statement in (*self._schema, f"PRAGMA user_version = {self._version}"):
+            for statement in (*chain(*self._steps[version:]), f"PRAGMA user_version = {ours}"):
                 connection.execute(statement)
 
     def _set_aside(self, why: str) -> bool:

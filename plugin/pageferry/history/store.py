@@ -12,7 +12,7 @@ import json
 import logging
 import sqlite3
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,17 +21,17 @@ from pageferry.history.database import Database
 from pageferry.kernel.files import printable
 
 PATH = Path("/var/lib/pageferry/history.sqlite3")
-VERSION = 1
-"""Of the tables, kept as the file's user_version."""
-
 _log = logging.getLogger(__name__)
 
 _PRUNE_EVERY = 256
+_EMPTY = "'{}'"
 _TEXT_CHARACTERS = 1024
 _DETAILS_CHARACTERS = 16384
-_JSON = frozenset({"pages", "details"})
+_JSON = frozenset({"pages", "details", "moments", "ledger"})
+_LEDGERS = 5_000
+"""The ledgers of older migrations than so many are dropped before these are: they are most of the file."""
 
-_SCHEMA = (
+_FIRST = (
     """CREATE TABLE migrations (
         id INTEGER PRIMARY KEY AUTOINCREMENT,
         job INTEGER NOT NULL, uid INTEGER NOT NULL, host TEXT NOT NULL, event TEXT NOT NULL,
@@ -48,6 +48,14 @@ _SCHEMA = (
     "CREATE INDEX events_job ON events (job)",
     "CREATE INDEX events_uid ON events (uid)",
 )
+_SECOND = (
+    "ALTER TABLE migrations ADD COLUMN asked_per_process INTEGER NOT NULL DEFAULT 0",
+    "ALTER TABLE migrations ADD COLUMN moments TEXT NOT NULL DEFAULT '{}'",
+    "ALTER TABLE migrations ADD COLUMN ledger TEXT NOT NULL DEFAULT '{}'",
+    "CREATE INDEX migrations_ledger ON migrations (id) WHERE ledger != '{}'",
+)
+STEPS = (_FIRST, _SECOND)
+"""From each version of the tables to the next; a new one keeps what is written, and readable."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +63,9 @@ class Migration:
     """What became of one job's memory, once. Slurm's job IDs are numbers, PBS's are texts ("12.server").
 
     `began`: seconds since 1970; `nodes_*`: as the kernel lists them; `pages`: base pages by bucket, with `requested`
-    and `calls` as in a tally; `event`, `rule`: why it was done. `id` is given by the store.
+    and `calls` as in a tally; `event`, `rule`: why it was done; `asked_per_process`: what asking every process would
+    have requested, 0 if nobody counted. `moments` of the stop, by name, as `began`; `ledger` as in `ledger_json`, empty
+    where it was not kept. `id` is given by the store.
     """
 
     job: int | str
@@ -75,7 +85,15 @@ class Migration:
     bytes: int = 0
     error: str = ""
     details: dict[str, Any] = field(default_factory=dict)
+    asked_per_process: int = 0
+    moments: dict[str, float] = field(default_factory=dict)
+    ledger: dict[str, Any] = field(default_factory=dict)
     id: int = 0
+
+    @property
+    def requests_saved(self) -> int | None:
+        """Return how many pages were asked for once less than process by process; None if nobody counted."""
+        return max(0, self.asked_per_process - self.requested) if self.requested and self.asked_per_process else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,13 +122,15 @@ class Store:
         path: Path = PATH,
         *,
         max_rows: int = 50_000,
+        max_ledgers: int = _LEDGERS,
         max_days: float = 90,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.lost = 0
         self.fault: str | None = None
-        self._database = Database(path, _SCHEMA, VERSION)
+        self._database = Database(path, STEPS)
         self._max_rows = max_rows
+        self._max_ledgers = max_ledgers
         self._max_seconds = max_days * 86400
         self._clock = clock
         self._until_prune = 0
@@ -119,36 +139,57 @@ class Store:
         """Keep records no longer than this, from the next pruning on."""
         self._max_seconds = days * 86400
 
-    def record_migration(self, migration: Migration) -> None:
-        """Write a migration down, or count it as lost."""
-        self._record("migrations", migration)
+    def record_migration(self, migration: Migration) -> int:
+        """Write a migration down, or count it as lost; return its ID, 0 if it is lost."""
+        return self._record("migrations", migration)
+
+    def amend(self, migration: int, moments: Mapping[str, float]) -> None:
+        """Write down what has become known of a migration's moments since; without it they stay as they were."""
+
+        def update(connection: sqlite3.Connection) -> None:
+            connection.execute("UPDATE migrations SET moments = ? WHERE id = ?", (_stored(dict(moments)), migration))
+
+        self.fault = self._database.do(update) or self.fault
 
     def record_event(self, job: int | str, uid: int, kind: str, text: str) -> None:
         """Write down what happens now, or count it as lost."""
         self._record("events", Event(job, uid, kind, text, self._clock()))
 
-    def migrations(self, job: int | str | None = None, user: int | None = None, limit: int = 100) -> list[Migration]:
-        """Return the newest migrations, newest first: of a job, of a user's jobs, or all.
+    def migrations(
+        self,
+        job: int | str | None = None,
+        user: int | None = None,
+        limit: int = 100,
+        *,
+        number: int | None = None,
+        ledgers: bool = True,
+    ) -> list[Migration]:
+        """Return the newest migrations, newest first: of a job, of a user's jobs, or all; or the one of an ID.
 
-        None at all when the file cannot be read: `fault` says why.
+        None at all when the file cannot be read: `fault` says why. Without `ledgers` these are empty: they are long.
         """
-        return self._select("migrations", Migration, job, user, limit)
+        wanted = {"job": job, "uid": user, "id": number}
+        return self._select("migrations", Migration, wanted, limit, frozenset() if ledgers else frozenset({"ledger"}))
 
     def events(self, job: int | str | None = None, user: int | None = None, limit: int = 100) -> list[Event]:
         """Return the newest events, as `migrations` does."""
-        return self._select("events", Event, job, user, limit)
+        return self._select("events", Event, {"job": job, "uid": user}, limit)
 
     def close(self) -> None:
         """Close the file; the next record opens it again."""
         self._database.close()
 
-    def _record(self, table: str, record: Migration | Event) -> None:
+    def _record(self, table: str, record: Migration | Event) -> int:
+        number = 0
+
         def insert(connection: sqlite3.Connection) -> None:
+            nonlocal number
             row = {name: _stored(getattr(record, name)) for name in _columns(type(record)) if name != "id"}
-            connection.execute(
+            cursor = connection.execute(
                 f"INSERT INTO {table} ({', '.join(row)}) VALUES ({', '.join('?' * len(row))})",  # noqa: S608
                 tuple(row.values()),
             )
+            number = cursor.lastrowid or 0
 
         fault = self._database.do(insert)
         if fault is not None:
@@ -162,22 +203,26 @@ class Store:
             self._database.do(self._prune)  # apart: a disk may have room for a record, and none to delete others
             self._until_prune = _PRUNE_EVERY
         self._until_prune = max(0, self._until_prune - 1)
+        return number if fault is None else 0
 
-    def _select(self, table: str, kind: type[Row], job: int | str | None, user: int | None, limit: int) -> list[Row]:
+    def _select(
+        self,
+        table: str,
+        kind: type[Row],
+        wanted: Mapping[str, int | str | None],
+        limit: int,
+        without: frozenset[str] = frozenset(),
+    ) -> list[Row]:
         found: list[Row] = []
+        given: dict[str, int | str] = {name: value for name, value in wanted.items() if value is not None}
 
         def select(connection: sqlite3.Connection) -> None:
-            wanted: dict[str, int | str] = {}
-            if job is not None:
-                wanted["job"] = job
-            if user is not None:
-                wanted["uid"] = user
             columns = _columns(kind)
             rows = connection.execute(
-                f"SELECT {', '.join(columns)} FROM {table} WHERE "  # noqa: S608
-                + " AND ".join(["1", *(f"{name} = :{name}" for name in wanted)])
+                f"SELECT {', '.join(_EMPTY if name in without else name for name in columns)} FROM {table} WHERE "  # noqa: S608
+                + " AND ".join(["1", *(f"{name} = :{name}" for name in given)])
                 + " ORDER BY id DESC LIMIT :limit",
-                {**wanted, "limit": max(0, limit)},
+                {**given, "limit": max(0, limit)},
             )
             found[:] = (kind(*map(_loaded, columns, row)) for row in rows)
 
@@ -194,6 +239,11 @@ class Store:
                 f"DELETE FROM {table} WHERE id <= (SELECT max(id) FROM {table}) - ?",  # noqa: S608
                 (self._max_rows,),
             )
+        connection.execute(
+            f"UPDATE migrations SET ledger = {_EMPTY} WHERE ledger != {_EMPTY} "  # noqa: S608
+            "AND id <= (SELECT max(id) FROM migrations) - ?",
+            (self._max_ledgers,),
+        )
 
 
 def _columns(kind: type[Migration | Event]) -> list[str]:

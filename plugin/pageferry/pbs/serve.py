@@ -82,7 +82,10 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """What was done for a job. `outcome` as `report.outcome_json` has it; None: there was nothing to do."""
+    """What was done for a job. `outcome` as `report.outcome_json` has it; None: there was nothing to do.
+
+    `moments` of its stop, by name, in seconds since 1970, as far as they are known here.
+    """
 
     job: str
     event: str
@@ -94,6 +97,7 @@ class Served:
     uid: int = -1
     seconds_stopped: float = 0.0
     released_at: float = 0.0
+    moments: Mapping[str, float] = field(default_factory=dict)
     began: float = field(default_factory=time.time)
     rule: str = ""
 
@@ -263,9 +267,12 @@ def _slice_home(
 
 def _serve(case: Case, say: Say) -> Served:
     with ExitStack() as holding:
+        moments = {"suspended": time.time()} if case.kind is Kind.POSTSUSPEND else {}
         held_at = time.monotonic() if case.kind is Kind.PRERESUME and _hold(holding, case, say) else None
+        if held_at is not None:
+            moments["held"] = time.time()
         with record.alone(case.job.id, case.folder):
-            served = _alone(case, holding, held_at)
+            served = _alone(case, holding, held_at, moments)
     if held_at is None:
         return served
     return replace(served, seconds_stopped=min(served.released_at - held_at, case.policy.max_hold_seconds))
@@ -293,8 +300,11 @@ def _hold(holding: ExitStack, case: Case, say: Say) -> bool:
     return False
 
 
-def _alone(case: Case, holding: ExitStack, held_at: float | None) -> Served:
-    """Move a job's memory, with nobody else moving it, and let it go on (`holding`) when that is done."""
+def _alone(case: Case, holding: ExitStack, held_at: float | None, moments: dict[str, float]) -> Served:
+    """Move a job's memory, with nobody else moving it, and let it go on (`holding`) when that is done.
+
+    `moments` is added to.
+    """
     policy = case.policy
     job, known = case.job, record.load(case.job.id, case.folder)
     asked = understood(job, case.hosts, known)
@@ -314,12 +324,16 @@ def _alone(case: Case, holding: ExitStack, held_at: float | None) -> Served:
             record.save(job.id, msgspec.structs.replace(known, settled=(), begun=True), case.folder)
         # Where a move was cut short, what it brought to a target stays there: the rest goes to the nearest.
         sources = () if known.begun else known.homes or None
+        moments["moving"] = time.time()
         try:
             outcome = _move(case, nodes, strategy, sources, _seconds(policy, held_at))
         except PageferryError as failure:
             error = error or str(failure)
+        moments["moved"] = time.time()
     holding.close()
     released_at = time.monotonic()
+    if "held" in moments:
+        moments["released"] = min(time.time(), moments["held"] + policy.max_hold_seconds)
     complete = outcome is not None and outcome["complete"]
     stands = case.kind is Kind.POSTSUSPEND and complete and moves and is_stopped(case.pids())
     after = Record(
@@ -332,7 +346,17 @@ def _alone(case: Case, holding: ExitStack, held_at: float | None) -> Served:
         facts=job.facts(),
     )
     record.save(job.id, after, case.folder)
-    return Served(job.id, case.kind.value, nodes, known.homes, outcome, error, asked.text, released_at=released_at)
+    return Served(
+        job.id,
+        case.kind.value,
+        nodes,
+        known.homes,
+        outcome,
+        error,
+        asked.text,
+        released_at=released_at,
+        moments=moments,
+    )
 
 
 def _is_news(outcome: Mapping[str, Any] | None, asked: Asked) -> bool:
