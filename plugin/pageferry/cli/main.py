@@ -15,6 +15,7 @@ import click
 from pageferry import __version__
 from pageferry.cli import job as cli_job
 from pageferry.cli import pbs as cli_pbs
+from pageferry.cli import replay as cli_replay
 from pageferry.cli import site as cli_site
 from pageferry.cli.job import complain
 from pageferry.errors import PageferryError
@@ -70,6 +71,7 @@ for command in (
     cli_job.status,
     cli_job.plan,
     cli_job.move,
+    cli_replay.snapshot,
     cli_site.agent,
     cli_site.cpus,
     cli_site.history,
