@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -16,9 +17,9 @@ from pageferry.ferry import Inputs, Request
 from pageferry.kernel.topology import Node, Topology
 from pageferry.replay.write import Recorded
 from pageferry_planner.columns import Columns
-from pageferry_planner.model import Snapshot
+from pageferry_planner.model import Snapshot, Target
 from pageferry_planner.policy import Facts, Rules
-from support.plans import NODES, snapshots, targets
+from support.plans import NODES, Row, snapshot_of, snapshots, targets
 
 HOSTILE = ("ring", "libm.so.6", "naïve", "a\nb", "\x1b[31m", "\u202egnp", "x\udcff", '"', "\\012", " ", "😀", "*.so")
 """Parts of names: line ends, escape codes, direction marks, no UTF-8, and what JSON and globs have for their own."""
@@ -81,6 +82,22 @@ def recordings(draw: st.DrawFn) -> Recorded:
     )
     kept = {node: draw(st.sampled_from((0, 1 << 20))) for node in NODES}
     return Recorded("job 4711", Inputs(snapshot, tuple(facts), draw(topologies()), kept, request))
+
+
+def recording_of(rows: Iterable[Row], **asked: Any) -> Recorded:
+    """Return the recording of a job with anonymous memory on a host with ample room."""
+    return Recorded("job 7", inputs_of(snapshot_of(rows), **asked))
+
+
+def inputs_of(snapshot: Snapshot, **asked: Any) -> Inputs:
+    """Return them for a host of four nodes in a line."""
+    nodes = tuple(
+        Node(node, frozenset(), 64 << 30, 32 << 30, 0, {other: 10 + 5 * abs(node - other) for other in range(4)}, {})
+        for node in range(4)
+    )
+    target = Target(**{"nodes": (2,), "spill": frozenset(range(4))} | asked)
+    facts = (Facts(),) * len(snapshot.backings)
+    return Inputs(snapshot, facts, Topology(nodes), {}, Request(target))
 
 
 def plan_text(inputs: Inputs) -> str:

@@ -23,6 +23,7 @@ when_full = "spill"
 write_outcome = "history"
 slurm_user = "slurm"
 retention_days = 7
+log_level = "debug"
 
 [spill]
 enabled = false
@@ -61,6 +62,7 @@ def test_every_key_is_read(tmp_path: Path) -> None:
             "write_outcome": "history",
             "slurm_user": "slurm",
             "retention_days": 7,
+            "log_level": "debug",
         },
         "spill": {"enabled": False, "least_bytes": 65536, "rate": 1 << 30},
         "cpus": {"enabled": False},

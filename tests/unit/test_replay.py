@@ -23,16 +23,15 @@ from pageferry import ferry, targets
 from pageferry.cli import main as cli
 from pageferry.cpus.assign import Cpusets
 from pageferry.errors import KernelError, PageferryError, UsageError
-from pageferry.kernel.topology import Node, Topology
 from pageferry.replay import lines as form
 from pageferry.replay.read import read
 from pageferry.replay.write import Recorded, lines, save
 from pageferry.snapshot import Taken
 from pageferry_planner import model
-from pageferry_planner.model import Target, WhenFull
+from pageferry_planner.model import WhenFull
 from pageferry_planner.policy import Facts
 from support.plans import anonymous, snapshot_of
-from support.recordings import plain, plan_text, recordings
+from support.recordings import inputs_of, plain, plan_text, recording_of, recordings
 
 shared = settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -61,7 +60,7 @@ def test_a_file_is_text_that_a_terminal_shows_as_it_stands(recorded: Recorded) -
 
 def test_tables_of_more_rows_than_a_line_takes_are_read_as_they_were(tmp_path: Path) -> None:
     rows = [anonymous(0, 3 * number, 1 + number % 2, number % 4) for number in range(2 * form.PIECE_ROWS + 1)]
-    found = again(one(rows), tmp_path).inputs.snapshot.runs
+    found = again(recording_of(rows), tmp_path).inputs.snapshot.runs
     assert found.page.tolist() == [row[1] for row in rows]
     assert found.node.tolist() == [row[3] for row in rows]
 
@@ -88,21 +87,6 @@ def fields(line: type[msgspec.Struct]) -> tuple[str, ...]:
 
 def names(value: Any) -> list[str]:
     return [field.name for field in dataclasses.fields(value)]
-
-
-def one(rows: list[Any], **asked: Any) -> Recorded:
-    """Return the recording of a job with anonymous memory on a host with ample room."""
-    return Recorded("job 7", inputs(snapshot_of(rows), **asked))
-
-
-def inputs(snapshot: model.Snapshot, **asked: Any) -> ferry.Inputs:
-    nodes = tuple(
-        Node(node, frozenset(), 64 << 30, 32 << 30, 0, {other: 10 + 5 * abs(node - other) for other in range(4)}, {})
-        for node in range(4)
-    )
-    target = Target(**{"nodes": (2,), "spill": frozenset(range(4))} | asked)
-    facts = (Facts(),) * len(snapshot.backings)
-    return ferry.Inputs(snapshot, facts, Topology(nodes), {}, ferry.Request(target))
 
 
 def test_a_file_is_its_owners_alone_and_replaces_another_when_it_is_whole(tmp_path: Path) -> None:
@@ -132,7 +116,7 @@ def test_a_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 
 
 def test_a_job_that_is_too_much_for_a_file_is_refused() -> None:
-    recorded = one([anonymous(0, 3 * number, 1, 0) for number in range(1000)])
+    recorded = recording_of([anonymous(0, 3 * number, 1, 0) for number in range(1000)])
     with pytest.raises(UsageError, match="job 7 is too much for a snapshot: more than 0 MiB"):
         list(lines(recorded, most_bytes=10_000))
     many = np.zeros(form.MOST_ROWS + 1, np.int64)
@@ -189,7 +173,7 @@ def test_the_command_prints_for_a_file_what_it_printed_for_the_job(
 
 def test_what_is_asked_anew_goes_before_what_was_asked_then(tmp_path: Path) -> None:
     path = tmp_path / "snapshot"
-    save(path, lines(one([anonymous(0, 0, 1000, 0)], when_full=WhenFull.REFUSE)))
+    save(path, lines(recording_of([anonymous(0, 0, 1000, 0)], when_full=WhenFull.REFUSE)))
 
     def target(*words: object) -> dict[str, Any]:
         said = run("plan", "--from-snapshot", path, "--json", *words)
@@ -208,7 +192,7 @@ def test_rules_are_asked_anew_of_the_files_that_the_snapshot_names(tmp_path: Pat
     snapshot = snapshot_of(
         [(0, 0, 9, 0, 0, 0), (0, 600, 5, 0, 1, 0)], verdicts=[model.Verdict(False, "reference-count", "pid 9")] * 2
     )
-    made = inputs(snapshot)
+    made = inputs_of(snapshot)
     made = dataclasses.replace(made, facts=(Facts((9,)), Facts((9, 10), xattr_user="stay")))
     path = tmp_path / "snapshot"
     save(path, lines(Recorded("job 7", made)))
@@ -244,7 +228,7 @@ def test_rules_are_asked_anew_of_the_files_that_the_snapshot_names(tmp_path: Pat
 )
 def test_what_makes_no_sense_is_said_in_a_line(tmp_path: Path, words: list[str], says: str) -> None:
     path = tmp_path / "snapshot"
-    save(path, lines(one([anonymous(0, 0, 9, 0)], nodes=())))
+    save(path, lines(recording_of([anonymous(0, 0, 9, 0)], nodes=())))
     said = run(*(str(path) if word == "FILE" else word for word in words))
     assert isinstance(said.exception, UsageError)
     with pytest.raises(UsageError, match=says):
@@ -252,7 +236,7 @@ def test_what_makes_no_sense_is_said_in_a_line(tmp_path: Path, words: list[str],
 
 
 def test_a_node_outside_the_cpuset_is_refused_as_it_was_on_the_host(tmp_path: Path) -> None:
-    recorded = one([anonymous(0, 0, 9, 0)], nodes=(3,))
+    recorded = recording_of([anonymous(0, 0, 9, 0)], nodes=(3,))
     snapshot = recorded.inputs.snapshot
     confined = dataclasses.replace(snapshot.processes[0], mems_allowed=frozenset({0, 1}))
     snapshot = dataclasses.replace(snapshot, processes=(confined,))
@@ -282,7 +266,7 @@ finally:
 
 def test_a_plan_from_a_file_looks_at_nothing_of_this_host_and_needs_numpy_alone(tmp_path: Path) -> None:
     path = tmp_path / "snapshot"
-    save(path, lines(one([anonymous(0, 0, 1000, 0)])))
+    save(path, lines(recording_of([anonymous(0, 0, 1000, 0)])))
     command = [sys.executable, "-c", NOTHING_OF_THE_HOST, "plan", "--from-snapshot", str(path), "--json"]
     said = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     assert said.returncode == 0, said.stderr

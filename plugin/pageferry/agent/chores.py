@@ -8,6 +8,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from pageferry import ferry, report, spill
@@ -16,6 +17,7 @@ from pageferry.config import Settings
 from pageferry.errors import UsageError, Vanished
 from pageferry.kernel.topology import read_topology
 from pageferry.mover import Limits
+from pageferry.replay import kept
 from pageferry.schedulers.control import nodes_here, write_outcome
 from pageferry.schedulers.slurm_cgroups import slurm_job_suspension, slurm_job_user_pids
 from pageferry.schedulers.slurm_commands import SlurmCommands
@@ -57,8 +59,8 @@ def ask(jobs: Sequence[int]) -> Chore:
     return work
 
 
-def move(job: int, destination: Destination, settings: Settings) -> Chore:
-    """Move a job's memory; the answer is the outcome."""
+def move(job: int, destination: Destination, settings: Settings, snapshots: Path | None = None) -> Chore:
+    """Move a job's memory; the answer is the outcome. `snapshots`: where what the plan is made from is kept."""
 
     def work(_say: Say) -> Mapping[str, Any]:
         topology = read_topology()
@@ -73,12 +75,13 @@ def move(job: int, destination: Destination, settings: Settings) -> Chore:
             ),
             limits=Limits(workers=settings.agent.workers),
         )
-        return report.outcome_json(ferry.move(slurm_job_user_pids(job), request))
+        with kept.recording(snapshots, job) as seen:
+            return report.outcome_json(ferry.move(slurm_job_user_pids(job), request, seen=seen))
 
     return work
 
 
-def bring_home(jobs: Sequence[int], settings: Settings) -> Chore:
+def bring_home(jobs: Sequence[int], settings: Settings, snapshots: Path | None = None) -> Chore:
     """Bring the spilled memory of jobs home, live and one after another; say of each what became of it.
 
     Each is looked at again when its turn comes: it may have been given other nodes, or suspended.
@@ -93,7 +96,8 @@ def bring_home(jobs: Sequence[int], settings: Settings) -> Chore:
             if slurm_job_suspension(job).asked or not (fresh := candidates([job])):
                 continue
             try:
-                outcome = ferry.move(slurm_job_user_pids(job), fresh[0].request)
+                with kept.recording(snapshots, job) as seen:
+                    outcome = ferry.move(slurm_job_user_pids(job), fresh[0].request, seen=seen)
             except Vanished:
                 continue
             moved += 1

@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from pageferry.agent.tended import Migration, Tended
@@ -37,6 +38,11 @@ class Chronicle:
         job = tended.job if tended else pbs_job or 0
         _log.log(level, "%s%s%s", f"job {job}: " if job else "", kind, f": {text}" if text else "")
         self._history.record_event(job, tended.uid if tended else -1, kind, text)
+
+    @property
+    def snapshots(self) -> Path | None:
+        """Where errands keep what their plans are made from: beside the history, at debug level; None: nowhere."""
+        return self._history.path.parent / "snapshots" if _log.isEnabledFor(logging.DEBUG) else None
 
     def lost(self) -> int:
         """Return how many records could not be written down."""
@@ -100,13 +106,14 @@ class Chronicle:
         self.counts[f"migrations {row.outcome}"] += 1
         _log.log(
             logging.WARNING if row.error or row.outcome in {"partial", "refused"} else logging.INFO,
-            "job %s: %s: %s, moved %s to %s in %.2f s%s",
+            "job %s: %s: %s, moved %s to %s in %.2f s%s%s",
             row.job,
             row.event,
             row.outcome,
             size(outcome.get("moved_bytes", 0)),
             row.nodes_to or "nowhere",
             row.seconds,
+            f" (rule {row.rule})" if row.rule else "",
             f": {row.error}" if row.error else "",
         )
         self._history.record_migration(

@@ -46,7 +46,7 @@ class Homecoming:
         free = [job for job in free if not slurm_job_suspension(job).asked]
         if free:
             self._under_way = True
-            chore = chores.bring_home(free, self._settings)
+            chore = chores.bring_home(free, self._settings, self._chronicle.snapshots)
             self._errands.send(chore, self._done, self._came, seconds=MOVE_SECONDS)
         return None
 

@@ -103,7 +103,7 @@ class Migrations:
         destination = Destination(migration.nodes, sources=sources)
         if migration.wish is not None:
             destination = Destination(migration.nodes, migration.wish.strategy, sources)
-        chore = chores.move(tended.job, destination, self._settings)
+        chore = chores.move(tended.job, destination, self._settings, self._chronicle.snapshots)
         ended = partial(then, tended, migration)
         self._errands.send(chore, ended, job=tended.job, seconds=MOVE_SECONDS)
 

@@ -10,6 +10,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -90,7 +91,7 @@ class PbsEvents:
         self._home_at, self._coming_home = None, True
 
         def work(say: Say) -> Mapping[str, Any]:
-            return {"jobs": serve.bring_home(self._settings, say, self._folder)}
+            return {"jobs": serve.bring_home(self._settings, say, self._folder, self._chronicle.snapshots)}
 
         self._errands.send(work, self._came_home, self._chronicle.served, seconds=MOVE_SECONDS)
         return None
@@ -109,7 +110,7 @@ class PbsEvents:
         self._under_way[job.id] += 1
 
         def work(say: Say) -> Mapping[str, Any]:
-            return serve.serve(case, say).as_dict()
+            return serve.serve(replace(case, snapshots=self._chronicle.snapshots), say).as_dict()
 
         def said(message: Mapping[str, Any]) -> None:
             if message.get("held"):

@@ -31,8 +31,12 @@ Command = Callable[..., Any]
 
 def complain(text: str) -> None:
     """Say something on standard error, as one line that a terminal shows as it stands."""
-    line = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
-    click.echo(f"pageferry: {line}", err=True)
+    click.echo(f"pageferry: {one_line(text)}", err=True)
+
+
+def one_line(text: str) -> str:
+    """Return a text, with hostile names in it, as one line that a terminal shows as it stands."""
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
 def warn_of_gaps() -> None:

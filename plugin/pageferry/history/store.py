@@ -115,6 +115,11 @@ class Store:
         self._clock = clock
         self._until_prune = 0
 
+    @property
+    def path(self) -> Path:
+        """The file."""
+        return self._database.path
+
     def record_migration(self, migration: Migration) -> None:
         """Write a migration down, or count it as lost."""
         self._record("migrations", migration)

@@ -49,7 +49,8 @@ SLICE_SECONDS = 15.0
 class Case:
     """What has happened to a job on this host, which goes by the names `hosts`; `folder` has the jobs' records.
 
-    `until`: when MoM no longer waits; a job that it has let go since is not held any more.
+    `until`: when MoM no longer waits; a job that it has let go since is not held any more. `snapshots`: where what the
+    plan is made from is kept, if anywhere.
     """
 
     kind: Kind
@@ -58,6 +59,7 @@ class Case:
     settings: Settings
     folder: Path = FOLDER
     until: float = math.inf
+    snapshots: Path | None = None
 
     @property
     def max_hold_seconds(self) -> float:
@@ -206,7 +208,7 @@ def serve(case: Case, say: Say) -> Served:
     return replace(served, uid=user_id(case.job.user), began=began)
 
 
-def bring_home(settings: Settings, say: Say, folder: Path = FOLDER) -> int:
+def bring_home(settings: Settings, say: Say, folder: Path = FOLDER, snapshots: Path | None = None) -> int:
     """Bring the spilled memory of PBS's jobs home, live, one by one; say what became of each, and return how many."""
     from pageferry import spill
     from pageferry.schedulers.pbs_cgroups import pbs_job_cgroups, pbs_job_ids, pbs_job_pids
@@ -229,7 +231,7 @@ def bring_home(settings: Settings, say: Say, folder: Path = FOLDER) -> int:
     moved = 0
     for job in [found.job for found in candidates(list(pbs_job_ids()))]:
         # In slices, each with a look of its own: it may have been suspended, or given other nodes, and others wait.
-        while _slice_home(job, candidates, say, folder):
+        while _slice_home(job, candidates, say, folder, snapshots):
             moved += 1
     return moved
 
@@ -241,17 +243,23 @@ def _sent_elsewhere(job: str, folder: Path) -> bool:
 
 
 def _slice_home(
-    job: str, candidates: Callable[[list[str]], list[spill.Homecoming[str]]], say: Say, folder: Path
+    job: str,
+    candidates: Callable[[list[str]], list[spill.Homecoming[str]]],
+    say: Say,
+    folder: Path,
+    snapshots: Path | None,
 ) -> bool:
     """Bring a part of a job's spilled memory home, and say whether there may be more; not if somebody else moves it."""
     from pageferry import ferry, report
+    from pageferry.replay import kept
     from pageferry.schedulers.pbs_cgroups import pbs_job_pids
 
     began = time.time()
     with suppress(Vanished), record.alone(job, folder, lambda: True) as ours:
         for found in candidates([job]) if ours else ():
             pids = pbs_job_pids(job)
-            outcome = report.outcome_json(ferry.move(pids, found.request))
+            with kept.recording(snapshots, job) as seen:
+                outcome = report.outcome_json(ferry.move(pids, found.request, seen=seen))
             nodes, uid = found.request.target.nodes, owner(pids)
             say(Served(job, "spill", nodes, outcome=outcome, began=began, uid=-1 if uid is None else uid).as_dict())
             return bool(outcome["moved_bytes"]) and not outcome["complete"]
@@ -329,9 +337,11 @@ def _is_news(outcome: Mapping[str, Any] | None, asked: Asked) -> bool:
 def _move(case: Case, target: Target) -> dict[str, Any]:
     from pageferry import ferry, report
     from pageferry.mover import Limits
+    from pageferry.replay import kept
 
     limits = Limits(workers=case.settings.agent.workers)
-    return report.outcome_json(ferry.move(case.pids(), ferry.Request(target=target, limits=limits)))
+    with kept.recording(case.snapshots, case.job.id) as seen:
+        return report.outcome_json(ferry.move(case.pids(), ferry.Request(target=target, limits=limits), seen=seen))
 
 
 def _target(
