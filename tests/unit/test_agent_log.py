@@ -15,6 +15,7 @@ from pageferry.agent.chronicle import Chronicle
 from pageferry.agent.tended import Tended
 from pageferry.cli import main as cli
 from pageferry.cli import site
+from pageferry.history import store
 from pageferry.history.store import Store
 
 OUTCOME = {"moved_bytes": 3 << 20, "refused": False, "complete": True, "pages": {}, "excluded": {}}
@@ -58,6 +59,13 @@ def test_an_event_is_one_line_whatever_is_in_it(
         assert [line[:3] for line in lines] == ["<6>", "<6>", "<4>"]
 
 
+def test_a_rule_that_decided_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    row = store.Migration(4711, 0, "node01", "suspend", "big jobs", 0.0, 0.5, 0.0, "0", "2", "complete")
+    Chronicle(Store(tmp_path / "history.sqlite3"))._record(OUTCOME, row)
+    assert caplog.messages == ["job 4711: suspend: complete, moved 3 MiB to 2 in 0.50 s (rule big jobs)"]
+
+
 @pytest.mark.parametrize(
     ("words", "setting", "level"),
     [
@@ -74,6 +82,7 @@ def test_the_level_is_the_commands_or_else_the_sites(
     settings = tmp_path / "pageferry.toml"
     settings.write_text(f"[agent]\n{setting}\n")
     monkeypatch.setattr(loop, "run", lambda *_: None)
+    monkeypatch.setattr("gc.freeze", lambda: None)
     said = CliRunner().invoke(cli.commands, ["agent", "--config", str(settings), *words], standalone_mode=False)
     assert said.exception is None
     assert logging.getLevelName(logging.getLogger().level) == level
