@@ -5,6 +5,7 @@ from __future__ import annotations
 from pageferry_planner.capacity import fit, pages_per_node
 from pageferry_planner.model import Host, Plan, Snapshot, Target, WhenFull
 from pageferry_planner.strategies import sources_of, wanted_nodes
+from pageferry_planner.worth import ranks
 
 
 def place(snapshot: Snapshot, target: Target, host: Host) -> Plan:
@@ -44,4 +45,5 @@ def place(snapshot: Snapshot, target: Target, host: Host) -> Plan:
         room=dict(host.room),
         asked_per_process=snapshot.asked_per_process,
         lacking=placed.lacking if target.when_full is WhenFull.REFUSE else {},
+        rank=ranks(snapshot, going_runs, target.order),
     )

@@ -19,7 +19,7 @@ from pageferry.replay.write import Recorded
 from pageferry_planner.columns import Columns
 from pageferry_planner.model import Snapshot, Target
 from pageferry_planner.policy import Facts, Rules
-from support.plans import NODES, Row, snapshot_of, snapshots, targets
+from support.plans import NODES, Row, referenced_of, snapshot_of, snapshots, targets
 
 HOSTILE = ("ring", "libm.so.6", "naïve", "a\nb", "\x1b[31m", "\u202egnp", "x\udcff", '"', "\\012", " ", "😀", "*.so")
 """Parts of names: line ends, escape codes, direction marks, no UTF-8, and what JSON and globs have for their own."""
@@ -73,7 +73,12 @@ def recordings(draw: st.DrawFn) -> Recorded:
         for _ in backings
     ]
     snapshot = replace(
-        snapshot, processes=tuple(processes), backings=tuple(backings), verdicts=tuple(verdicts), asked_per_process=7
+        snapshot,
+        processes=tuple(processes),
+        backings=tuple(backings),
+        verdicts=tuple(verdicts),
+        asked_per_process=7,
+        referenced=draw(st.none() | referenced_of(snapshot)) if len(snapshot.runs) else None,
     )
     request = Request(
         target=draw(targets()),
@@ -126,9 +131,9 @@ def _columns(table: Columns) -> list[Any]:
 
 
 def _without_tables(snapshot: Snapshot) -> list[Any]:
-    return [
-        value for value in (getattr(snapshot, name) for name in snapshot.__slots__) if not isinstance(value, Columns)
-    ]
+    values = [getattr(snapshot, name) for name in snapshot.__slots__]
+    plainly = [value.tolist() if isinstance(value, np.ndarray) else value for value in values]
+    return [value for value in plainly if not isinstance(value, Columns)]
 
 
 def same_pages(one: Inputs, other: Inputs) -> bool:
@@ -138,9 +143,10 @@ def same_pages(one: Inputs, other: Inputs) -> bool:
     except PageferryError as error:
         return plan_text(other) == f"{type(error).__name__}: {error}"
     again = ferry.plan_from(other)
+    assert plan.rank is not None and again.rank is not None
     tables = zip(
-        (*plan.moves.columns(), plan.target, plan.stage),
-        (*again.moves.columns(), again.target, again.stage),
+        (*plan.moves.columns(), plan.target, plan.stage, plan.rank),
+        (*again.moves.columns(), again.target, again.stage, again.rank),
         strict=True,
     )
     counts = [

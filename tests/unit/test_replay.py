@@ -74,10 +74,10 @@ def test_all_that_the_planner_takes_is_in_the_file() -> None:
         model.Target: form.TargetPart,
     }
     for value, line in written.items():
-        assert {field.name for field in dataclasses.fields(value)} == set(fields(line)) - {"vmas", "runs"}
+        assert {field.name for field in dataclasses.fields(value)} == set(fields(line)) - {"vmas", "runs", "referenced"}
     of_backings = {*names(model.Backing), *names(model.Verdict), "facts"}
     assert of_backings == set(fields(form.BackingLine))
-    assert set(names(model.Snapshot)) - set(fields(form.Head)) == {"verdicts"}
+    assert set(names(model.Snapshot)) - {*fields(form.Head), *fields(form.RunRows)} == {"verdicts"}
     assert set(names(ferry.Request)) - set(fields(form.Head)) == {"limits"}, "a plan does not depend on limits"
 
 
@@ -158,7 +158,7 @@ def test_the_command_prints_for_a_file_what_it_printed_for_the_job(
     """Whether the snapshot was told what was wanted, or the plan that is made from it."""
     request = recorded.inputs.request
     words: list[object] = ["--to", ",".join(map(str, request.target.nodes)), "--strategy", request.target.strategy]
-    words += ["--when-full", request.target.when_full, "--spill-to", "0-3"]
+    words += ["--when-full", request.target.when_full, "--spill-to", "0-3", "--order", request.target.order]
     words += ["--from", ",".join(map(str, sorted(request.target.sources)))] if request.target.sources else []
     words += ["--reserve", request.reserve_bytes] if request.reserve_bytes is not None else []
     path = tmp_path / "snapshot"

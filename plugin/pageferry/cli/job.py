@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 STRATEGIES = ("relative", "local", "interleave", "pack")
 WHEN_FULL = ("refuse", "partial", "spill")
+ORDERS = ("worth", "address")
 
 Command = Callable[..., Any]
 
@@ -86,6 +87,13 @@ def request_options(command: Command, *, where_to: bool = False) -> Command:
             help="Left free on each target node, as 512M [default: 1/64 of it].",
         ),
         click.option("--spill-to", metavar="NODES", help="Nodes that --when-full spill may use [default: all]."),
+        click.option(
+            "--order",
+            type=click.Choice(ORDERS),
+            default="worth",
+            show_default=True,
+            help="What goes first: what most processes map, or what comes first.",
+        ),
         click.option("--when-full", type=click.Choice(WHEN_FULL), default="refuse", show_default=True),
         click.option("--strategy", type=click.Choice(STRATEGIES), default="relative", show_default=True),
         click.option("--from", "sources", metavar="NODES", help="Old nodes of the relative map [default: by memory]."),
@@ -312,6 +320,7 @@ def read_request(
     nodes: str | None,
     sources: str | None,
     strategy: str,
+    order: str,
     when_full: str,
     spill_to: str | None,
     reserve: str | None,
@@ -326,7 +335,7 @@ def read_request(
     from pageferry.ferry import Request
     from pageferry.kernel.topology import read_topology
     from pageferry.mover import Limits
-    from pageferry_planner.model import Strategy, Target, WhenFull
+    from pageferry_planner.model import Order, Strategy, Target, WhenFull
     from pageferry_planner.policy import Rules
 
     topology = topology or read_topology()
@@ -338,6 +347,7 @@ def read_request(
             sources=_list(sources, "--from") if sources is not None else None,
             when_full=WhenFull(when_full),
             spill=spill,
+            order=Order(order),
         ),
         rules=Rules(stay=stay, reference_count=not no_reference_count, xattrs=not no_xattrs),
         limits=Limits(workers=workers, seconds=budget),

@@ -25,6 +25,7 @@ _TARGET = {
     "sources": "sources",
     "when_full": "when_full",
     "spill_to": "spill",
+    "order": "order",
 }
 """Option → field of the target."""
 

@@ -65,6 +65,7 @@ class TargetPart(Line, frozen=True):
     sources: Annotated[tuple[NodeNumber, ...], Meta(max_length=1024)] | None
     when_full: Literal["refuse", "partial", "spill"]
     spill: Annotated[tuple[NodeNumber, ...], Meta(max_length=1024)]
+    order: Literal["worth", "address"]
 
 
 class Head(Line, frozen=True):
@@ -133,7 +134,7 @@ class VmaRows(Line, frozen=True):
 
 
 class RunRows(Line, frozen=True):
-    """Some rows of the runs."""
+    """Some rows of the runs; `referenced` in each of these lines or in none."""
 
     runs: Count
     process: Numbers
@@ -142,3 +143,4 @@ class RunRows(Line, frozen=True):
     node: Numbers
     backing: Numbers
     index: Numbers
+    referenced: Numbers | None = None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,6 +28,7 @@ from pageferry_planner.model import (
     ANONYMOUS,
     SELF,
     Backing,
+    Order,
     Process,
     Ranges,
     Runs,
@@ -70,14 +71,24 @@ class _Reader:
         processes = tuple(self._process() for _ in range(head.processes))
         files = [self._backing() for _ in range(head.backings)]
         backings, facts, verdicts = zip(*files, strict=True) if files else ((), (), ())
-        vmas = self._table(Ranges, form.VmaRows, head.vmas, head)
-        runs = self._table(Runs, form.RunRows, head.runs, head, frozenset(node.number for node in topology.nodes))
+        vmas, _ = _table(Ranges, self._columns(form.VmaRows, head.vmas, head))
+        numbers = frozenset(node.number for node in topology.nodes)
+        runs, referenced = _table(Runs, self._columns(form.RunRows, head.runs, head, numbers))
         if self._file.read(1):
             self._line += 1
             raise self._fault("more lines than the first one says")
         if _cuts(runs, vmas) > form.MOST_CUTS:
             raise UsageError(f"{self._name}: its runs have more pages, or parts, than any host's memory")
-        snapshot = Snapshot(head.page_bytes, processes, backings, verdicts, vmas, runs, head.asked_per_process)
+        snapshot = Snapshot(
+            page_bytes=head.page_bytes,
+            processes=processes,
+            backings=backings,
+            verdicts=verdicts,
+            vmas=vmas,
+            runs=runs,
+            asked_per_process=head.asked_per_process,
+            referenced=referenced,
+        )
         request = Request(_target(head.target), head.rules, reserve_bytes=head.reserve_bytes)
         return Recorded(head.of, Inputs(snapshot, facts, topology, kept_free, request), head.anonymised)
 
@@ -172,35 +183,25 @@ class _Reader:
             Verdict(row.moves, row.rule, row.detail),
         )
 
-    def _table(
-        self,
-        kind: type[Table],
-        line: type[form.VmaRows | form.RunRows],
-        rows: int,
-        head: form.Head,
-        nodes: frozenset[int] = frozenset(),
-    ) -> Table:
-        return kind.concatenate(list(self._pieces(kind, line, rows, head, nodes)))
-
-    def _pieces(
-        self,
-        kind: type[Table],
-        line: type[form.VmaRows | form.RunRows],
-        rows: int,
-        head: form.Head,
-        nodes: frozenset[int],
-    ) -> Iterator[Table]:
+    def _columns(
+        self, line: type[form.VmaRows | form.RunRows], rows: int, head: form.Head, nodes: frozenset[int] = frozenset()
+    ) -> Mapping[str, Ints]:
+        """Return the columns of a table, from all of its lines; none if it has no rows."""
+        parts: list[Mapping[str, Ints]] = []
         first = 0
         while first < rows:
             found = msgspec.structs.asdict(self._next(line))
             at = found.pop(line.__struct_fields__[0])
-            lengths = {len(column) for column in found.values()}
+            columns = {name: np.array(values, np.int64) for name, values in found.items() if values is not None}
+            lengths = {len(column) for column in columns.values()}
             if at != first or len(lengths) != 1 or lengths == {0} or first + max(lengths) > rows:
                 raise self._fault(f"not the next rows, from {first} on, of {rows}, or columns of different lengths")
-            first += max(lengths)
-            columns = {name: np.array(values, np.int64) for name, values in found.items()}
+            if parts and columns.keys() != parts[0].keys():
+                raise self._fault("other columns than in the lines before")
             self._check(columns, head, nodes)
-            yield _rows(kind, columns)
+            first += max(lengths)
+            parts.append(columns)
+        return {name: np.concatenate([part[name] for part in parts]) for name in (parts[0] if parts else ())}
 
     def _check(self, columns: Mapping[str, Ints], head: form.Head, nodes: frozenset[int]) -> None:
         least = {"process": SELF, "backing": ANONYMOUS, "count": 1}
@@ -208,15 +209,20 @@ class _Reader:
         for name, column in columns.items():
             if column.min() < least.get(name, 0) or (name in below and column.max() >= below[name]):
                 raise self._fault(f"{name}: a number that nothing has")
+        if "referenced" in columns and (columns["referenced"] > columns["count"]).any():
+            raise self._fault("referenced: more pages than there are")
         if nodes and not nodes.issuperset(columns["node"].tolist()):
             raise self._fault("node: a number that no node has")
 
 
-def _rows(kind: type[Table], columns: Mapping[str, Ints]) -> Table:
+def _table(kind: type[Table], columns: Mapping[str, Ints]) -> tuple[Table, Ints | None]:
+    """Return a table, and what of its rows was referenced, if that is known."""
+    if not columns:
+        return kind.empty(), None
     typed: list[Any] = [columns[name] for name in kind.__annotations__]
     if "private" in columns:
         typed[-1] = typed[-1].astype(bool)
-    return kind(*typed)
+    return kind(*typed), columns.get("referenced")
 
 
 def _cuts(runs: Runs, vmas: Ranges) -> int:
@@ -240,4 +246,5 @@ def _target(part: form.TargetPart) -> Target:
         sources=frozenset(part.sources) if part.sources is not None else None,
         when_full=WhenFull(part.when_full),
         spill=frozenset(part.spill),
+        order=Order(part.order),
     )

@@ -122,7 +122,9 @@ def _content(recorded: Recorded) -> Iterator[Any]:
             "detail": verdict.detail,
         }
     yield from _rows("vmas", snapshot.vmas)
-    yield from _rows("runs", snapshot.runs)
+    for rows in _rows("runs", snapshot.runs):
+        part = slice(rows["runs"], rows["runs"] + form.PIECE_ROWS)
+        yield rows if snapshot.referenced is None else rows | {"referenced": snapshot.referenced[part].tolist()}
 
 
 def _rows(what: str, table: Columns) -> Iterator[dict[str, Any]]:
@@ -134,7 +136,9 @@ def _rows(what: str, table: Columns) -> Iterator[dict[str, Any]]:
 def _target(target: Target) -> form.TargetPart:
     sources = tuple(sorted(target.sources)) if target.sources is not None else None
     spill = tuple(sorted(target.spill))
-    return form.TargetPart(target.nodes, target.strategy.value, sources, target.when_full.value, spill)
+    return form.TargetPart(
+        target.nodes, target.strategy.value, sources, target.when_full.value, spill, target.order.value
+    )
 
 
 def _opinions(facts: Facts) -> Facts:
