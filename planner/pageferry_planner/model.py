@@ -93,7 +93,8 @@ class Snapshot:
     """A job at one moment: its processes, what they map, what rules say of it, and where each resident page is.
 
     `vmas`: all VMAs that memory of the job can be in. `asked_per_process`: what asking every process for every resident
-    page of what it maps would request, in pages.
+    page of what it maps would request, in pages. `referenced`: how many pages of each run were used of late; None: not
+    known.
     """
 
     page_bytes: int
@@ -103,6 +104,7 @@ class Snapshot:
     vmas: Ranges
     runs: Runs
     asked_per_process: int
+    referenced: Ints | None = None
 
     def movable(self) -> Bools:
         """Return which runs may move, by the rules."""
@@ -118,6 +120,13 @@ class Strategy(StrEnum):
     LOCAL = "local"
     INTERLEAVE = "interleave"
     PACK = "pack"
+
+
+class Order(StrEnum):
+    """What goes first: what is worth most (see `worth`), or what comes first in large batches."""
+
+    WORTH = "worth"
+    ADDRESS = "address"
 
 
 class WhenFull(StrEnum):
@@ -141,6 +150,7 @@ class Target:
     sources: frozenset[int] | None = None
     when_full: WhenFull = WhenFull.REFUSE
     spill: frozenset[int] = frozenset()
+    order: Order = Order.WORTH
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +201,8 @@ class Plan:
 
     `stage`: runs of a lower stage leave a node before runs of a higher one need its room. `excluded` and the other
     counts are base pages. `need`, `room`: pages per node. `lacking`: pages per node that have no room there; when it is
-    not empty, nothing at all may be moved. `stays`: the pages that are in no move.
+    not empty, nothing at all may be moved. `stays`: the pages that are in no move. `rank`: within a stage, runs of a
+    lower one go first; None: all are alike.
     """
 
     page_bytes: int
@@ -208,6 +219,7 @@ class Plan:
     asked_per_process: int
     lacking: Mapping[int, int]
     stays: Flows = field(default_factory=Flows.empty)
+    rank: Ints | None = None
 
     def total(self) -> int:
         """Return the resident base pages of the job that the plan accounts for."""

@@ -6,6 +6,7 @@ from pageferry_planner.capacity import fit, pages_per_node
 from pageferry_planner.ledger import staying
 from pageferry_planner.model import Bucket, Flows, Host, Plan, Snapshot, Target, WhenFull
 from pageferry_planner.strategies import sources_of, wanted_nodes
+from pageferry_planner.worth import ranks
 
 
 def place(snapshot: Snapshot, target: Target, host: Host) -> Plan:
@@ -51,4 +52,5 @@ def place(snapshot: Snapshot, target: Target, host: Host) -> Plan:
         asked_per_process=snapshot.asked_per_process,
         lacking=placed.lacking if target.when_full is WhenFull.REFUSE else {},
         stays=Flows.concatenate(stays),
+        rank=ranks(snapshot, going_runs, target.order),
     )

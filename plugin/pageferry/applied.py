@@ -99,15 +99,17 @@ def carried(
     pids: Iterable[int],
     asked: ferry.Request,
     progress: Callable[[int, int], None] = lambda _done, _of: None,
+    seen: Callable[[ferry.Inputs], None] = lambda _inputs: None,
 ) -> dict[str, Any]:
     """Move a job's memory, or, if its policy says so, only plan to; return the outcome for a program.
 
-    `progress` is `ferry.move`'s. Raises as that does; PageferryError for a mode in which nothing may be asked for.
+    `progress` and `seen` are `ferry.move`'s. Raises as that does; PageferryError for a mode in which nothing may be
+    asked for.
     """
     if policy.mode is Mode.OFF:
         raise PageferryError(f'{policy.named()} leaves the job alone (mode = "off")')
     if policy.mode is Mode.MOVE:
-        return report.outcome_json(ferry.move(pids, asked, progress))
+        return report.outcome_json(ferry.move(pids, asked, progress, seen))
     began = time.monotonic()
     _, made = ferry.plan(pids, asked)
     return report.observed_json(made, time.monotonic() - began)

@@ -93,6 +93,10 @@ class Agent(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         | None
     ) = None
     retention_days: Annotated[int, Meta(ge=1, le=36500, description="The history is kept this long.")] = 90
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"],
+        Meta(description="Of the log; at debug, what each plan is made from is kept beside the history."),
+    ] = "info"
 
 
 class Spill(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import mmap
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
@@ -21,7 +21,7 @@ from pageferry.snapshot import Taken, take
 from pageferry_planner.ledger import Ledger, buckets, ledger, merged, unmoved
 from pageferry_planner.model import Bucket, Host, Plan, Snapshot, Tally, Target
 from pageferry_planner.placement import place
-from pageferry_planner.policy import Rules
+from pageferry_planner.policy import Facts, Rules
 
 ROUNDS = 3
 """How often a job is looked at again because a carrier ended while its pages may still be the job's."""
@@ -39,6 +39,20 @@ class Request:
     rules: Rules = field(default_factory=Rules)
     limits: Limits = field(default_factory=Limits)
     reserve_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """All that a plan is made from: what was seen of the job and of the host, and what was asked for.
+
+    `facts`: what the rules were asked of each backing. `kept_free`: bytes per node that the kernel keeps for itself.
+    """
+
+    snapshot: Snapshot
+    facts: tuple[Facts, ...]
+    topology: Topology
+    kept_free: Mapping[int, int]
+    request: Request
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,21 +84,39 @@ def plan(pids: Iterable[int], request: Request) -> tuple[Snapshot, Plan]:
         return taken.snapshot, made
 
 
+def look(pids: Iterable[int], request: Request) -> Inputs:
+    """Return what a plan would be made from; whether the request makes sense is found out when one is made."""
+    topology = read_topology()
+    with take(pids, request.rules, topology) as taken:
+        return _inputs(taken, topology, request)
+
+
+def plan_from(inputs: Inputs) -> Plan:
+    """Return the plan for what was seen, wherever and whenever that was: nothing of this host is looked at.
+
+    Raises UsageError and KernelError as `plan` does.
+    """
+    check(inputs.request.target, inputs.topology)
+    return _made(inputs)
+
+
 def move(
     pids: Iterable[int],
     request: Request,
     progress: Callable[[int, int], None] = lambda _done, _of: None,
+    seen: Callable[[Inputs], None] = lambda _inputs: None,
 ) -> Outcome:
     """Move the memory of processes, each page once, and account for every resident page.
 
-    `progress` is told how many of how many pages have been dealt with. Raises UsageError for a target that makes no
-    sense, KernelError for what the host or our privileges do not allow, Vanished if no process is left.
+    `progress` is told how many of how many pages have been dealt with, `seen` what the plan is made from. Raises
+    UsageError for a target that makes no sense, KernelError for what the host or our privileges do not allow, Vanished
+    if no process is left.
     """
     began = time.monotonic()
     pids = frozenset(pids)
     libnuma.require()
     move_all = "CAP_SYS_NICE" in capabilities.effective()
-    with _planned(pids, request) as (taken, first):
+    with _planned(pids, request, seen) as (taken, first):
         planning = time.monotonic() - began
         if first.lacking:
             stays = ledger(taken.snapshot, [unmoved(first)])
@@ -131,36 +163,55 @@ def sources_after(sources: tuple[int, ...], nodes: Iterable[int]) -> tuple[int, 
     return sources if set(sources).isdisjoint(nodes) else ()
 
 
-def host(topology: Topology, reserve_bytes: int | None) -> Host:
+def host(
+    topology: Topology,
+    reserve_bytes: int | None,
+    kept_free: Mapping[int, int] | None = None,
+    page_bytes: int = mmap.PAGESIZE,
+) -> Host:
     """Return what placement must know of the host.
 
     Room is what is free and what clean, inactive page cache takes (the kernel drops it without I/O), less the reserve,
-    which is never less than what the kernel keeps free for itself.
+    which is never less than what the kernel keeps free for itself (`kept_free`; None: this host's).
     """
     room = {}
-    kept_free = read_kept_free()
+    kept_free = read_kept_free() if kept_free is None else kept_free
     for node in topology.nodes:
         if node.total_bytes:
             reserve = max(16 << 20, node.total_bytes // 64) if reserve_bytes is None else reserve_bytes
             reserve = max(reserve, kept_free.get(node.number, 0))
-            room[node.number] = max(0, node.free_bytes + node.file_cache_bytes - reserve) // mmap.PAGESIZE
+            room[node.number] = max(0, node.free_bytes + node.file_cache_bytes - reserve) // page_bytes
     return Host(room, {number: topology.nearest(number)[1:] for number in room})
 
 
 @contextmanager
-def _planned(pids: Iterable[int], request: Request) -> Iterator[tuple[Taken, Plan]]:
+def _planned(
+    pids: Iterable[int], request: Request, seen: Callable[[Inputs], None] = lambda _inputs: None
+) -> Iterator[tuple[Taken, Plan]]:
     topology = read_topology()
     check(request.target, topology)
     with take(pids, request.rules, topology) as taken:
-        allowed = frozenset.intersection(*(process.mems_allowed for process in taken.snapshot.processes))
-        outside = set(request.target.nodes) - allowed
-        if outside:
-            raise KernelError(
-                f"node {format_list(outside)} is outside the job's cpuset (mems {format_list(allowed)}): "
-                "the kernel would refuse; widen cpuset.mems first, which moves nothing"
-            )
-        target = replace(request.target, spill=request.target.spill & allowed)
-        yield taken, place(taken.snapshot, target, host(topology, request.reserve_bytes))
+        inputs = _inputs(taken, topology, request)
+        seen(inputs)
+        yield taken, _made(inputs)
+
+
+def _inputs(taken: Taken, topology: Topology, request: Request) -> Inputs:
+    return Inputs(taken.snapshot, taken.facts, topology, read_kept_free(), request)
+
+
+def _made(inputs: Inputs) -> Plan:
+    snapshot, request = inputs.snapshot, inputs.request
+    allowed = frozenset.intersection(*(process.mems_allowed for process in snapshot.processes))
+    outside = set(request.target.nodes) - allowed
+    if outside:
+        raise KernelError(
+            f"node {format_list(outside)} is outside the job's cpuset (mems {format_list(allowed)}): "
+            "the kernel would refuse; widen cpuset.mems first, which moves nothing"
+        )
+    target = replace(request.target, spill=request.target.spill & allowed)
+    room = host(inputs.topology, request.reserve_bytes, inputs.kept_free, snapshot.page_bytes)
+    return place(snapshot, target, room)
 
 
 def check(target: Target, topology: Topology) -> None:

@@ -110,27 +110,32 @@ class Carried:
 
 
 def batches(plan: Plan, workers: int = 1, most: int | None = None) -> Iterator[list[Batch]]:
-    """Return the plan's stages, each a list of batches that may be worked on side by side, the largest first.
+    """Return the plan's stages, each a list of batches that may be worked on side by side.
 
-    A batch has at most `most` pages (None: BATCH_PAGES), but always room for a huge page.
+    The lowest rank goes first, of one rank the largest batch. A batch has at most `most` pages (None: BATCH_PAGES), but
+    always room for a huge page.
 
     What one process carries is shared out among the workers, if it is much: a page that all ranks map takes many times
     as long as one of a single rank, so the carrier of shared memory would else keep one worker busy to the end.
     """
     moves = plan.moves
     top = BATCH_PAGES if most is None else max(HUGE_PAGES, most)
+    ranks = plan.rank if plan.rank is not None else np.zeros(len(moves), np.int64)
     for stage in np.unique(plan.stage).tolist():
         rows = np.flatnonzero(plan.stage == stage)
-        rows = rows[np.lexsort((moves.page[rows], plan.target[rows], moves.process[rows]))]
-        process, target = moves.process[rows], plan.target[rows]
-        new = np.append(True, (process[1:] != process[:-1]) | (target[1:] != target[:-1]))
+        rows = rows[np.lexsort((moves.page[rows], plan.target[rows], moves.process[rows], ranks[rows]))]
+        process, target, rank = moves.process[rows], plan.target[rows], ranks[rows]
+        changes = (process[1:] != process[:-1]) | (target[1:] != target[:-1]) | (rank[1:] != rank[:-1])
+        new = np.append(True, changes)
         ends = np.append(np.flatnonzero(new)[1:], len(rows))
         found = []
         for first, last in zip(np.flatnonzero(new).tolist(), ends.tolist(), strict=True):
             part = moves.take(rows[first:last])
             share = min(top, max(WORKER_PAGES, -(-part.pages() // workers)))
-            found += [Batch(int(process[first]), int(target[first]), piece) for piece in _pieces(part, share)]
-        yield sorted(found, key=lambda batch: -batch.runs.pages())
+            cut = (Batch(int(process[first]), int(target[first]), piece) for piece in _pieces(part, share))
+            found += [(int(rank[first]), batch) for batch in cut]
+        found.sort(key=lambda ranked: (ranked[0], -ranked[1].runs.pages()))
+        yield [batch for _, batch in found]
 
 
 def carry(

@@ -26,7 +26,7 @@ from pageferry.kernel.residency import PageTables
 from pageferry.kernel.topology import Topology
 from pageferry_planner.columns import Bools
 from pageferry_planner.maps import parse
-from pageferry_planner.model import SELF, Process, Ranges, Runs, Snapshot, Verdict
+from pageferry_planner.model import SELF, Process, Ranges, Runs, Snapshot
 from pageferry_planner.pages import (
     Entries,
     Hole,
@@ -45,9 +45,10 @@ from pageferry_planner.sharing import Sharing, share
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """A snapshot, the handles of its processes (same order), and their page tables."""
+    """A snapshot, what the rules were asked of its backings, the handles of its processes, and their page tables."""
 
     snapshot: Snapshot
+    facts: tuple[Facts, ...]
     handles: tuple[ProcessHandle, ...]
     tables: PageTables
 
@@ -95,16 +96,17 @@ def take(pids: Iterable[int], rules: Rules, topology: Topology) -> Iterator[Take
         unseen = holes(sharing, seen)
         if unseen:
             seen = Runs.concatenate([seen, _read_unseen(sharing, unseen, handles, tables, devices, stack)])
+        facts = _facts(sharing, handles, rules, devices)
         snapshot = Snapshot(
             page_bytes=mmap.PAGESIZE,
             processes=tuple(processes),
             backings=sharing.backings,
-            verdicts=_verdicts(sharing, handles, rules, devices),
+            verdicts=tuple(decide(*asked, rules) for asked in zip(sharing.backings, facts, strict=True)),
             vmas=sharing.vmas,
             runs=seen,
             asked_per_process=asked_per_process(sharing, seen),
         )
-        yield Taken(snapshot, tuple(handles), tables)
+        yield Taken(snapshot, facts, tuple(handles), tables)
 
 
 def _process(handle: ProcessHandle, status: Status, topology: Topology) -> Process:
@@ -212,15 +214,14 @@ def _path(sharing: Sharing, extent: int, handles: list[ProcessHandle]) -> Path:
     return objects.path_of(handles[int(sharing.vmas.process[row])].pid, start, end)
 
 
-def _verdicts(sharing: Sharing, handles: list[ProcessHandle], rules: Rules, devices: _Devices) -> tuple[Verdict, ...]:
+def _facts(sharing: Sharing, handles: list[ProcessHandle], rules: Rules, devices: _Devices) -> tuple[Facts, ...]:
     outside = mapped_outside(sharing.backings, {handle.pid for handle in handles}) if rules.reference_count else {}
     extent_of = {backing: extent for extent, backing in reversed(list(enumerate(sharing.extents.backing.tolist())))}
-    verdicts = []
+    facts = []
     for number, backing in enumerate(sharing.backings):
         trusted = user = ""
         if rules.xattrs and backing.device in devices.local:
             path = _path(sharing, extent_of[number], handles)
             trusted, user = (objects.attribute(path, f"{space}.pageferry") for space in ("trusted", "user"))
-        facts = Facts(outside.get(backing, ()), trusted, user, devices.left.get(backing.device, ""))
-        verdicts.append(decide(backing, facts, rules))
-    return tuple(verdicts)
+        facts.append(Facts(outside.get(backing, ()), trusted, user, devices.left.get(backing.device, "")))
+    return tuple(facts)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -71,3 +73,24 @@ def test_a_job_comes_back_on_the_cpus_that_were_asked_for_and_finds_its_memory_t
     flows = every_flow(whole["ledger"])
     assert sum(before(flows).values()) == sum(whole["pages"].values())
     assert sum(after(flows).values()) == sum(whole["pages"].values()) - whole["pages"]["vanished"]
+
+
+def test_an_agent_at_debug_level_keeps_what_gives_the_plan_again(slurm: Slurm, results: Path, tmp_path: Path) -> None:
+    log = results / "agent-debug.log"
+    words = ("--history-file", str(tmp_path / "history.sqlite3"), "--log-level", "debug")
+    with agents.agent(log, *words) as agent:
+        job = submit(slurm, "-n2", mib=4, shared_mib=4, ranks=2)
+        try:
+            wait_until(lambda: agent.phase(job.id) == "runs", "the agent knows the job")
+            ask_for(job, "pageferry:nodes=2-3")
+            slurm.suspend(job.id)
+            wait_until(lambda: bool(agent.migrations(job.id)), "the memory moves while the job is suspended")
+            slurm.resume(job.id)
+            migration = agent.migrations(job.id)[0]
+        finally:
+            job.end()
+    path = min((tmp_path / "snapshots").iterdir())
+    assert f"job {job.id}: snapshot: {path}" in log.read_text()
+    command = [sys.executable, "-m", "pageferry", "plan", "--from-snapshot", str(path), "--json"]
+    plan = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    assert plan["move_bytes"] == migration["bytes"] > 0

@@ -120,7 +120,7 @@ def test_a_node_that_is_full_after_all_takes_what_it_can_and_nobody_is_killed(fu
         before = vmstat()
         with pytest.MonkeyPatch.context() as patch:
             really = ferry.host
-            patch.setattr(ferry, "host", lambda topology, _reserve: replace(really(topology, 0), room={FULL: 1 << 20}))
+            patch.setattr(ferry, "host", lambda topology, *_: replace(really(topology, 0), room={FULL: 1 << 20}))
             outcome = ferry.move(made.pids, wanted(FULL, when_full=WhenFull.REFUSE))
         counters = vmstat() - before
         assert counters["oom_kill"] == 0

@@ -79,6 +79,25 @@ def test_what_moved_ahead_is_moved_once_and_the_rest_while_the_job_stands_still(
         assert moved["seconds_stopped"] > 0
 
 
+@pytest.mark.parametrize("anonymise", [(), ("--anonymise",)])
+def test_a_plan_from_a_snapshot_is_the_plan_for_the_job(tmp_path: Path, anonymise: tuple[str, ...]) -> None:
+    path = tmp_path / "snapshot"
+    with job(node=0) as made:
+        shared_by_three(made)
+        plan = answer("plan", *pids(made), "--to", "2")
+        said = pageferry("snapshot", *pids(made), "--to", "2", "--out", path, *anonymise)
+        assert said.returncode == 0, said.stderr
+    again = answer("plan", "--from-snapshot", path)
+    for numbers in (plan, again):
+        for node in numbers["nodes"].values():
+            del node["room_bytes"]  # what is free changes from one look to the next
+        for row in numbers["stays"]:
+            del row["detail"]  # and so do the processes outside
+        for row in (*numbers["moves"], *numbers["stays"]) if anonymise else ():
+            del row["what"]
+    assert again == plan
+
+
 def test_status_shows_what_is_away_from_its_cpus() -> None:
     with job(node=0) as made:
         made.first.map(256).write(node=3)

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -29,6 +30,8 @@ def pageferry(*words: str) -> subprocess.CompletedProcess[str]:
         (["move", "12;id", "--to", "0"], 2, "not a Slurm job ID"),
         (["move", "--pid", "4194304", "--to", "0"], 2, "no such process: 4194304"),
         (["move", "--to", "0"], 2, "name one target"),
+        (["plan", "1"], 2, "Missing option '--to'"),
+        (["move", "1"], 2, "Missing option '--to'"),
         (["move", "1", "--pid", "1", "--to", "0"], 2, "name one target"),
         (["plan", "--cgroup", "/no/such\n\x1b[31mgroup", "--to", "0"], 2, r"no such cgroup: /no/such\n\x1b[31mgroup"),
         (["plan", "--pid", "self", "--to", "0"], 2, "Invalid value for '--pid'"),
@@ -104,6 +107,28 @@ def test_status_says_where_memory_is_for_people_and_for_programs() -> None:
         assert "all of it in place" in people.stdout
 
 
+def test_a_snapshot_of_a_process_is_text_about_its_memory_and_is_refused_as_a_plan_is(tmp_path: Path) -> None:
+    path = tmp_path / "snapshot"
+    with child() as process:
+        made = pageferry("snapshot", "--pid", str(process.pid), "--to", "0", "--out", str(path))
+        assert (made.returncode, made.stdout) == (0, ""), made.stderr
+        head, *rest = map(json.loads, pageferry("snapshot", "--pid", str(process.pid)).stdout.splitlines())
+    assert head["of"] == f"process {process.pid}"
+    assert [line["pid"] for line in rest if "pid" in line] == [process.pid]
+    assert sum(sum(line["count"]) for line in rest if "runs" in line) > 0
+    answer = pageferry("plan", "--from-snapshot", str(path))
+    assert answer.returncode == 4
+    assert answer.stderr == "pageferry: this host has one NUMA node with memory: there is nowhere to move to\n"
+
+
+def test_a_file_that_is_no_snapshot_gets_one_line_and_code_2(tmp_path: Path) -> None:
+    path = tmp_path / "snap\nshot"
+    path.write_bytes(b"\x1b[2J\n")
+    answer = pageferry("plan", "--from-snapshot", str(path))
+    assert answer.returncode == 2
+    assert answer.stderr == f"pageferry: {tmp_path}/snap\\nshot:1: not a line of JSON in ASCII\n"
+
+
 def test_doctor_finds_that_one_node_is_too_few() -> None:
     answer = pageferry("doctor")
     assert answer.returncode == 4
@@ -119,7 +144,9 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
     assert answer.returncode not in {-signal.SIGPIPE, 120}
 
 
-@pytest.mark.parametrize("words", [["--version"], ["--help"], ["status", "--help"], ["move", "--help"]])
+@pytest.mark.parametrize(
+    "words", [["--version"], ["--help"], ["status", "--help"], ["move", "--help"], ["snapshot", "--help"]]
+)
 def test_nothing_heavy_is_imported_before_it_is_needed(words: list[str]) -> None:
     answer = subprocess.run(
         [sys.executable, "-X", "importtime", "-m", "pageferry", *words], capture_output=True, text=True, check=True

@@ -29,7 +29,8 @@ from pageferry.agent.tended import Cause, Migration, Phase, Stage, Tended
 from pageferry.agent.tending import Tending
 from pageferry.applied import Destination
 from pageferry.comment import Wish
-from pageferry.config import Agent, Settings, Spill
+from pageferry.config import Agent, Folder, Settings, Spill
+from pageferry.config import Metrics as ConfigMetrics
 from pageferry.errors import SchedulerError, UsageError
 from pageferry.history.store import Migration as StoredMigration
 from pageferry.history.store import Store
@@ -124,7 +125,7 @@ class World:
 def world(monkeypatch: pytest.MonkeyPatch) -> World:
     made = World()
     monkeypatch.setattr(chores, "ask", lambda jobs: ("ask", jobs))
-    monkeypatch.setattr(chores, "move", lambda job, where, policy: ("move", job, where, policy))
+    monkeypatch.setattr(chores, "move", lambda job, where, policy, _snapshots: ("move", job, where, policy))
     monkeypatch.setattr(chores, "write_back", lambda _job, _hosts, text: ("write", text))
     monkeypatch.setattr(tending, "Errands", lambda: made)
     monkeypatch.setattr(tending, "slurm_job_user_groups", lambda _job: ())
@@ -134,7 +135,9 @@ def world(monkeypatch: pytest.MonkeyPatch) -> World:
 
 def jobs_of(world: World, *rules: Rule, **agent: Any) -> tuple[Tending, Site]:
     site = Site(Settings(agent=Agent(slurm_user="root", **agent), rule=rules))
-    chronicle = SimpleNamespace(tell=world.tell, ended=world.ended_migration, over=lambda _stop: None, counts=Counts())
+    chronicle = SimpleNamespace(
+        tell=world.tell, ended=world.ended_migration, over=lambda _stop: None, counts=Counts(), snapshots=None
+    )
     return Tending(cast(Any, world), cast(Any, world), cast(Any, chronicle), site), site
 
 
@@ -311,7 +314,9 @@ def test_what_slurm_said_of_a_job_before_holds_while_it_cannot_be_asked(world: W
 
 
 def migrations(world: World, jobs: Mapping[int, Tended], *rules: Rule) -> Migrations:
-    chronicle = SimpleNamespace(tell=world.tell, ended=world.ended_migration, over=lambda _stop: None, counts=Counts())
+    chronicle = SimpleNamespace(
+        tell=world.tell, ended=world.ended_migration, over=lambda _stop: None, counts=Counts(), snapshots=None
+    )
     return Migrations(
         jobs,
         cast(Errands, world),
@@ -507,6 +512,32 @@ def test_each_fault_of_new_settings_is_told_and_right_ones_hold_for_the_history_
     for _ in range(256):
         agent._history.record_event(7, 0, "kind", "")
     assert agent._history.migrations(7) == [], "kept for a day from now on"
+
+
+def test_metrics_and_the_log_follow_new_settings(
+    tmp_path: Path, world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    path = tmp_path / "pageferry.toml"
+    folders = [tmp_path / "old", tmp_path / "new"]
+    for folder in folders:
+        folder.mkdir()
+    first = ConfigMetrics(textfile=Folder(folders[0]))
+    agent = object.__new__(loop._Agent)
+    agent._site = Site(Settings(agent=Agent(slurm_user="root"), metrics=first), path)
+    agent._history = Store(tmp_path / "history.sqlite3")
+    agent._chronicle = Chronicle(agent._history)
+    agent._service = cast(Any, SimpleNamespace())
+    monitored = SimpleNamespace(held=lambda: {"held": 0, "waits": 0})
+    agent._tending = cast(Any, monitored)
+    agent._pbs = cast(Any, SimpleNamespace(held=lambda: 0))
+    agent._export()
+    path.write_text(f'[agent]\nslurm_user = "root"\nlog_level = "debug"\n[metrics]\ntextfile = "{folders[1]}"\n')
+    agent._reload()
+    agent._exporter.close()
+    assert [len(list(folder.iterdir())) for folder in folders] == [1, 1]
+    assert "pageferry_up 0" in (folders[0] / "pageferry.prom").read_text()
+    assert agent._chronicle.snapshots is not None, "as at debug level"
 
 
 @pytest.mark.parametrize("error", [SchedulerError("away"), UsageError("it has ended")])

@@ -11,10 +11,12 @@ from dataclasses import dataclass
 import numpy as np
 from hypothesis import strategies as st
 
+from pageferry_planner.columns import Ints
 from pageferry_planner.model import (
     ANONYMOUS,
     Backing,
     Host,
+    Order,
     Plan,
     Process,
     Ranges,
@@ -156,6 +158,13 @@ def snapshots(draw: st.DrawFn) -> Snapshot:
 
 
 @st.composite
+def referenced_of(draw: st.DrawFn, snapshot: Snapshot) -> Ints:
+    """Draw how many pages of each run were used of late."""
+    shares = st.sampled_from((0, 0.01, 0.5, 1))
+    return np.array([int(draw(shares) * count) for count in snapshot.runs.count.tolist()], np.int64)
+
+
+@st.composite
 def hosts(draw: st.DrawFn, *, ample: bool = False) -> Host:
     """Draw a host of four nodes, with any room (or ample room) and any order of distances."""
     rooms = st.sampled_from((0, 5, 300, 700, 1100, 4000))
@@ -174,4 +183,5 @@ def targets(draw: st.DrawFn, strategies: Iterable[Strategy] = Strategy, fulls: I
         sources=draw(st.none() | st.frozensets(st.sampled_from(NODES), min_size=1)),
         when_full=draw(st.sampled_from(list(fulls))),
         spill=draw(st.frozensets(st.sampled_from(NODES))),
+        order=draw(st.sampled_from(Order)),
     )

@@ -25,6 +25,7 @@ when_full = "spill"
 write_outcome = "history"
 slurm_user = "slurm"
 retention_days = 7
+log_level = "debug"
 
 [spill]
 enabled = false
@@ -67,6 +68,7 @@ def test_every_key_is_read(tmp_path: Path) -> None:
             "write_outcome": "history",
             "slurm_user": "slurm",
             "retention_days": 7,
+            "log_level": "debug",
         },
         "spill": {"enabled": False, "least_bytes": 65536, "rate": 1 << 30},
         "cpus": {"enabled": False},

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from pageferry import applied
@@ -21,6 +22,7 @@ from pageferry.config import Settings
 from pageferry.errors import SchedulerError, UsageError, Vanished
 from pageferry.kernel.topology import read_topology
 from pageferry.policy import Facts, Policy
+from pageferry.replay import kept
 from pageferry.schedulers.control import nodes_here, write_outcome
 from pageferry.schedulers.slurm_cgroups import slurm_job_suspension, slurm_job_user_pids
 from pageferry.schedulers.slurm_commands import SlurmCommands
@@ -61,16 +63,16 @@ def ask(jobs: Sequence[int]) -> Chore:
     return work
 
 
-def move(job: int, destination: Destination, policy: Policy) -> Chore:
+def move(job: int, destination: Destination, policy: Policy, snapshots: Path | None = None) -> Chore:
     """Move a job's memory as its policy says, or only plan to, and say now and then how far it is.
 
-    The answer is the outcome.
+    The answer is the outcome. `snapshots`: where what the plan is made from is kept.
     """
 
     def work(say: Say) -> Mapping[str, Any]:
-        with applied.interruptible():
+        with applied.interruptible(), kept.recording(snapshots, job) as seen:
             asked = applied.request(policy, destination, read_topology())
-            return applied.carried(policy, slurm_job_user_pids(job), asked, _progress(say))
+            return applied.carried(policy, slurm_job_user_pids(job), asked, _progress(say), seen)
 
     return work
 
@@ -88,7 +90,7 @@ def _progress(say: Say) -> Callable[[int, int], None]:
     return tell
 
 
-def bring_home(jobs: Mapping[int, Facts | None], settings: Settings) -> Chore:
+def bring_home(jobs: Mapping[int, Facts | None], settings: Settings, snapshots: Path | None = None) -> Chore:
     """Bring the spilled memory of jobs home, live and one after another; say of each what became of it.
 
     `jobs`: what is known of each; Slurm is asked about the others, if the rules want to know. Said first is how much is
@@ -104,7 +106,8 @@ def bring_home(jobs: Mapping[int, Facts | None], settings: Settings) -> Chore:
             if slurm_job_suspension(job).asked or not (fresh := applied.homecomings({job: policy})):
                 continue
             try:
-                outcome = applied.carried(policy, slurm_job_user_pids(job), fresh[0].request)
+                with kept.recording(snapshots, job) as seen:
+                    outcome = applied.carried(policy, slurm_job_user_pids(job), fresh[0].request, seen=seen)
             except Vanished:
                 continue
             moved += 1

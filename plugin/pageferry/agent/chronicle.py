@@ -10,6 +10,7 @@ import socket
 import time
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from pageferry.agent.counts import Counts
@@ -37,6 +38,11 @@ class Chronicle:
         job = tended.job if tended else pbs_job or 0
         _log.log(level, "%s%s%s", f"job {job}: " if job else "", kind, f": {text}" if text else "")
         self._history.record_event(job, tended.uid if tended else -1, kind, text)
+
+    @property
+    def snapshots(self) -> Path | None:
+        """Where errands keep what their plans are made from: beside the history, at debug level; None: nowhere."""
+        return self._history.path.parent / "snapshots" if _log.isEnabledFor(logging.DEBUG) else None
 
     def lost(self) -> int:
         """Return how many records could not be written down."""

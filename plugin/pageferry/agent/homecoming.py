@@ -49,7 +49,8 @@ class Homecoming:
             self._chronicle.counts.nothing_far("slurm")
         if free:
             self._under_way = True
-            chore = chores.bring_home({job: self._jobs[job].facts for job in free}, self._site.settings)
+            of = {job: self._jobs[job].facts for job in free}
+            chore = chores.bring_home(of, self._site.settings, self._chronicle.snapshots)
             self._errands.send(chore, self._done, self._came, seconds=MOVE_SECONDS)
         return None
 

@@ -243,16 +243,18 @@ class _Agent:
 
     def _reload(self) -> None:
         """Read the settings again; if anything is wrong with them, say all of it, and keep those that hold."""
-        exported = self._site.settings.metrics
+        before = self._site.settings
         if faults := self._site.reload():
             for fault in faults:
                 self._chronicle.tell(None, "settings not read", fault, logging.ERROR)
             self._chronicle.tell(None, "not reloaded", "the settings that were read before still hold", logging.ERROR)
             return
-        if self._site.settings.metrics != exported:
+        settings = self._site.settings
+        if settings.metrics != before.metrics:
             self._exporter.close()
             self._export()
-        settings = self._site.settings
+        if settings.agent.log_level != before.agent.log_level:
+            logging.getLogger().setLevel(settings.agent.log_level.upper())
         self._history.keep_days(settings.agent.retention_days)
         self._chronicle.tell(None, "reloaded", f"{len(settings.rule)} rules")
 

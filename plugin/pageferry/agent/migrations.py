@@ -105,7 +105,8 @@ class Migrations:
         if migration.copied is not None:
             sources = ferry.sources_after(sources or (), migration.nodes)
         strategy = migration.wish.strategy if migration.wish is not None else None
-        chore = chores.move(tended.job, Destination(migration.nodes, strategy, sources), migration.policy)
+        destination = Destination(migration.nodes, strategy, sources)
+        chore = chores.move(tended.job, destination, migration.policy, self._chronicle.snapshots)
         migration.reached("copying" if migration.stage is Stage.COPIES else "moving")
         ended = partial(then, tended, migration)
         advanced = partial(_advanced, migration)

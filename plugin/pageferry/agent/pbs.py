@@ -10,6 +10,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -98,7 +99,8 @@ class PbsEvents:
         self._home_at, self._coming_home = None, True
 
         def work(say: Say) -> Mapping[str, Any]:
-            return {"jobs": serve.bring_home(self._site.settings, say, self._folder)}
+            snapshots = self._chronicle.snapshots
+            return {"jobs": serve.bring_home(self._site.settings, say, self._folder, snapshots)}
 
         self._errands.send(work, self._came_home, self._came, seconds=MOVE_SECONDS)
         return None
@@ -127,7 +129,7 @@ class PbsEvents:
         self._under_way[job.id] += 1
 
         def work(say: Say) -> Mapping[str, Any]:
-            return serve.serve(case, say).as_dict()
+            return serve.serve(replace(case, snapshots=self._chronicle.snapshots), say).as_dict()
 
         holds = False
 

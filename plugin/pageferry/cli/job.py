@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -19,18 +20,24 @@ from pageferry.errors import PageferryError, UsageError
 
 if TYPE_CHECKING:
     from pageferry.ferry import Request
+    from pageferry.kernel.topology import Topology
     from pageferry.targets import Found, Route
 
 STRATEGIES = ("relative", "local", "interleave", "pack")
 WHEN_FULL = ("refuse", "partial", "spill")
+ORDERS = ("worth", "address")
 
 Command = Callable[..., Any]
 
 
 def complain(text: str) -> None:
     """Say something on standard error, as one line that a terminal shows as it stands."""
-    line = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
-    click.echo(f"pageferry: {line}", err=True)
+    click.echo(f"pageferry: {one_line(text)}", err=True)
+
+
+def one_line(text: str) -> str:
+    """Return a text, with hostile names in it, as one line that a terminal shows as it stands."""
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
 def warn_of_gaps() -> None:
@@ -41,9 +48,9 @@ def warn_of_gaps() -> None:
         complain(f"without {gap.capability}: {gap.lost}")
 
 
-def _target(command: Command) -> Command:
+def named(command: Command) -> Command:
+    """Have a command be about a job, processes or a cgroup."""
     for option in (
-        click.option("--json", "as_json", is_flag=True, help="Print one JSON object."),
         click.option("--cgroup", type=click.Path(), help="All processes of a cgroup (absolute, or below the mount)."),
         click.option("--pid", type=click.IntRange(min=1), multiple=True, help="A process and all its children."),
         click.argument("job", required=False),
@@ -52,7 +59,24 @@ def _target(command: Command) -> Command:
     return command
 
 
+def _target(command: Command) -> Command:
+    return named(click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")(command))
+
+
+FROM_SNAPSHOT = click.option(
+    "--from-snapshot",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Instead of a job: what `pageferry snapshot` wrote, on any host.",
+)
+
+
 def _request(command: Command) -> Command:
+    return request_options(command, where_to=True)
+
+
+def request_options(command: Command, *, where_to: bool = False) -> Command:
+    """Have a command take what a plan is to be for; `where_to`: it must be said."""
     for option in (
         click.option("--no-xattrs", is_flag=True, help="Do not ask files for user.pageferry, trusted.pageferry."),
         click.option("--no-reference-count", is_flag=True, help="Move files that other processes map, too."),
@@ -63,10 +87,19 @@ def _request(command: Command) -> Command:
             help="Left free on each target node, as 512M [default: 1/64 of it].",
         ),
         click.option("--spill-to", metavar="NODES", help="Nodes that --when-full spill may use [default: all]."),
+        click.option(
+            "--order",
+            type=click.Choice(ORDERS),
+            default="worth",
+            show_default=True,
+            help="What goes first: what most processes map, or what comes first.",
+        ),
         click.option("--when-full", type=click.Choice(WHEN_FULL), default="refuse", show_default=True),
         click.option("--strategy", type=click.Choice(STRATEGIES), default="relative", show_default=True),
         click.option("--from", "sources", metavar="NODES", help="Old nodes of the relative map [default: by memory]."),
-        click.option("--to", "nodes", metavar="NODES", required=True, help="Target nodes, as 2-3 (pack: in order)."),
+        click.option(
+            "--to", "nodes", metavar="NODES", required=where_to, help="Target nodes, as 2-3 (pack: in order)."
+        ),
     ):
         command = option(command)
     return command
@@ -134,18 +167,37 @@ def _tended() -> dict[str, Any]:
 
 @click.command()
 @_target
-@_request
-def plan(job: str | None, pid: tuple[int, ...], cgroup: str | None, as_json: bool, **options: Any) -> int:
+@FROM_SNAPSHOT
+@request_options
+def plan(
+    *,
+    job: str | None,
+    pid: tuple[int, ...],
+    cgroup: str | None,
+    as_json: bool,
+    from_snapshot: Path | None,
+    **options: Any,
+) -> int:
     """Show what a move would do, and move nothing.
 
     What would move, from where to where and by which carrier; what stays and why; whether it fits. Exit code 1 if
-    the target has no room.
+    the target has no room. With --from-snapshot, for the job, the host and the request of a file, where the options
+    do not say otherwise.
     """
-    from pageferry import ferry, report, targets
+    from pageferry import ferry, report
 
-    target, request = targets.find(job, pid, cgroup), _read_request(**options)
-    warn_of_gaps()
-    snapshot, made = ferry.plan(target.pids, request)
+    if from_snapshot is not None:
+        from pageferry.cli import replay
+
+        snapshot, made = replay.plan_of(from_snapshot, job, pid, cgroup, options)
+    else:
+        from pageferry import targets
+
+        if options["nodes"] is None:
+            raise click.UsageError("Missing option '--to'.", click.get_current_context())
+        target, request = targets.find(job, pid, cgroup), read_request(**options)
+        warn_of_gaps()
+        snapshot, made = ferry.plan(target.pids, request)
     answer = report.plan_json(snapshot, made)
     if as_json:
         click.echo(json.dumps(answer))
@@ -208,7 +260,7 @@ def _directly(target: Found, as_json: bool, cpus: str | None, *, freeze: bool, p
     from pageferry.kernel.topology import read_topology
     from pageferry.pbs import by_hand
 
-    request = _read_request(**options)
+    request = read_request(**options)
     warn_of_gaps()
     ferry.check(request.target, read_topology())
     wanted = _list(cpus, "--cpus") if cpus is not None else None
@@ -292,11 +344,12 @@ def show_outcome(outcome: dict[str, Any], as_json: bool) -> int:
     return 0 if outcome["complete"] else 1
 
 
-def _read_request(
+def read_request(
     *,
-    nodes: str,
+    nodes: str | None,
     sources: str | None,
     strategy: str,
+    order: str,
     when_full: str,
     spill_to: str | None,
     reserve: str | None,
@@ -305,21 +358,25 @@ def _read_request(
     no_xattrs: bool,
     workers: int | None = None,
     budget: float | None = None,
+    topology: Topology | None = None,
 ) -> Request:
+    """Return what the options ask for, on a host of this topology (None: this one). Raises UsageError."""
     from pageferry.ferry import Request
     from pageferry.kernel.topology import read_topology
     from pageferry.mover import Limits
-    from pageferry_planner.model import Strategy, Target, WhenFull
+    from pageferry_planner.model import Order, Strategy, Target, WhenFull
     from pageferry_planner.policy import Rules
 
-    spill = _list(spill_to, "--spill-to") if spill_to is not None else read_topology().nodes_with_memory()
+    topology = topology or read_topology()
+    spill = _list(spill_to, "--spill-to") if spill_to is not None else topology.nodes_with_memory()
     return Request(
         target=Target(
-            nodes=_ordered(nodes),
+            nodes=_ordered(nodes) if nodes is not None else (),
             strategy=Strategy(strategy),
             sources=_list(sources, "--from") if sources is not None else None,
             when_full=WhenFull(when_full),
             spill=spill,
+            order=Order(order),
         ),
         rules=Rules(stay=stay, reference_count=not no_reference_count, xattrs=not no_xattrs),
         limits=Limits(workers=workers, seconds=budget),

@@ -16,6 +16,7 @@ from pageferry import __version__
 from pageferry.cli import job as cli_job
 from pageferry.cli import pbs as cli_pbs
 from pageferry.cli import policy as cli_policy
+from pageferry.cli import replay as cli_replay
 from pageferry.cli import report as cli_report
 from pageferry.cli import site as cli_site
 from pageferry.cli.job import complain
@@ -76,6 +77,7 @@ for command in (
     cli_policy.request,
     cli_policy.check_config,
     cli_report.report,
+    cli_replay.snapshot,
     cli_site.agent,
     cli_site.cpus,
     cli_site.history,

@@ -15,8 +15,10 @@ from typing import Any
 
 import click
 
-from pageferry.cli.job import complain
+from pageferry.cli.job import complain, one_line
 from pageferry.errors import KernelError, UsageError
+
+LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
 @click.command()
@@ -30,8 +32,9 @@ from pageferry.errors import KernelError, UsageError
     default=Path("/var/lib/pageferry/history.sqlite3"),
     show_default=True,
 )
-@click.option("--verbose", is_flag=True, help="Say more in the log.")
-def agent(config: Path | None, run_folder: Path, history_file: Path, verbose: bool) -> int:
+@click.option("--log-level", type=click.Choice(LOG_LEVELS), help="How much to log [default: as the settings say].")
+@click.option("--verbose", is_flag=True, help="As --log-level debug.")
+def agent(config: Path | None, run_folder: Path, history_file: Path, log_level: str | None, verbose: bool) -> int:
     """Run the host's agent: it holds jobs that Slurm resumes until their memory has arrived.
 
     One for each host, as root, under systemd (hooks/systemd/pageferry.service). Ends on SIGTERM, holding nothing.
@@ -42,9 +45,9 @@ def agent(config: Path | None, run_folder: Path, history_file: Path, verbose: bo
     from pageferry.agent import loop as daemon
     from pageferry.agent.site import Site
 
-    start_log(verbose)
     path = config or settings.PATH
     chosen = Site(settings.load(path), path)
+    start_log(log_level or ("debug" if verbose else chosen.settings.agent.log_level))
     gc.collect()
     gc.freeze()  # what is there now is never looked at again, and stays shared with the errands
     daemon.run(chosen, daemon.Places(run_folder, history_file))
@@ -191,16 +194,23 @@ def render_pbs(  # noqa: PLR0917 - an argument for each option
     return 0
 
 
-def start_log(verbose: bool) -> None:
+def start_log(level: str) -> None:
     """Log to standard error: under systemd with the level that journald reads, and without a time of its own."""
     journal = "JOURNAL_STREAM" in os.environ
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_ForJournal() if journal else logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    logging.basicConfig(level=logging.DEBUG if verbose else logging.INFO, handlers=[handler], force=True)
+    handler.setFormatter(_ForJournal() if journal else _OneLine("%(asctime)s %(levelname)s %(message)s"))
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
 
 
-class _ForJournal(logging.Formatter):
-    """One line for each event, with the level as sd-daemon(3) wants it."""
+class _OneLine(logging.Formatter):
+    """One line for each event, whatever names are in it; a traceback has lines of its own."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
+        return one_line(super().formatMessage(record))
+
+
+class _ForJournal(_OneLine):
+    """With the level as sd-daemon(3) wants it."""
 
     _LEVELS = ((logging.CRITICAL, 2), (logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6), (0, 7))
 

@@ -135,6 +135,11 @@ class Store:
         self._clock = clock
         self._until_prune = 0
 
+    @property
+    def path(self) -> Path:
+        """The file."""
+        return self._database.path
+
     def keep_days(self, days: float) -> None:
         """Keep records no longer than this, from the next pruning on."""
         self._max_seconds = days * 86400

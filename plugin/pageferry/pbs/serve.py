@@ -50,7 +50,8 @@ SLICE_SECONDS = 15.0
 class Case:
     """What has happened to a job on this host, which goes by the names `hosts`; `folder` has the jobs' records.
 
-    `until`: when MoM no longer waits; a job that it has let go since is not held any more.
+    `until`: when MoM no longer waits; a job that it has let go since is not held any more. `snapshots`: where what the
+    plan is made from is kept, if anywhere.
     """
 
     kind: Kind
@@ -59,6 +60,7 @@ class Case:
     settings: Settings
     folder: Path = FOLDER
     until: float = math.inf
+    snapshots: Path | None = None
 
     @property
     def policy(self) -> Policy:
@@ -216,7 +218,7 @@ def serve(case: Case, say: Say) -> Served:
     return replace(served, uid=user_id(case.job.user), began=began, rule=case.policy.rule)
 
 
-def bring_home(settings: Settings, say: Say, folder: Path = FOLDER) -> int:
+def bring_home(settings: Settings, say: Say, folder: Path = FOLDER, snapshots: Path | None = None) -> int:
     """Bring the spilled memory of PBS's jobs home, live, one by one; say what became of each, and return how many.
 
     Said first is how much is away on each node.
@@ -235,7 +237,7 @@ def bring_home(settings: Settings, say: Say, folder: Path = FOLDER) -> int:
     moved = 0
     for job in [found.job for found in candidates(pbs_job_ids(), lambda far: say({"far": far}))]:
         # In slices, each with a look of its own: it may have been suspended, or given other nodes, and others wait.
-        while _slice_home(job, candidates, say, folder, policy_of(job)):
+        while _slice_home(job, candidates, say, folder=folder, policy=policy_of(job), snapshots=snapshots):
             moved += 1
     return moved
 
@@ -247,17 +249,25 @@ def _sent_elsewhere(job: str, folder: Path) -> bool:
 
 
 def _slice_home(
-    job: str, candidates: Callable[[list[str]], list[spill.Homecoming[str]]], say: Say, folder: Path, policy: Policy
+    job: str,
+    candidates: Callable[[list[str]], list[spill.Homecoming[str]]],
+    say: Say,
+    *,
+    folder: Path,
+    policy: Policy,
+    snapshots: Path | None,
 ) -> bool:
     """Bring a part of a job's spilled memory home, and say whether there may be more; not if somebody else moves it."""
     from pageferry import applied
+    from pageferry.replay import kept
     from pageferry.schedulers.pbs_cgroups import pbs_job_pids
 
     began = time.time()
     with suppress(Vanished), record.alone(job, folder, lambda: True) as ours:
         for found in candidates([job]) if ours else ():
             pids = pbs_job_pids(job)
-            outcome = applied.carried(policy, pids, found.request)
+            with kept.recording(snapshots, job) as seen:
+                outcome = applied.carried(policy, pids, found.request, seen=seen)
             nodes, uid = found.request.target.nodes, owner(pids)
             served = Served(job, "spill", nodes, outcome=outcome, began=began, uid=-1 if uid is None else uid)
             say(replace(served, rule=policy.rule).as_dict())
@@ -382,10 +392,12 @@ def _move(
     seconds: float | None,
 ) -> dict[str, Any]:
     from pageferry import applied
+    from pageferry.replay import kept
 
     destination = applied.Destination(nodes, strategy, sources)
     asked = applied.request(case.policy, destination, read_topology(), seconds)
-    return applied.carried(case.policy, case.pids(), asked)
+    with kept.recording(case.snapshots, case.job.id) as seen:
+        return applied.carried(case.policy, case.pids(), asked, seen=seen)
 
 
 def _told(outcome: Mapping[str, Any] | None, nodes: tuple[int, ...], error: str | None) -> str:
