@@ -52,18 +52,27 @@ def agent(config: Path | None, run_folder: Path, history_file: Path, verbose: bo
 @click.command()
 @click.option("--run-folder", type=click.Path(path_type=Path), default=Path("/run/pageferry"), show_default=True)
 @click.option("--force", is_flag=True, help="Also while an agent listens, which may hold them again.")
-def release(run_folder: Path, force: bool) -> int:
+@click.option("--cpus", is_flag=True, help="Also give moved jobs Slurm's CPUs back, since no agent will follow.")
+def release(run_folder: Path, force: bool, cpus: bool) -> int:
     """Release every job that an agent left held; for systemd's ExecStopPost=, and for emergencies."""
     from pageferry import wire
     from pageferry.gate import gate
     from pageferry.pbs import hold
 
-    if not force and wire.present(run_folder / "agent.sock"):
+    if (cpus or not force) and wire.present(run_folder / "agent.sock"):
         raise UsageError("the agent runs, and would hold them again: stop or restart it (systemctl restart pageferry)")
 
     released = [*map(str, gate.release_all(run_folder / "holds")), *hold.release_left(run_folder / "pbs")]
     for job in released:
         click.echo(f"job {job}: released")
+    if cpus:
+        from pageferry.cpus.assignments import Assignments
+
+        assignments = Assignments(run_folder)
+        for text in assignments.restore():
+            complain(text)
+        for moved in assignments.give_back():
+            click.echo(f"job {moved}: on Slurm's CPUs again")
     return 0
 
 
