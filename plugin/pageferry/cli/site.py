@@ -155,9 +155,8 @@ def render_slurm(  # noqa: PLR0917 - an argument for each option
 @click.option(
     "--command",
     type=click.Path(path_type=Path),
-    default=Path("/usr/local/bin/pageferry"),
-    show_default=True,
-    help="What the hook starts on a host without an agent.",
+    help="What the hook starts on a host without an agent [default: /usr/bin/pageferry where the Debian package is, "
+    "else /usr/local/bin/pageferry].",
 )
 @click.option("--alarm", type=int, default=30, show_default=True, metavar="SECONDS", help="The hook's alarm.")
 @click.option(
@@ -166,7 +165,7 @@ def render_slurm(  # noqa: PLR0917 - an argument for each option
 @click.option("--no-resources", is_flag=True, help="Define no resources for requests and outcomes.")
 @click.option("--force", is_flag=True, help="Write over files that were edited.")
 def render_pbs(  # noqa: PLR0917 - an argument for each option
-    out: Path, hooks: Path | None, command: Path, alarm: int, freq: int, no_resources: bool, force: bool
+    out: Path, hooks: Path | None, command: Path | None, alarm: int, freq: int, no_resources: bool, force: bool
 ) -> int:
     """Write a qmgr script that installs the hook, and the hook's configuration; see docs/openpbs.md."""
     from pageferry import render as rendering
@@ -174,7 +173,7 @@ def render_pbs(  # noqa: PLR0917 - an argument for each option
 
     options = pbs.PbsOptions(
         hooks=hooks or rendering.shipped("hooks"),
-        command=command,
+        command=command or pbs.command(),
         alarm_seconds=alarm,
         freq_seconds=freq,
         resources=not no_resources,
