@@ -7,7 +7,7 @@ GUEST  := PYTHONPATH=tests $(BIN)/python -m guest.vm
 # For pageferry itself: libnuma1. For the tests: a guest with four NUMA nodes and Debian's Slurm, its peers, linters,
 # a browser for the report's page; of prometheus only promtool is used.
 PACKAGES := git libnuma1 numactl python3-venv gcc libc6-dev shellcheck strace lua5.4 cpio kmod e2fsprogs util-linux \
-            prometheus \
+            dpkg-dev init-system-helpers lintian man-db prometheus systemd \
             qemu-system-x86 linux-image-amd64 busybox-static \
             slurmctld slurmd slurm-client slurm-wlm-basic-plugins munge \
             chromium chromium-driver fonts-dejavu-core
@@ -15,13 +15,20 @@ PACKAGES := git libnuma1 numactl python3-venv gcc libc6-dev shellcheck strace lu
 PYTEST   := pytest -q --durations=5 tests/guest
 MACHINES := guest-four-1 guest-four-2 guest-v1 guest-cpuless guest-tight
 
-.PHONY: help test lint unit guest-tests $(MACHINES) demo bench soak guest packages clean
+# The package runs with the interpreter that its hosts have, not with that of the virtual environment.
+DEB_PYTHON  ?= /usr/bin/python3
+DEB_VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"$$/\1/p' plugin/pageferry/__init__.py)
+DEB         := dist/pageferry_$(DEB_VERSION)_$(shell dpkg --print-architecture).deb
+DEB_SOURCES := $(shell find planner plugin hooks contrib docs -type f -not -name '*.pyc') CHANGELOG.md LICENSE README.md
+
+.PHONY: help test lint unit deb guest-tests $(MACHINES) demo bench soak guest packages clean
 
 help:
 	@echo "make demo    a Slurm job moves while it is suspended, in a throw-away guest with four NUMA nodes"
 	@echo "make test    linters, types, import rules, and all tests: here and in the guest"
 	@echo "make bench   the benchmark against the kernel's own ways; writes docs/benchmarks.md"
 	@echo "make soak    ten minutes of jobs that come, go and are suspended, while the agent is killed 200 times, in the guest"
+	@echo "make deb     the Debian package, below dist/; for this machine's Debian and architecture"
 	@echo "make guest   a shell in the guest, with Slurm running"
 
 test: lint unit guest-tests
@@ -31,10 +38,15 @@ lint: $(VENV)/ready
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	shellcheck .ci/run $$(git ls-files '*.sh' 'hooks/slurm/prolog.d/*')
+	shellcheck .ci/run $$(git ls-files '*.sh' 'hooks/slurm/prolog.d/*' 'contrib/debian/p*')
 
 unit: $(VENV)/ready
 	$(BIN)/pytest -q
+
+deb: $(DEB)
+
+$(DEB): $(DEB_SOURCES) | $(VENV)/ready
+	contrib/debian/build.sh $(VENV) $(DEB_PYTHON) $@
 
 # A boot takes seconds: one for each machine, all tests of it in one session. One machine runs at a time: emulated CPUs
 # take all there are, and tests that share them with another machine's see time pass without them.

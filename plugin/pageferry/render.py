@@ -74,11 +74,14 @@ class Rendered:
 
 
 def shipped(name: str) -> Path:
-    """Return a folder that is shipped with pageferry: "hooks", or one of contrib/; installed or in the repository."""
+    """Return a folder that is shipped with pageferry: "hooks", or one of contrib/; installed or in the repository.
+
+    Where the Debian package put it elsewhere, that is the place: no path with Python's version in it.
+    """
     package = Path(__file__).resolve().parent
     installed = package / "share" / name
     repository = package.parents[1]
-    return installed if installed.is_dir() else repository / ("." if name == "hooks" else "contrib") / name
+    return installed.resolve() if installed.is_dir() else repository / ("." if name == "hooks" else "contrib") / name
 
 
 def render_slurm(folder: Path, options: SlurmOptions) -> tuple[Rendered, ...]:

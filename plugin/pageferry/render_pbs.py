@@ -72,6 +72,12 @@ def render_pbs(folder: Path, options: PbsOptions) -> tuple[Rendered, ...]:
     )
 
 
+def command(root: Path = Path("/")) -> Path:
+    """Return where hosts have the command: where the Debian package has it, if it is installed here, else a link."""
+    packaged = Path("/usr/bin/pageferry")
+    return packaged if (root / packaged.relative_to("/")).exists() else Path("/usr/local/bin/pageferry")
+
+
 def alarm_of(config: bytes) -> float | None:
     """Return the alarm that a hook's configuration says, or has by default; None if it says none that can be."""
     try:

@@ -209,6 +209,17 @@ def test_a_move_swaps_two_jobs_and_back(ours: Assignments, jobs: Jobs, cpus: lis
     assert ours.view()["map"] == {}
 
 
+def test_all_jobs_get_slurms_cpus_back_where_no_agent_is_to_follow(
+    ours: Assignments, jobs: Jobs, folder: Path, cpus: list[int]
+) -> None:
+    assert ours.give_back() == (), "all have them"
+    ours.move(JOBS[0], [cpus[1]])
+    check_swapped(jobs, cpus)
+    assert seeing(folder).give_back() == JOBS
+    check_in_place(jobs, cpus)
+    assert seeing(folder).view()["map"] == {}
+
+
 def test_what_is_shown_can_be_written_as_json(ours: Assignments, cpus: list[int]) -> None:
     ours.move(JOBS[0], [cpus[1]])
     shown = json.loads(json.dumps(ours.view()))

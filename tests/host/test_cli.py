@@ -6,6 +6,7 @@ import ctypes
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -69,6 +70,18 @@ def test_a_bad_option_is_named_with_its_value(option: str, value: str, says: str
     assert answer.returncode == 2
     assert says in answer.stderr
     assert len(answer.stderr.splitlines()) == 1
+
+
+def test_cpus_are_not_given_back_while_an_agent_would_take_them_again(tmp_path: Path) -> None:
+    words = ["release", "--force", "--cpus", "--run-folder", str(tmp_path)]
+    with socket.socket(socket.AF_UNIX) as agent:
+        agent.bind(str(tmp_path / "agent.sock"))
+        agent.listen()
+        answer = pageferry(*words)
+        assert answer.returncode == 2
+        assert answer.stderr.startswith("pageferry: the agent runs")
+        assert pageferry(*words[:2], *words[3:]).returncode == 0, "what systemd runs when the agent has ended"
+    assert pageferry(*words).returncode == 0
 
 
 def test_a_one_node_host_is_not_supported_and_says_so() -> None:

@@ -57,18 +57,27 @@ def agent(config: Path | None, run_folder: Path, history_file: Path, log_level: 
 @click.command()
 @click.option("--run-folder", type=click.Path(path_type=Path), default=Path("/run/pageferry"), show_default=True)
 @click.option("--force", is_flag=True, help="Also while an agent listens, which may hold them again.")
-def release(run_folder: Path, force: bool) -> int:
+@click.option("--cpus", is_flag=True, help="Also give moved jobs Slurm's CPUs back, since no agent will follow.")
+def release(run_folder: Path, force: bool, cpus: bool) -> int:
     """Release every job that an agent left held; for systemd's ExecStopPost=, and for emergencies."""
     from pageferry import wire
     from pageferry.gate import gate
     from pageferry.pbs import hold
 
-    if not force and wire.present(run_folder / "agent.sock"):
+    if (cpus or not force) and wire.present(run_folder / "agent.sock"):
         raise UsageError("the agent runs, and would hold them again: stop or restart it (systemctl restart pageferry)")
 
     released = [*map(str, gate.release_all(run_folder / "holds")), *hold.release_left(run_folder / "pbs")]
     for job in released:
         click.echo(f"job {job}: released")
+    if cpus:
+        from pageferry.cpus.assignments import Assignments
+
+        assignments = Assignments(run_folder)
+        for text in assignments.restore():
+            complain(text)
+        for moved in assignments.give_back():
+            click.echo(f"job {moved}: on Slurm's CPUs again")
     return 0
 
 
@@ -165,9 +174,8 @@ def render_reference() -> int:
 @click.option(
     "--command",
     type=click.Path(path_type=Path),
-    default=Path("/usr/local/bin/pageferry"),
-    show_default=True,
-    help="What the hook starts on a host without an agent.",
+    help="What the hook starts on a host without an agent [default: /usr/bin/pageferry where the Debian package is, "
+    "else /usr/local/bin/pageferry].",
 )
 @click.option("--alarm", type=int, default=30, show_default=True, metavar="SECONDS", help="The hook's alarm.")
 @click.option(
@@ -176,7 +184,7 @@ def render_reference() -> int:
 @click.option("--no-resources", is_flag=True, help="Define no resources for requests and outcomes.")
 @click.option("--force", is_flag=True, help="Write over files that were edited.")
 def render_pbs(  # noqa: PLR0917 - an argument for each option
-    out: Path, hooks: Path | None, command: Path, alarm: int, freq: int, no_resources: bool, force: bool
+    out: Path, hooks: Path | None, command: Path | None, alarm: int, freq: int, no_resources: bool, force: bool
 ) -> int:
     """Write a qmgr script that installs the hook, and the hook's configuration; see docs/openpbs.md."""
     from pageferry import render as rendering
@@ -184,7 +192,7 @@ def render_pbs(  # noqa: PLR0917 - an argument for each option
 
     options = pbs.PbsOptions(
         hooks=hooks or rendering.shipped("hooks"),
-        command=command,
+        command=command or pbs.command(),
         alarm_seconds=alarm,
         freq_seconds=freq,
         resources=not no_resources,

@@ -106,6 +106,16 @@ class Assignments:
             self._apply(changed, after)
         return tuple(changed)
 
+    def give_back(self) -> tuple[int, ...]:
+        """Put every job back on the CPUs that Slurm gave it, and return those that were elsewhere.
+
+        For when no agent is to follow, which would keep newcomers apart from them. Their memory stays where it is.
+        """
+        turned = self._state.permutation.differs.keys()
+        away = tuple(job for job in sorted(self._state.jobs) if self._slurm_cpus(job) & turned)
+        self._apply(away, CpuPermutation())
+        return away
+
     def choose(self, job: int, nodes: Collection[int]) -> frozenset[int]:
         """Return the CPUs on these nodes that a job should be moved to. Raises UsageError if they have too few."""
         self._look_at_unknown()
