@@ -45,15 +45,15 @@ def held(slurm: Slurm, job: int) -> bool:
 
 def guardian(agent: Agent) -> int:
     """Return the agent's guardian."""
-    (pid,) = [pid for pid in _children(agent) if b"guardian.py" in _command(pid)]
+    (pid,) = [pid for pid in _children(agent) if b"guardian.py" in command(pid)]
     return pid
 
 
 def errands(agent: Agent) -> list[int]:
     """Return the agent's errands: the children that have its own command line."""
     assert agent.process is not None
-    own = _command(agent.process.pid)
-    return [pid for pid in _children(agent) if _command(pid) == own]
+    own = command(agent.process.pid)
+    return [pid for pid in _children(agent) if command(pid) == own]
 
 
 def stopped_errand(agent: Agent, *, after: int = 0, timeout_s: float = 30.0) -> int:
@@ -101,7 +101,8 @@ def _at_work(pid: int) -> bool:
     return False
 
 
-def _command(pid: int) -> bytes:
+def command(pid: int) -> bytes:
+    """Return a process's command line, b"" if it has ended."""
     with suppress(OSError):
         return Path(f"/proc/{pid}/cmdline").read_bytes()
     return b""

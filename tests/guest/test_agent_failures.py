@@ -123,7 +123,7 @@ def admin_comment(job: Steady) -> str:
 
 def rank_pid(job: Steady) -> int:
     """Return the process of the job's only rank."""
-    (pid, *_) = (pid for pid in job.slurm.pids(job.id) if b"steady_rank" in Path(f"/proc/{pid}/cmdline").read_bytes())
+    (pid, *_) = (pid for pid in job.slurm.pids(job.id) if b"steady_rank" in freezing.command(pid))
     return pid
 
 

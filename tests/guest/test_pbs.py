@@ -309,6 +309,7 @@ def test_an_agent_that_hangs_costs_mom_its_limit_and_the_job_resumes_as_it_was(a
 
 def test_a_resume_that_mom_gave_up_on_is_not_served_and_the_next_one_is(agent: Agent, job: PbsJob) -> None:
     suspended(job)
+    wait_until(lambda: not freezing.errands(agent), "its look at the memory is recorded")
     before = len(migrations(agent, job))
     job.comment = "pageferry:nodes=2"
     agent.signal(signal.SIGSTOP)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from guest import agents
+from guest import agents, freezing
 from guest.agents import Agent
 from guest.ranks import cpus_of
 from guest.steady import Steady, stood_still, submit
@@ -73,7 +73,7 @@ def memory(job: Steady) -> Counter[int]:
     for pid in job.slurm.pids(job.id):
         private = (vma for vma in vmas(pid) if not vma.path and vma.permissions == "rw-p")
         vma = max(private, key=lambda vma: vma.end - vma.start)
-        if vma.end - vma.start >= 8 << 20 and "steady_rank" in Path(f"/proc/{pid}/cmdline").read_text():
+        if vma.end - vma.start >= 8 << 20 and b"steady_rank" in freezing.command(pid):
             nodes.update(node for node in node_vector(pid, vma.start, vma.end) if node >= 0)
     return nodes
 

@@ -7,12 +7,12 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import closing, suppress
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from guest import agents
+from guest import agents, freezing
 from guest.agents import Agent
 from guest.ranks import cpus_of
 from guest.steady import Steady, submit
@@ -63,18 +63,7 @@ def outcome(job: Steady) -> str:
 def poke(agent: Agent) -> None:
     """Have the agent look at its jobs' comments, as the health check's hook does, until it has done all of it."""
     agent.ask("poke")
-    wait_until(lambda: not errands(agent), "the agent's errands have ended", 30)
-
-
-def errands(agent: Agent) -> list[int]:
-    """Return the agent's children, but for its guardian."""
-    assert agent.process is not None
-    found = []
-    for pid in Path(f"/proc/{agent.process.pid}/task/{agent.process.pid}/children").read_text().split():
-        with suppress(FileNotFoundError):  # it has ended meanwhile
-            if "guardian" not in Path(f"/proc/{pid}/cmdline").read_text():
-                found.append(int(pid))
-    return found
+    wait_until(lambda: not freezing.errands(agent), "the agent's errands have ended", 30)
 
 
 def nodes_of(job: Steady) -> Counter[int]:

@@ -65,7 +65,7 @@ def started(slurm: Slurm, watch: Watch) -> tuple[int, list[Event]]:
 
 def has_program(group: Path) -> bool:
     """Say whether a step's program runs: `sleep`, not its launcher any more."""
-    with suppress(FileNotFoundError):  # a group, or a launcher, that has just gone
+    with suppress(FileNotFoundError, ProcessLookupError):  # a group, or a launcher, that has just gone
         lists = [path.read_text().split() for path in group.rglob("cgroup.procs")]
         return any(Path(f"/proc/{pid}/comm").read_text() == "sleep\n" for pids in lists for pid in pids)
     return False
