@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pageferry import ferry, report, spill
@@ -47,9 +47,14 @@ def rules(policy: Policy) -> Rules:
 
 
 def request(
-    policy: Policy, destination: Destination, topology: Topology, seconds: float | None = None
+    policy: Policy,
+    destination: Destination,
+    topology: Topology,
+    seconds: float | None = None,
+    *,
+    runs: bool = False,
 ) -> ferry.Request:
-    """Return what is asked of the ferry; `seconds`: how long it may take."""
+    """Return what is asked of the ferry; `seconds`: how long it may take; `runs`: the job does, meanwhile."""
     sources = destination.sources
     return ferry.Request(
         target=Target(
@@ -62,6 +67,7 @@ def request(
         rules=rules(policy),
         limits=Limits(workers=policy.workers, seconds=seconds, bytes_per_second=policy.rate),
         reserve_bytes=policy.reserve,
+        hot_seconds=policy.hot_seconds if runs else None,
     )
 
 
@@ -80,7 +86,7 @@ def homecomings(
     found: list[spill.Homecoming[JobId]] = []
     for policy in dict.fromkeys(policies.values()):
         if policy.mode is not Mode.OFF and policy.spill_enabled:
-            found += spill.candidates(
+            homes = spill.candidates(
                 [job for job, theirs in policies.items() if theirs == policy],
                 groups_of=groups_of,
                 least_bytes=policy.spill_least_bytes,
@@ -90,6 +96,7 @@ def homecomings(
                 rules=rules(policy),
                 seen=far.update,
             )
+            found += [replace(home, request=replace(home.request, hot_seconds=policy.hot_seconds)) for home in homes]
     seen(far)
     return sorted(found, key=lambda home: -home.gain)
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
+from pageferry import hotness
 from pageferry.errors import KernelError, UsageError, Vanished
 from pageferry.kernel import capabilities, libnuma
 from pageferry.kernel.lists import format_list
@@ -32,13 +33,15 @@ class Request:
     """What is asked for: where to, under which rules, and how much it may cost.
 
     `reserve_bytes`: what is left free on every target node, no less than the kernel's own watermarks; None: 1/64 of the
-    node, at least 16 MiB.
+    node, at least 16 MiB. `hot_seconds`: how long is watched what the job uses, while it runs and before the budget
+    begins; 0: it was before, by `watch`; None: not at all.
     """
 
     target: Target
     rules: Rules = field(default_factory=Rules)
     limits: Limits = field(default_factory=Limits)
     reserve_bytes: int | None = None
+    hot_seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +91,16 @@ def look(pids: Iterable[int], request: Request) -> Inputs:
     """Return what a plan would be made from; whether the request makes sense is found out when one is made."""
     topology = read_topology()
     with take(pids, request.rules, topology) as taken:
-        return _inputs(taken, topology, request)
+        return _inputs(_watched(taken, request), topology, request)
+
+
+def watch(pids: Iterable[int], request: Request) -> Request:
+    """Watch what processes use, before they are held; return the request to make while they are."""
+    if not request.hot_seconds:
+        return request
+    with take(pids, request.rules, read_topology()) as taken:
+        hotness.watch(taken, request.hot_seconds)
+    return replace(request, hot_seconds=0.0)
 
 
 def plan_from(inputs: Inputs) -> Plan:
@@ -113,6 +125,7 @@ def move(
     if no process is left.
     """
     began = time.monotonic()
+    due = began + (request.hot_seconds or 0.0)
     pids = frozenset(pids)
     libnuma.require()
     move_all = "CAP_SYS_NICE" in capabilities.effective()
@@ -128,16 +141,17 @@ def move(
             done += pages
             progress(done, of)
 
-        limits = _left(request.limits, began, move_all)
+        limits = _left(request.limits, due, move_all)
         carried = carry(first, taken.handles, taken.tables, limits, advance)
         whole = ledger(taken.snapshot, [carried.flows])
     tally = carried.tally
+    again_asked = replace(request, hot_seconds=None)
     for _ in range(ROUNDS - 1):
-        limits = _left(request.limits, began, move_all)
+        limits = _left(request.limits, due, move_all)
         if not carried.carrier_lost or limits.seconds == 0:
             break
         try:
-            with _planned(pids, request) as (taken, again):
+            with _planned(pids, again_asked) as (taken, again):
                 if again.lacking:
                     break
                 carried = carry(again, taken.handles, taken.tables, limits)
@@ -151,7 +165,7 @@ def move(
 def after(request: Request, first: Plan) -> Request:
     """Return what is left to ask for once `first` was carried out while the job ran: what is on a target stays."""
     sources = sources_after(first.sources, request.target.nodes)
-    return replace(request, target=replace(request.target, sources=frozenset(sources)))
+    return replace(request, target=replace(request.target, sources=frozenset(sources)), hot_seconds=None)
 
 
 def sources_after(sources: tuple[int, ...], nodes: Iterable[int]) -> tuple[int, ...]:
@@ -190,10 +204,15 @@ def _planned(
 ) -> Iterator[tuple[Taken, Plan]]:
     topology = read_topology()
     check(request.target, topology)
-    with take(pids, request.rules, topology) as taken:
+    with take(pids, request.rules, topology) as whole:
+        taken = _watched(whole, request)
         inputs = _inputs(taken, topology, request)
         seen(inputs)
         yield taken, _made(inputs)
+
+
+def _watched(taken: Taken, request: Request) -> Taken:
+    return taken if request.hot_seconds is None else hotness.watched(taken, request.hot_seconds)
 
 
 def _inputs(taken: Taken, topology: Topology, request: Request) -> Inputs:

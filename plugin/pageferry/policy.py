@@ -135,6 +135,13 @@ class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         Literal["partial", "refuse", "spill"] | None,
         Meta(description="Where there is no room: move what fits, nothing, or the rest to the next nearest node."),
     ] = None
+    hot_seconds: Annotated[
+        Annotated[float, Meta(gt=0, le=60)] | None,
+        Meta(
+            description="Before a move while the job runs, see for so long what it uses; that goes first, should the "
+            "move be cut short."
+        ),
+    ] = None
     libraries: Annotated[
         Globs | None, Meta(description="Globs of the paths of mapped files that stay where they are.")
     ] = None
@@ -204,6 +211,7 @@ class Policy:
     rate: int | None = None
     reserve: int | None = None
     when_full: WhenFull = WhenFull.PARTIAL
+    hot_seconds: float | None = None
     libraries: tuple[str, ...] = ()
     xattr: bool = True
     reference_count: bool = True

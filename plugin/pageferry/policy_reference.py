@@ -153,6 +153,7 @@ _HOSTS = {
     "when_hold_ends": '`"go on"`',
     "rate": "no limit",
     "reserve": "1/64 of it, at least 16 MiB",
+    "hot_seconds": "it is not looked at",
     "libraries": "none",
     "xattr": "`true`",
     "reference_count": "`true`",

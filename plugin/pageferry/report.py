@@ -95,6 +95,7 @@ def plan_json(snapshot: Snapshot, plan: Plan) -> dict[str, Any]:
         "in_place_bytes": plan.in_place * page,
         "excluded_bytes": {rule: pages * page for rule, pages in plan.excluded.items()},
         "no_room_bytes": plan.no_room * page,
+        "in_use_bytes": _in_use(snapshot),
         "lacking_bytes": {str(node): pages * page for node, pages in plan.lacking.items()},
         "nodes": {
             str(node): {"need_bytes": plan.need.get(node, 0) * page, "room_bytes": room * page}
@@ -104,6 +105,13 @@ def plan_json(snapshot: Snapshot, plan: Plan) -> dict[str, Any]:
         "requested_pages": plan.moves.pages(),
         "asked_per_process_pages": plan.asked_per_process,
     }
+
+
+def _in_use(snapshot: Snapshot) -> int | None:
+    """Return the bytes of what may move that were used of late; None: not known."""
+    if snapshot.referenced is None:
+        return None
+    return int(snapshot.referenced[snapshot.movable()].sum()) * snapshot.page_bytes
 
 
 def mappings_json(snapshot: Snapshot, mode: str) -> list[dict[str, Any]]:

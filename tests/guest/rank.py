@@ -38,6 +38,9 @@ libc.syscall.restype = ctypes.c_long
 touched: dict[tuple[int, int], int] = {}
 """(address, bytes) of all that was written or read, and its checksum once sealed."""
 
+turned = _thread.allocate_lock()
+"""Held, but for the moment after each round of `use`."""
+
 
 def checked(result: int | None) -> int:
     """Return what a call of libc returned; OSError if it failed."""
@@ -191,6 +194,27 @@ def threads(count: int, pages: int, cpus: Sequence[int]) -> list[int]:
     return found
 
 
+def use(areas: Sequence[tuple[int, int]]) -> None:
+    """Read a byte of each page of these (address, pages), over and over, in a thread: the memory that a job is at."""
+    views = [memoryview((ctypes.c_ubyte * (pages * PAGE)).from_address(address))[::PAGE] for address, pages in areas]
+    turned.acquire()
+
+    def run() -> None:
+        while True:
+            for view in views:
+                view.tobytes()
+            if turned.locked():
+                turned.release()
+
+    _thread.start_new_thread(run, ())
+
+
+def use_on(rounds: int) -> None:
+    """Wait until so many more rounds have ended."""
+    for _ in range(rounds):
+        turned.acquire()
+
+
 def affinity(cpus: Sequence[int]) -> None:
     """Pin this process."""
     os.sched_setaffinity(0, cpus)
@@ -225,7 +249,7 @@ REQUESTS: dict[str, Callable[..., Any]] = {
     function.__name__.rstrip("_"): function
     for function in (
         map_, memfd, system_v, unmap, write, write_each, read, seal, broken, madvise, mprotect, mlock, set_mempolicy,
-        mbind, pin, threads, affinity, load, close, unshare_ipc, drop_to,
+        mbind, pin, threads, use, use_on, affinity, load, close, unshare_ipc, drop_to,
     )
 }  # fmt: skip
 

@@ -63,15 +63,17 @@ def ask(jobs: Sequence[int]) -> Chore:
     return work
 
 
-def move(job: int, destination: Destination, policy: Policy, snapshots: Path | None = None) -> Chore:
+def move(
+    job: int, destination: Destination, policy: Policy, snapshots: Path | None = None, *, runs: bool = False
+) -> Chore:
     """Move a job's memory as its policy says, or only plan to, and say now and then how far it is.
 
-    The answer is the outcome. `snapshots`: where what the plan is made from is kept.
+    The answer is the outcome. `snapshots`: where what the plan is made from is kept; `runs`: the job does, meanwhile.
     """
 
     def work(say: Say) -> Mapping[str, Any]:
         with applied.interruptible(), kept.recording(snapshots, job) as seen:
-            asked = applied.request(policy, destination, read_topology())
+            asked = applied.request(policy, destination, read_topology(), runs=runs)
             return applied.carried(policy, slurm_job_user_pids(job), asked, _progress(say), seen)
 
     return work

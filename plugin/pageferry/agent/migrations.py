@@ -106,7 +106,8 @@ class Migrations:
             sources = ferry.sources_after(sources or (), migration.nodes)
         strategy = migration.wish.strategy if migration.wish is not None else None
         destination = Destination(migration.nodes, strategy, sources)
-        chore = chores.move(tended.job, destination, migration.policy, self._chronicle.snapshots)
+        runs = migration.stage is Stage.COPIES or tended.phase is Phase.RUNS
+        chore = chores.move(tended.job, destination, migration.policy, self._chronicle.snapshots, runs=runs)
         migration.reached("copying" if migration.stage is Stage.COPIES else "moving")
         ended = partial(then, tended, migration)
         advanced = partial(_advanced, migration)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pageferry.ferry import Request
     from pageferry.kernel.topology import Topology
     from pageferry.targets import Found, Route
+    from pageferry_planner.model import Snapshot
 
 STRATEGIES = ("relative", "local", "interleave", "pack")
 WHEN_FULL = ("refuse", "partial", "spill")
@@ -46,6 +47,16 @@ def warn_of_gaps() -> None:
 
     for gap in capabilities.missing(capabilities.effective()):
         complain(f"without {gap.capability}: {gap.lost}")
+
+
+def warn_of_use(request: Request, snapshot: Snapshot) -> None:
+    """Say, on standard error, that it is not known what the job uses, if that was asked for."""
+    from pageferry import hotness
+
+    if request.hot_seconds is not None and snapshot.referenced is None:
+        means = hotness.means()
+        why = "this kernel, or our privileges, do not tell" if means is hotness.Means.NONE else "it used nothing"
+        complain(f"--hot: what the job uses is not known ({why}): what most processes map goes first")
 
 
 def named(command: Command) -> Command:
@@ -93,6 +104,12 @@ def request_options(command: Command, *, where_to: bool = False) -> Command:
             default="worth",
             show_default=True,
             help="What goes first: what most processes map, or what comes first.",
+        ),
+        click.option(
+            "--hot",
+            type=click.FloatRange(0.1, 3600),
+            metavar="SECONDS",
+            help="First see for so long what the job uses, while it runs: that goes first.",
         ),
         click.option("--when-full", type=click.Choice(WHEN_FULL), default="refuse", show_default=True),
         click.option("--strategy", type=click.Choice(STRATEGIES), default="relative", show_default=True),
@@ -198,6 +215,7 @@ def plan(
         target, request = targets.find(job, pid, cgroup), read_request(**options)
         warn_of_gaps()
         snapshot, made = ferry.plan(target.pids, request)
+        warn_of_use(request, snapshot)
     answer = report.plan_json(snapshot, made)
     if as_json:
         click.echo(json.dumps(answer))
@@ -265,17 +283,23 @@ def _directly(target: Found, as_json: bool, cpus: str | None, *, freeze: bool, p
     ferry.check(request.target, read_topology())
     wanted = _list(cpus, "--cpus") if cpus is not None else None
     first: dict[str, Any] | None = None
+
+    def seen(inputs: ferry.Inputs) -> None:
+        warn_of_use(inputs.request, inputs.snapshot)
+
     with ExitStack() as during:
         went = during.enter_context(by_hand.moving(target.pbs_job)) if target.pbs_job else None
         progress = during.enter_context(_progress(as_json))
         if precopy:
-            copied = ferry.move(target.pids, request, progress)
+            copied = ferry.move(target.pids, request, progress, seen)
             first, request = report.outcome_json(copied), ferry.after(request, copied.plan)
+        elif freeze:
+            request = ferry.watch(target.pids, request)
         with gate.held(target.holds, target.pids if not target.holds else ()) if freeze else nullcontext():
             began = time.monotonic()
             if wanted is not None:
                 assign.assign(wanted, target.pids, target.cpusets)
-            outcome = ferry.move(target.pids, request, progress)
+            outcome = ferry.move(target.pids, request, progress, seen)
             stopped = time.monotonic() - began
         if went is not None and not outcome.plan.lacking:
             went(request.target.nodes)
@@ -356,6 +380,7 @@ def read_request(
     stay: tuple[str, ...],
     no_reference_count: bool,
     no_xattrs: bool,
+    hot: float | None = None,
     workers: int | None = None,
     budget: float | None = None,
     topology: Topology | None = None,
@@ -381,6 +406,7 @@ def read_request(
         rules=Rules(stay=stay, reference_count=not no_reference_count, xattrs=not no_xattrs),
         limits=Limits(workers=workers, seconds=budget),
         reserve_bytes=_size(reserve, "--reserve") if reserve is not None else None,
+        hot_seconds=hot,
     )
 
 

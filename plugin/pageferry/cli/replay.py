@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pageferry.cli.job import FROM_SNAPSHOT, named, read_request, request_options, warn_of_gaps
+from pageferry.cli.job import FROM_SNAPSHOT, named, read_request, request_options, warn_of_gaps, warn_of_use
 from pageferry.errors import UsageError
 
 if TYPE_CHECKING:
@@ -62,7 +62,9 @@ def snapshot(
     else:
         target, request = targets.find(job, pid, cgroup), read_request(**options)
         warn_of_gaps()
-        recorded = write.Recorded(target.name, ferry.look(target.pids, request))
+        inputs = ferry.look(target.pids, request)
+        warn_of_use(request, inputs.snapshot)
+        recorded = write.Recorded(target.name, inputs)
     if anonymise:
         recorded = names.anonymised(recorded)
     if out is not None:
@@ -94,6 +96,8 @@ def _read(path: Path, job: str | None, pid: tuple[int, ...], cgroup: str | None,
         raise UsageError("name one target: a job id, --pid, --cgroup or --from-snapshot")
     recorded = read(path)
     given = {name for name in options if _given(name)}
+    if "hot" in given:
+        raise UsageError("--hot: the job of a file cannot be watched; the file says what it used, if that was seen")
     if recorded.anonymised and (asked := [option for name, option in _RULES.items() if name in given]):
         raise UsageError(f"{asked[0]}: the file's names were replaced, so its rules cannot be asked anew")
     return replace(recorded, inputs=_asked_anew(recorded.inputs, given, options))

@@ -59,6 +59,8 @@ def plan_table(plan: Mapping[str, Any]) -> RenderableType:
         + (f", {size(plan['no_room_bytes'])} without room" if plan["no_room_bytes"] else ""),
         f"{asked} pages to request; asking every process for all that it maps would be {naive}",
     ]
+    if plan["in_use_bytes"] is not None:
+        words.append(f"{size(plan['in_use_bytes'])} of what may move was in use; that goes first")
     words += [f"REFUSED: node {node} lacks {size(lack)}" for node, lack in plan["lacking_bytes"].items()]
     parts: list[RenderableType] = [table for table in (moves, stays, rooms) if table.row_count]
     return Group(*parts, *map(Text, words))

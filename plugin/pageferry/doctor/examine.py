@@ -13,6 +13,7 @@ from contextlib import suppress
 
 import numpy as np
 
+from pageferry import hotness
 from pageferry.doctor.agent import examine_agent, examine_settings, examine_watching
 from pageferry.doctor.findings import Finding, Grade
 from pageferry.doctor.metrics import examine_metrics
@@ -114,6 +115,16 @@ def _shared_objects() -> Iterator[Finding]:
         yield Finding(Grade.OK, "shared objects", "can be mapped here, so that all of their pages are reached")
 
 
+def _use() -> Iterator[Finding]:
+    means = hotness.means()
+    why = {
+        hotness.Means.PAGES: "idle bits",
+        hotness.Means.MAPPINGS: "referenced bits; CONFIG_IDLE_PAGE_TRACKING and CAP_SYS_ADMIN would tell pages apart",
+        hotness.Means.NONE: "a kernel with CONFIG_PROC_PAGE_MONITOR tells it; what most processes map goes first",
+    }
+    yield Finding(Grade.OK, "pages in use", f"told {means.value} ({why[means]})")
+
+
 def _balancing() -> Iterator[Finding]:
     with suppress(Vanished):
         if read_bytes("/proc/sys/kernel/numa_balancing").strip() != b"0":
@@ -140,6 +151,7 @@ _CHECKS: dict[str, Callable[[], Iterator[Finding]]] = {
     "capabilities": _privileges,
     "page tables": _page_tables,
     "shared objects": _shared_objects,
+    "pages in use": _use,
     "AutoNUMA": _balancing,
     "cgroups": _cgroups,
     "watching": examine_watching,
