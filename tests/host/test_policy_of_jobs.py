@@ -49,6 +49,7 @@ class World:
 
     sent: list[tuple[Any, ...]] = field(default_factory=list)
     interrupted: int = 0
+    running: list[bool] = field(default_factory=list)
     given: list[Wish] = field(default_factory=list)
     settled: list[tuple[int, ...]] = field(default_factory=list)
     holds: set[int] = field(default_factory=set)
@@ -125,7 +126,12 @@ class World:
 def world(monkeypatch: pytest.MonkeyPatch) -> World:
     made = World()
     monkeypatch.setattr(chores, "ask", lambda jobs: ("ask", jobs))
-    monkeypatch.setattr(chores, "move", lambda job, where, policy, _snapshots: ("move", job, where, policy))
+
+    def move(job: int, where: Any, policy: Any, _snapshots: object, *, runs: bool) -> tuple[Any, ...]:
+        made.running.append(runs)
+        return "move", job, where, policy
+
+    monkeypatch.setattr(chores, "move", move)
     monkeypatch.setattr(chores, "write_back", lambda _job, _hosts, text: ("write", text))
     monkeypatch.setattr(tending, "Errands", lambda: made)
     monkeypatch.setattr(tending, "slurm_job_user_groups", lambda _job: ())
@@ -235,6 +241,7 @@ def test_a_job_is_moved_as_its_rule_says_and_as_its_request_where_that_says_more
         assert where.strategy is strategy
         assert policy == site.policy(Facts("slurm", partition="main"))
         assert (policy.rule, policy.strategy, policy.workers) == ("a", Strategy.PACK, 3)
+    assert world.running == [False, False], "suspended: what it uses cannot be seen"
     assert len(world.given) == 2
 
 
@@ -365,6 +372,7 @@ def test_what_moves_first_while_a_job_runs_moves_by_its_rule_and_only_if_that_le
         assert world.sent[-1][3].rule == "a"
         answered(world, Result({**OUTCOME, **more, "pages": pages, "page_bytes": 4096}, None))
     assert sent == chores_sent
+    assert world.running[:1] == [True] * len(sent[:1])
     assert world.holds == ({7} if mode == "move" else set())
     assert ("error" in replies[0]) == (mode == "off")
 

@@ -26,5 +26,6 @@ def test_the_defaults_in_it_are_the_policys() -> None:
     words: dict[object, str] = {True: "`true`", False: "`false`", None: "no limit", (): "none"}
     words |= {Mode.MOVE: '`"move"`', Strategy.RELATIVE: '`"relative"`', "go on": '`"go on"`'}
     host = Policy()
-    for key in set(_HOSTS) - {"reserve"}:
+    for key in set(_HOSTS) - {"reserve", "hot_seconds"}:
         assert _HOSTS[key] == words[getattr(host, key)], key
+    assert host.hot_seconds is None
