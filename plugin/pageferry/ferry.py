@@ -95,12 +95,15 @@ def look(pids: Iterable[int], request: Request) -> Inputs:
 
 
 def watch(pids: Iterable[int], request: Request) -> Request:
-    """Watch what processes use, before they are held; return the request to make while they are."""
+    """Watch what processes use, before they are held; return the request to make while they are.
+
+    Its `hot_seconds` is None if they could not be watched.
+    """
     if not request.hot_seconds:
         return request
     with take(pids, request.rules, read_topology()) as taken:
-        hotness.watch(taken, request.hot_seconds)
-    return replace(request, hot_seconds=0.0)
+        known = hotness.watch(taken, request.hot_seconds)
+    return replace(request, hot_seconds=0.0 if known else None)
 
 
 def plan_from(inputs: Inputs) -> Plan:

@@ -7,6 +7,7 @@ not known, and the order is by sharers alone.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -24,6 +25,8 @@ from pageferry_planner.columns import Bools, Ints
 from pageferry_planner.heat import PIECE_PAGES, Pieces, by_mapping, by_piece
 from pageferry_planner.model import Ranges, Snapshot
 from pageferry_planner.pages import Entries
+
+_log = logging.getLogger(__name__)
 
 pause = time.sleep
 """Waits for so many seconds, while the job runs."""
@@ -52,11 +55,14 @@ def watched(taken: Taken, seconds: float) -> Taken:
     by = means()
     if by is Means.NONE or (seconds and not watch(taken, seconds)):
         return taken
-    with suppress(PageferryError, OSError):
+    try:
         seen = _pages(taken) if by is Means.PAGES else _mappings(taken)
-        if seen.referenced is not None and seen.referenced[seen.movable()].any():
-            return replace(taken, snapshot=seen)
-    return taken
+    except (PageferryError, OSError) as error:
+        _log.info("not known what the job uses: %s", error)
+        return taken
+    if seen.referenced is None or not seen.referenced[seen.movable()].any():
+        return taken
+    return replace(taken, snapshot=seen)
 
 
 def watch(taken: Taken, seconds: float) -> bool:
@@ -68,7 +74,7 @@ def watch(taken: Taken, seconds: float) -> bool:
 
 def _mark(taken: Taken) -> bool:
     by, marked = means(), 0
-    with suppress(PageferryError, OSError):
+    try:
         if by is Means.PAGES:
             for entries, heads, _ in _looked_at(taken):
                 page_idle.mark(entries.pfn[heads])
@@ -78,8 +84,10 @@ def _mark(taken: Taken) -> bool:
                 with suppress(Vanished):
                     referenced.clear(handle.pid)
                     marked += 1
-        return marked > 0
-    return False
+    except (PageferryError, OSError) as error:
+        _log.info("not known what the job uses: %s", error)
+        return False
+    return marked > 0
 
 
 def _pages(taken: Taken) -> Snapshot:

@@ -54,8 +54,8 @@ def warn_of_use(request: Request, snapshot: Snapshot) -> None:
     from pageferry import hotness
 
     if request.hot_seconds is not None and snapshot.referenced is None:
-        means = hotness.means()
-        why = "this kernel, or our privileges, do not tell" if means is hotness.Means.NONE else "it used nothing"
+        none = hotness.means() is hotness.Means.NONE
+        why = "this kernel does not tell" if none else "it used nothing, or we may not mark its pages"
         complain(f"--hot: what the job uses is not known ({why}): what most processes map goes first")
 
 
@@ -278,14 +278,14 @@ def _directly(target: Found, as_json: bool, cpus: str | None, *, freeze: bool, p
     from pageferry.kernel.topology import read_topology
     from pageferry.pbs import by_hand
 
-    request = read_request(**options)
+    request = asked = read_request(**options)
     warn_of_gaps()
     ferry.check(request.target, read_topology())
     wanted = _list(cpus, "--cpus") if cpus is not None else None
     first: dict[str, Any] | None = None
 
     def seen(inputs: ferry.Inputs) -> None:
-        warn_of_use(inputs.request, inputs.snapshot)
+        warn_of_use(asked, inputs.snapshot)
 
     with ExitStack() as during:
         went = during.enter_context(by_hand.moving(target.pbs_job)) if target.pbs_job else None
@@ -299,7 +299,7 @@ def _directly(target: Found, as_json: bool, cpus: str | None, *, freeze: bool, p
             began = time.monotonic()
             if wanted is not None:
                 assign.assign(wanted, target.pids, target.cpusets)
-            outcome = ferry.move(target.pids, request, progress, seen)
+            outcome = ferry.move(target.pids, request, progress, *(() if precopy else (seen,)))
             stopped = time.monotonic() - began
         if went is not None and not outcome.plan.lacking:
             went(request.target.nodes)

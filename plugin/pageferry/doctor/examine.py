@@ -119,7 +119,7 @@ def _use() -> Iterator[Finding]:
     means = hotness.means()
     why = {
         hotness.Means.PAGES: "idle bits",
-        hotness.Means.MAPPINGS: "referenced bits; CONFIG_IDLE_PAGE_TRACKING and CAP_SYS_ADMIN would tell pages apart",
+        hotness.Means.MAPPINGS: "referenced bits; for jobs of others this takes CAP_DAC_OVERRIDE",
         hotness.Means.NONE: "a kernel with CONFIG_PROC_PAGE_MONITOR tells it; what most processes map goes first",
     }
     yield Finding(Grade.OK, "pages in use", f"told {means.value} ({why[means]})")

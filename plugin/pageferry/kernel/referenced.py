@@ -1,8 +1,9 @@
 """/proc/PID/clear_refs and smaps: of each mapping of a process, how much was used since its marks were taken away.
 
-The marks are those of the page tables, which the processor sets. To take them away costs the process nothing but that
-it sets them again; reclaim, which looks at them, too, takes its pages for less used until then. No page moves or is
-freed by it. Source: the man page proc(5), kernel Documentation/filesystems/proc.rst.
+The marks are those of the page tables, which the processor sets again. While they are taken away, for as long as it
+takes to walk the page tables once, page faults of the process wait; reclaim, which looks at them, too, takes its pages
+for less used until they are used again. No page moves or is freed by it. The file is the process's own: of another
+user's it takes CAP_DAC_OVERRIDE. Source: the man page proc(5), kernel Documentation/filesystems/proc.rst.
 """
 
 from __future__ import annotations
