@@ -118,7 +118,7 @@ def carried(
     if policy.mode is Mode.MOVE:
         return report.outcome_json(ferry.move(pids, asked, progress, seen))
     began = time.monotonic()
-    _, made = ferry.plan(pids, asked)
+    _, made = ferry.plan(pids, replace(asked, hot_seconds=None))  # no mark on the pages of a job that is only observed
     return report.observed_json(made, time.monotonic() - began)
 
 

@@ -9,16 +9,16 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from pageferry import applied, ferry, hotness
+from pageferry import applied, ferry, hotness, spill
 from pageferry.errors import Denied, KernelError, Vanished
 from pageferry.hotness import Means
 from pageferry.kernel import page_idle, pageflags, referenced
 from pageferry.kernel.residency import PageTables
 from pageferry.kernel.topology import read_topology
-from pageferry.policy import Policy
+from pageferry.policy import Mode, Policy
 from pageferry.snapshot import Taken
 from pageferry_planner.columns import Bools, Ints
-from pageferry_planner.model import Ranges, Snapshot, Target, Verdict
+from pageferry_planner.model import Plan, Ranges, Snapshot, Target, Verdict
 from pageferry_planner.pages import Entries
 from pageferry_planner.placement import place
 from support.plans import AMPLE, anonymous, line_host, snapshot_of
@@ -190,3 +190,26 @@ def test_a_rule_has_only_jobs_that_run_watched() -> None:
     words = Policy(hot_seconds=2.0), applied.Destination((0,)), read_topology()
     assert applied.request(*words, runs=True).hot_seconds == 2.0
     assert applied.request(*words).hot_seconds is None
+
+
+def test_memory_that_comes_home_is_watched_as_the_jobs_rule_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        spill,
+        "candidates",
+        lambda jobs, **_: [spill.Homecoming(job, ferry.Request(Target((0,))), 1, 1) for job in jobs],
+    )
+    homes = applied.homecomings({7: Policy(hot_seconds=2.0), 8: Policy()})
+    assert {home.job: home.request.hot_seconds for home in homes} == {7: 2.0, 8: None}
+
+
+def test_a_job_that_is_only_observed_is_not_marked(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[ferry.Request] = []
+
+    def plan(_pids: object, request: ferry.Request) -> tuple[Snapshot, Plan]:
+        asked.append(request)
+        snapshot = snapshot_of([anonymous(0, 0, 1, 0)])
+        return snapshot, place(snapshot, Target((1,)), line_host([AMPLE] * 2))
+
+    monkeypatch.setattr(ferry, "plan", plan)
+    applied.carried(Policy(mode=Mode.OBSERVE), [1], ferry.Request(Target((1,)), hot_seconds=2.0))
+    assert [request.hot_seconds for request in asked] == [None]
