@@ -94,3 +94,25 @@ def test_an_agent_at_debug_level_keeps_what_gives_the_plan_again(slurm: Slurm, r
     command = [sys.executable, "-m", "pageferry", "plan", "--from-snapshot", str(path), "--json"]
     plan = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     assert plan["move_bytes"] == migration["bytes"] > 0
+
+
+def test_a_job_is_watched_before_it_moves_if_its_rule_says_so_and_it_runs(
+    slurm: Slurm, results: Path, tmp_path: Path
+) -> None:
+    settings, kept = tmp_path / "pageferry.toml", tmp_path / "snapshots"
+    settings.write_text('[[rule]]\nname = "hot"\nhot_seconds = 1\n')
+    words = ("--config", str(settings), "--history-file", str(tmp_path / "history.sqlite3"), "--log-level", "debug")
+    with agents.agent(results / "agent-hot.log", *words) as agent:
+        job = submit(slurm, "-n2", mib=4, shared_mib=4, ranks=2)
+        try:
+            wait_until(lambda: agent.phase(job.id) == "runs", "the agent knows the job")
+            agent.ask("move", job=job.id, nodes="2")
+            (live,) = kept.glob("*.jsonl")
+            slurm.suspend(job.id)
+            wait_until(lambda: len(list(kept.glob("*.jsonl"))) == 2, "its memory is looked at while it is suspended")
+            slurm.resume(job.id)
+        finally:
+            job.end()
+    (suspended,) = set(kept.glob("*.jsonl")) - {live}
+    assert '"referenced"' in live.read_text()
+    assert '"referenced"' not in suspended.read_text(), "what stands still uses nothing"
