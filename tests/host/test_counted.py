@@ -81,7 +81,7 @@ def test_a_look_for_spilled_memory_says_first_what_it_saw() -> None:
 
 def test_progress_is_said_now_and_then_and_not_at_every_call(monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[Mapping[str, Any]] = []
-    tell = chores._progress(said.append)
+    tell = chores._progress(said.append, lambda: None)
     for done in range(1000):
         tell(done, 1000)
     assert len(said) <= 1, "a busy machine may have taken a second"

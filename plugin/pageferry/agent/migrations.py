@@ -92,6 +92,7 @@ class Migrations:
             self._finish(tended, migration)
             return
         if migration.late and migration.policy.when_hold_ends == "leave":
+            migration.outcome = migration.copied
             migration.error = "max_hold was used up before its memory began to move"
             self._finish(tended, migration)
             return
@@ -126,12 +127,15 @@ class Migrations:
 
         One that cannot be held goes on running, as one that nobody wanted held.
         """
-        if not self._is_present(tended, migration):
-            return
         migration.copied, migration.errand = result.value, None
         migration.reached("copied")
+        if not self._is_present(tended, migration):
+            migration.outcome = migration.copied
+            self._chronicle.ended(tended, migration)
+            return
         try:
-            self._stop(tended)
+            if not migration.late:
+                self._stop(tended)
         except PageferryError as error:
             self._chronicle.tell(tended, "not held", str(error), logging.ERROR)
         self._assign(tended, migration)
@@ -199,6 +203,8 @@ class Migrations:
         answer: Mapping[str, Any] | None = (result.value or {}).get("jobs", {}).get(str(tended.job))
         if answer is not None:
             tended.facts = Facts.from_plain(answer["facts"])
+            tended.hosts, tended.name = tuple(answer["hosts"]), answer.get("name", "")
+            tended.uid = tended.uid if answer["uid"] is None else answer["uid"]
         elif result.error:
             said = result.error
             if not self._site.knows(tended.facts):
@@ -238,14 +244,15 @@ class Migrations:
     def _moved(self, tended: Tended, migration: Migration, result: Result) -> None:
         migration.outcome, migration.errand = result.value, None
         migration.reached("moved")
-        if migration.copied is not None and result.value is not None:
-            migration.outcome = report.joined(migration.copied, result.value)
+        if migration.copied is not None:
+            first = migration.copied
+            migration.outcome = report.joined(first, result.value) if result.value is not None else first
         if result.error and not migration.error:
             migration.error, migration.exit_code = result.error, result.exit_code
         if not self._is_present(tended, migration):
             self._chronicle.ended(tended, migration)
             return
-        if result.value is not None and not result.value["refused"] and migration.policy.mode is Mode.MOVE:
+        if (of := migration.outcome) is not None and not of["refused"] and migration.policy.mode is Mode.MOVE:
             self._placing.settle_at(tended.job, migration.nodes)
         self._finish(tended, migration)
 
@@ -256,7 +263,8 @@ class Migrations:
         if migration.text:
             self._serving(tended, migration)
             if self._site.settings.agent.write_outcome == "AdminComment" and tended.job in self._jobs:
-                chore = chores.write_back(tended.job, tended.hosts, for_operator(migration))
+                served = "" if migration.by_owner else migration.text
+                chore = chores.write_back(tended.job, tended.hosts, for_operator(migration), served)
                 ended = partial(self._written, tended, migration)
                 self._errands.send(chore, ended, job=tended.job, seconds=ASK_SECONDS)
         if migration.reply is not None:
