@@ -235,6 +235,7 @@ def test_a_job_is_moved_as_its_rule_says_and_as_its_request_where_that_says_more
     ours, site = jobs_of(world, rule("a", "main", strategy="pack", workers=3))
     for comment, strategy in (("pageferry:nodes=1", None), ("pageferry:nodes=1,strategy=local", Strategy.LOCAL)):
         ours._jobs.clear()
+        world.agents = 0  # what is forgotten is not counted
         ours.look(7)
         answered(world, said("main", comment))
         _, _, where, policy, _ = world.sent.pop()
@@ -406,6 +407,7 @@ def test_an_owners_comment_is_a_request_for_memory_alone_and_served_once(world: 
     ours, _ = jobs_of(world, MAY)
     for again in (False, True):
         ours._jobs.clear()
+        world.agents = 0  # what is forgotten is not counted
         ours.look(7)
         answered(world, said("main", owners="pageferry:nodes=1,strategy=pack"))
         chore, _, where, _, _ = world.sent[-1]
