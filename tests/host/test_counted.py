@@ -116,6 +116,7 @@ def test_a_move_is_told_with_as_much_of_it_as_is_known(chronicle: Chronicle, sen
         ruled=lambda _job: None,
         idle=lambda _job: None,
         stop=lambda _job: None,
+        let_go=lambda _job: None,
     )
     migrations.begin(job, migration := Migration(Cause.CPUSET, Stage.READY))
     assert migration.stage is Stage.MOVES

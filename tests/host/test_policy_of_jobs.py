@@ -333,6 +333,7 @@ def migrations(world: World, jobs: Mapping[int, Tended], *rules: Rule) -> Migrat
         site=Site(Settings(agent=Agent(slurm_user="root"), rule=rules)),
         ruled=lambda _tended: None,
         stop=lambda tended: world.hold(tended.job),
+        let_go=lambda tended: world.release(tended.job),
         idle=lambda _tended: None,
     )
 

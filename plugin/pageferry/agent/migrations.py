@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
-from pageferry import ferry, report
+from pageferry import ferry, report, strays
 from pageferry.agent import chores
 from pageferry.agent.chronicle import Chronicle, for_operator
 from pageferry.agent.errand import Result
@@ -30,13 +30,15 @@ from pageferry.comment import PREFIX, Wish, format_request, parse
 from pageferry.errors import Denied, PageferryError, UsageError
 from pageferry.gate.gate import Gate
 from pageferry.policy import Facts, Mode
+from pageferry.schedulers.slurm_cgroups import slurm_job_cgroups
 
 
 class Migrations:
     """`jobs` are those of the host, by ID.
 
     `ruled` is called with a job when the policy of its migration is known, `stop` with one that is to be held for the
-    rest of its memory, `idle` with one for whose memory nothing is left to do.
+    rest of its memory, `let_go` with one that need not wait for it, `idle` with one for whose memory nothing is left to
+    do.
     """
 
     def __init__(
@@ -50,6 +52,7 @@ class Migrations:
         site: Site,
         ruled: Callable[[Tended], None],
         stop: Callable[[Tended], None],
+        let_go: Callable[[Tended], None],
         idle: Callable[[Tended], None],
     ) -> None:
         self._jobs = jobs
@@ -60,6 +63,7 @@ class Migrations:
         self._site = site
         self._ruled = ruled
         self._stop = stop
+        self._let_go = let_go
         self._idle = idle
         self._pokes: set[int] = set()
         self._poking = False
@@ -95,6 +99,9 @@ class Migrations:
             migration.outcome = migration.copied
             migration.error = "max_hold was used up before its memory began to move"
             self._finish(tended, migration)
+            return
+        if tended.phase is Phase.WAITS and migration.copied is not None and _is_there(tended, migration):
+            self._let_go(tended)  # and on from here, while it runs
             return
         migration.stage = Stage.MOVES
         self._carry(tended, migration, self._moved)
@@ -334,6 +341,11 @@ class Migrations:
             migration.wish = wish
         except UsageError as error:
             migration.error = str(error)
+
+
+def _is_there(tended: Tended, migration: Migration) -> bool:
+    """Say whether next to nothing is left to move of a job's memory, which was moved while it ran."""
+    return strays.few(slurm_job_cgroups(tended.job), migration.nodes)
 
 
 def _check(migration: Migration) -> None:

@@ -70,6 +70,7 @@ class Tending:
             site=site,
             ruled=self._ruled,
             stop=self._stop,
+            let_go=partial(self._let_go, cause=Release.ARRIVED),
             idle=self._idle,
         )
 
