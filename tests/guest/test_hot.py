@@ -117,13 +117,13 @@ def half_moved(running: Busy, order: Order, hot_seconds: float | None) -> float:
     assert before == running.accesses(), "all is far away"
 
     def halfway(done: int, of: int) -> None:
-        if done >= of // 2:
+        if done >= 0.45 * of:  # calls under way are still made
             os.kill(os.getpid(), signal.SIGINT)  # what a budget does, at a page instead of at a time
 
     request = ferry.Request(Target((AWAY,), order=order), limits=Limits(workers=1), hot_seconds=hot_seconds)
     outcome = ferry.move(running.job.pids, request, halfway)
     moved, of = outcome.tally[Bucket.MOVED], outcome.plan.moves.pages()
-    assert 0.45 < moved / of < 0.6
+    assert 0.4 < moved / of < 0.6
     assert outcome.tally[Bucket.NOT_REACHED] >= 0.4 * of
     running.run_on()
     after = running.remote()

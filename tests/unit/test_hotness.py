@@ -205,7 +205,7 @@ def test_memory_that_comes_home_is_watched_as_the_jobs_rule_says(monkeypatch: py
 def test_a_job_that_is_only_observed_is_not_marked(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[ferry.Request] = []
 
-    def plan(_pids: object, request: ferry.Request) -> tuple[Snapshot, Plan]:
+    def plan(_pids: object, request: ferry.Request, _seen: object) -> tuple[Snapshot, Plan]:
         asked.append(request)
         snapshot = snapshot_of([anonymous(0, 0, 1, 0)])
         return snapshot, place(snapshot, Target((1,)), line_host([AMPLE] * 2))

@@ -325,7 +325,7 @@ def _alone(case: Case, holding: ExitStack, held_at: float | None, moments: dict[
     error, outcome = asked.error, None
     if policy.mode is Mode.OFF:
         nodes = ()
-        if asked.text:
+        if asked.fresh:
             error = f'{policy.named()} leaves the job alone (mode = "off")'
     moves = policy.mode is Mode.MOVE
     settled = case.kind is Kind.PRERESUME and (known.settled == nodes or error is not None)
@@ -348,7 +348,7 @@ def _alone(case: Case, holding: ExitStack, held_at: float | None, moments: dict[
     stands = case.kind is Kind.POSTSUSPEND and complete and moves and is_stopped(case.pids())
     after = Record(
         homes=nodes if outcome is not None and not outcome["refused"] and moves else known.homes,
-        placed=placed or known.placed,
+        placed=(placed if moves else ()) or known.placed,
         settled=nodes if stands else (),
         served=asked.text if asked.fresh else known.served,
         told=_told(outcome, nodes, error) if error or _is_news(outcome, asked) else known.told,
