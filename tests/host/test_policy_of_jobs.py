@@ -55,6 +55,7 @@ class World:
     told: list[str] = field(default_factory=list)
     ended: list[Migration] = field(default_factory=list)
     suspended: bool = True
+    on_park: tuple[int, ...] = ()
     owners: str = ""
 
     # As Errands: the last chore's end is kept, for the test to bring about.
@@ -76,7 +77,7 @@ class World:
         self.holds.discard(job)
 
     def held(self) -> dict[int, Any]:
-        return {job: SimpleNamespace(private=None) for job in self.holds}
+        return {job: SimpleNamespace(private=None, since_wall=1.0) for job in self.holds}
 
     def extend(self, _job: int) -> None:
         return
@@ -112,6 +113,18 @@ class World:
 
     def settle_at(self, _job: int, nodes: tuple[int, ...]) -> None:
         self.settled.append(nodes)
+        self.on_park = ()
+
+    def parking(self, _job: int, policy: Policy) -> tuple[int, ...]:
+        if policy.park == (9,):
+            raise UsageError("no node 9")
+        return policy.park
+
+    def parked(self, _job: int) -> tuple[int, ...]:
+        return self.on_park
+
+    def park(self, _job: int, nodes: tuple[int, ...]) -> None:
+        self.on_park = nodes
 
     # As Chronicle.
     def tell(self, _tended: Any, kind: str, text: str = "", _level: int = logging.INFO) -> None:
@@ -123,6 +136,11 @@ class World:
 
 @pytest.fixture
 def world(monkeypatch: pytest.MonkeyPatch) -> World:
+    return world_of(monkeypatch)
+
+
+def world_of(monkeypatch: pytest.MonkeyPatch) -> World:
+    """Have the agent's parts find a world of stand-ins."""
     made = World()
     monkeypatch.setattr(chores, "ask", lambda jobs: ("ask", jobs))
     monkeypatch.setattr(chores, "move", lambda job, where, policy, _snapshots: ("move", job, where, policy))
@@ -327,6 +345,7 @@ def migrations(world: World, jobs: Mapping[int, Tended], *rules: Rule) -> Migrat
         ruled=lambda _tended: None,
         stop=lambda tended: world.hold(tended.job),
         idle=lambda _tended: None,
+        room=lambda: None,
     )
 
 

@@ -16,6 +16,7 @@ from pageferry.policy import (
     Match,
     Mode,
     Name,
+    Nodes,
     Policy,
     Rate,
     Rule,
@@ -75,6 +76,7 @@ def test_every_key_of_a_rule_is_in_the_policy() -> None:
         xattr=False,
         reference_count=False,
         leave_filesystems=globs("nfs"),
+        park=Nodes((4, 5)),
         owners_may_ask=True,
         spill=RuleSpill(enabled=False, least_bytes=Bytes(1)),
     )
