@@ -66,7 +66,8 @@ history --json` (`rule`) and in `pageferry explain`.
   then `when_hold_ends` says what becomes of the rest. All of it moves twice for each suspension, and all of that hold
   is the job's run time to Slurm: raise `max_hold_seconds`, and do not park jobs that take turns (gang scheduling).
   Each page comes back to its node if the job has as many nodes as it was parked on; else to where the processes run
-  that use it, or as `strategy` says. A job without a cpuset is not parked; nor is one whose nodes these are.
+  that use it, or as `strategy` says. A job without a cpuset is not parked, and none on nodes of its own. Where none of
+  the nodes has memory, the rule does as without it; the log, `pageferry doctor` and `pageferry explain` say so.
 - Whoever moves memory by hand (`pageferry move` as root, but for `--cpus` through the agent) is not asked for a rule.
 """
 

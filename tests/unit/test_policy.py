@@ -36,6 +36,13 @@ def rule(name: str, match: Match | None = None, **said: object) -> Rule:
     return Rule(name=Name(name), match=match or Match(), **said)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("text", ["", "x", "5-4", "-1", "1024", "0-2000", "4,", 4, True, [4], None])
+def test_what_is_no_list_of_nodes_is_refused_with_what_would_be_right(text: object) -> None:
+    with pytest.raises(ValueError, match=r'^expected a list of nodes below 1024, such as "4" or "4-5"$'):
+        Nodes.parse(text)
+    assert Nodes.parse("7,4-5") == (4, 5, 7)
+
+
 def globs(*words: str) -> Globs:
     return Globs(words)
 

@@ -307,12 +307,8 @@ class Migrations:
             return
         if parks or migration.cause is Cause.UNPARK:
             self._room()
-        if (
-            result.value is not None
-            and not result.value["refused"]
-            and migration.policy.mode is Mode.MOVE
-            and not parks
-        ):
+        arrived = result.value is not None and not result.value["refused"]
+        if arrived and not parks and migration.policy.mode is Mode.MOVE:
             self._placing.settle_at(tended.job, migration.nodes)
         self._finish(tended, migration)
 
