@@ -107,6 +107,13 @@ def preempt(slurm: Slurm, low: Steady, mib: int = 8) -> Steady:
     return high
 
 
+def counted(job: Steady, mib: int) -> dict[int, int]:
+    """Return how many pages of a job's memory, and of what is mapped beside it, are on which node."""
+    nodes = memory(job)
+    assert nodes.total() >= mib * MIB
+    return dict(sorted(nodes.items()))
+
+
 def parked(agent: Agent, low: Steady, outcome: str = "complete") -> None:
     """Wait until a job is parked."""
     wait_until(lambda: bool(agent.migrations(low.id)), "the memory moves while the job is suspended")
@@ -131,12 +138,11 @@ def test_the_preemptor_has_the_node_for_itself_and_the_parked_job_has_it_back_be
     high = preempt(slurm, low, HIGH)
     at_once = high.diary()[0]["nodes"]
     parked(agent, low)
-    assert memory(low) == {PARK: LOW * MIB}
+    assert set(counted(low, LOW)) == {PARK}
     assert agent.phase(low.id) == "held"
     assert agent.ask("status")["jobs"][str(low.id)]["parked_nodes"] == [PARK]
     wait_until(lambda: set(memory(high)) == {OWN}, f"the preemptor's memory is all on its node: {memory(high)}")
-    assert memory(high).total() == HIGH * MIB
-    counted = f"suspended: preempted {dict(memory(low))}, preemptor {at_once} at its start, {dict(memory(high))} then"
+    seen = f"suspended: preempted {counted(low, LOW)}, preemptor {at_once} at its start, {counted(high, HIGH)} then"
     still = low.counts()
     assert high.runs()
     high.end()
@@ -148,7 +154,7 @@ def test_the_preemptor_has_the_node_for_itself_and_the_parked_job_has_it_back_be
     assert all(row["bytes"] >= LOW << 20 for row in agent.migrations(low.id))
     stopped = agent.migrations(low.id)[1]["seconds_stopped"]
     (results / "parking.txt").write_text(
-        f"{counted}\nresumed: {low.diary()[1]['nodes']}, held for {stopped:.2f} s after Slurm's resume\n"
+        f"{seen}\nresumed: {low.diary()[1]['nodes']}, held for {stopped:.2f} s after Slurm's resume\n"
     )
     assert vmstat()["oom_kill"] == oom
     assert agent.ask("status")["jobs"][str(low.id)]["parked_nodes"] == []
@@ -159,8 +165,8 @@ def test_without_a_rule_that_parks_the_preemptor_finds_its_node_taken(
 ) -> None:
     with agent_of(results, tmp_path, request.node.name, ""), job_of_node_2(slurm) as low:
         high = preempt(slurm, low, HIGH)
-        assert memory(low) == {OWN: LOW * MIB}
-        assert memory(high)[OWN] < HIGH * MIB, "or the other tests show nothing"
+        assert set(counted(low, LOW)) == {OWN}
+        assert len(counted(high, HIGH)) > 1, "or the other tests show nothing"
         high.end()
         wait_until(lambda: slurm.state(low.id) == "RUNNING", "it goes on")
 
@@ -192,7 +198,7 @@ def test_a_parked_job_whose_agent_is_killed_is_the_next_ones_and_comes_back(
     agent.kill()
     agent.start()
     wait_until(lambda: agent.phase(low.id) == "held", "the next agent holds it")
-    assert memory(low) == {PARK: LOW * MIB}
+    assert set(counted(low, LOW)) == {PARK}
     high.end()
     back(low, still)
     assert agent.migrations(low.id)[-1]["event"] == "unpark"
@@ -208,7 +214,7 @@ def test_a_parked_job_that_goes_on_without_an_agent_comes_back_when_there_is_one
     assert low.entries(1)[0]["nodes"] == {str(PARK): LOW * MIB}
     assert low.runs()
     agent.start()
-    wait_until(lambda: memory(low) == {OWN: LOW * MIB}, "it comes back while it runs")
+    wait_until(lambda: set(counted(low, LOW)) == {OWN}, "it comes back while it runs")
     assert low.runs()
 
 
@@ -219,10 +225,9 @@ def test_what_the_park_node_has_no_room_for_stays_and_all_of_it_is_there_at_the_
     with ballast(PARK, 320 * MIB):
         high = preempt(slurm, low)
         parked(agent, low, "partial")
-        where = memory(low)
+        where = counted(low, LOW)
         assert set(where) == {OWN, PARK}
         assert 100 * MIB < where[PARK] < 320 * MIB
-        assert where.total() == LOW * MIB
         still = low.counts()
         high.end()
         back(low, still)
@@ -234,7 +239,7 @@ def test_a_job_that_is_resumed_while_it_is_being_parked_is_whole_again(slurm: Sl
     wait_until(lambda: agent.ask("status")["jobs"][str(low.id)]["parked_nodes"] == [PARK], "it is being parked")
     slurm.resume(low.id)
     wait_until(lambda: agent.phase(low.id) == "runs", "it goes on")
-    assert memory(low) == {OWN: LOW * MIB}
+    assert set(counted(low, LOW)) == {OWN}
     assert low.runs()
     assert all(entry["intact"] for entry in low.diary())
     first, second = (row["event"] for row in agent.migrations(low.id)[:2])
