@@ -127,7 +127,7 @@ def made(jobs: dict[int, Tended], sent: Sent, idle: Any = nothing, stop: Any = n
     silent: Any = Silent()
     placed: Any = Placed()
     errands: Any = sent
-    rest = {"site": Site(Settings()), "ruled": silent.ruled, "stop": stop, "idle": idle}
+    rest = {"site": Site(Settings()), "ruled": silent.ruled, "stop": stop, "idle": idle, "room": silent.room}
     return Migrations(jobs, errands, gate=silent, placing=placed, chronicle=silent, **rest)
 
 
