@@ -21,7 +21,7 @@ import numpy as np
 
 from bench.programs import program
 from guest.ranks import cpus_of
-from pageferry import ferry
+from pageferry import ferry, strays
 from pageferry.cpus import assign
 from pageferry.gate import gate
 from pageferry.kernel.lists import format_list
@@ -82,10 +82,13 @@ def stopped(job: Running, node: int) -> None:
 def precopied(job: Running, node: int) -> None:
     """Move its memory, then hold it, flip its CPUs, and move the rest."""
     asked = request(node)
-    first = ferry.move(job.pids, asked)
+    rest = ferry.after(asked, ferry.move(job.pids, asked).plan)
     with gate.held((GROUP,)):
         flip(job, node)
-        ferry.move(job.pids, ferry.after(asked, first.plan))
+        if not strays.few((GROUP,), (node,)):
+            ferry.move(job.pids, rest)
+            return
+    ferry.move(job.pids, rest)
 
 
 def flip(job: Running, node: int) -> None:
@@ -113,7 +116,7 @@ def running(node: int) -> Iterator[Running]:
     """Start the job on a node's CPUs, and end it when the context is left."""
     gaps = Path("/dev/shm/bench-gaps")
     gaps.write_bytes(bytes(4096))
-    (GROUP.parent / "cgroup.subtree_control").write_text("+cpuset")
+    (GROUP.parent / "cgroup.subtree_control").write_text("+cpuset +memory")
     GROUP.mkdir()
     (GROUP / "cpuset.mems").write_text(format_list(read_topology().nodes_with_memory()))
     (GROUP / "cpuset.cpus").write_text(format_list(cpus_of(node)))

@@ -74,8 +74,9 @@ _PRECOPY = """
 ## How long a running job stands still
 
 When it is given other CPUs and its memory follows: all of it while it is held, against `--precopy`, which holds it for
-its CPUs and the rest alone. The job itself notes the longest time between two of its steps; it writes to its memory and
-takes more all the while. Both ways in turns, there and back.
+its CPUs alone, and for the rest if the cgroup's counters say that it is more than next to nothing. The job itself notes
+the longest time between two of its steps; it writes to its memory and takes more all the while. Both ways in turns,
+there and back; each time all of its memory has to be there in the end.
 """
 
 

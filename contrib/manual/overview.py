@@ -17,10 +17,13 @@ The commands ask the agent, or do without it. JOB is Slurm's or PBS's id.
 """
 _FILES = (
     ("/etc/pageferry/pageferry.toml", "The settings: `pageferry.toml`(5)."),
+    ("/etc/pageferry/policy.d/*.toml", "The site's rules, read after the settings."),
     ("/run/pageferry/agent.sock", "Where the agent is asked; the kernel says who asks."),
     ("/run/pageferry/holds/", "A record for each job that is held, by which anybody can undo it."),
     ("/run/pageferry/cpu_map.json", "Which CPUs jobs were given instead of Slurm's."),
     ("/var/lib/pageferry/history.sqlite3", "What was moved, when and why."),
+    ("/var/lib/pageferry/snapshots/", "At debug level, what each plan was made from: `pageferry-plan`(1)."),
+    ("/var/lib/prometheus/node-exporter/pageferry.prom", "Metrics, where that folder is there."),
     ("/usr/lib/pageferry/hooks/", "What Slurm and PBS are to call."),
     ("/usr/share/doc/pageferry/", "Guides to installation, Slurm, OpenPBS, operations and security."),
 )

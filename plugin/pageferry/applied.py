@@ -113,19 +113,30 @@ def carried(
     if policy.mode is Mode.MOVE:
         return report.outcome_json(ferry.move(pids, asked, progress, seen))
     began = time.monotonic()
-    _, made = ferry.plan(pids, asked)
+    _, made = ferry.plan(pids, asked, seen)
     return report.observed_json(made, time.monotonic() - began)
 
 
 @contextmanager
-def interruptible() -> Iterator[None]:
-    """Have SIGINT end a move between two calls, with all of its pages accounted for; for a process of its own.
+def interruptible() -> Iterator[Callable[[], None]]:
+    """Have SIGINT end a move between two calls, with all of its pages accounted for.
 
-    Raises Stopped if it comes while nothing is being moved.
+    Yields what is to be called when memory moves: what comes later than the move changes nothing any more. Raises
+    Stopped if it comes before.
     """
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    moves = False
+
+    def moving() -> None:
+        nonlocal moves
+        moves = True
+
+    def interrupted(_number: int, _frame: object) -> None:
+        if not moves:
+            raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, interrupted)
     try:
-        yield
+        yield moving
     except KeyboardInterrupt as error:
         raise Stopped("its time was used up before its memory began to move") from error
     finally:

@@ -98,6 +98,25 @@ def outcome_text(moved_bytes: int, nodes: Iterable[int], stayed: Mapping[str, in
     return ", ".join([*words, at])
 
 
+def is_superseded(comment: str, host: str, served: str) -> bool:
+    """Say whether an AdminComment asks `host` for something else than the request `served`, whose outcome is known now.
+
+    Both as `parse` takes them; `served` may be empty.
+    """
+    try:
+        asked = parse(comment)
+    except UsageError:
+        return comment.strip(_BLANKS) != served.strip(_BLANKS)
+    wish = asked.for_host(host) if asked is not None else None
+    if wish is None:
+        return False
+    try:
+        before = parse(served)
+    except UsageError:
+        return True
+    return before is None or before.for_host(host) != wish
+
+
 def merge_outcome(old: str, host: str, text: str, hosts: Collection[str] = ()) -> str:
     """Return the AdminComment that follows `old` once `host` has written its outcome, of `text`.
 

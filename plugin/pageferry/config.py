@@ -208,13 +208,13 @@ def read(path: Path = PATH) -> Reading:
         problem = translated(error, folder)
         more = []
         if not isinstance(problem, Vanished):
-            reading = read_files([path], may_lack=True)
+            reading = read_files([path], may_lack=path)
             return Reading(reading.settings, reading.files, (*reading.faults, str(problem)))
-    return read_files([path, *more], may_lack=True)
+    return read_files([path, *more], may_lack=path)
 
 
-def read_files(paths: Iterable[Path], *, may_lack: bool = False) -> Reading:
-    """Return what files say, each over those before it. `may_lack`: one that is not there is no fault."""
+def read_files(paths: Iterable[Path], *, may_lack: Path | None = None) -> Reading:
+    """Return what files say, each over those before it. `may_lack`: that one is no fault if it is not there."""
     data: dict[str, Any] = {}
     files: list[Path] = []
     found: list[str] = []
@@ -222,7 +222,7 @@ def read_files(paths: Iterable[Path], *, may_lack: bool = False) -> Reading:
         try:
             raw = read_bytes(path)
         except PageferryError as error:
-            if not (may_lack and isinstance(error, Vanished)):
+            if not (path == may_lack and isinstance(error, Vanished)):
                 found.append(str(error))
             continue
         files.append(path)

@@ -78,9 +78,11 @@ def survey(pids: Iterable[int], rules: Rules) -> tuple[Snapshot, Topology]:
         return taken.snapshot, topology
 
 
-def plan(pids: Iterable[int], request: Request) -> tuple[Snapshot, Plan]:
-    """Return the plan, and the snapshot that it was made from; nothing is moved."""
-    with _planned(pids, request) as (taken, made):
+def plan(
+    pids: Iterable[int], request: Request, seen: Callable[[Inputs], None] = lambda _inputs: None
+) -> tuple[Snapshot, Plan]:
+    """Return the plan, and the snapshot that it was made from; nothing is moved. `seen` as in `move`."""
+    with _planned(pids, request, seen) as (taken, made):
         return taken.snapshot, made
 
 

@@ -199,18 +199,16 @@ def _loads(stage: Sequence[Batch]) -> Iterator[list[Batch]]:
 
 @contextmanager
 def _interrupt_sets(stop: threading.Event) -> Iterator[None]:
-    """Have Ctrl-C set `stop` instead of raising at whatever line we are; a handler of the caller's own is kept."""
-    if (
-        threading.current_thread() is not threading.main_thread()
-        or signal.getsignal(signal.SIGINT) is not signal.default_int_handler
-    ):
+    """Have Ctrl-C set `stop` instead of raising at whatever line we are; where it is ignored, it stays so."""
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(before):
         yield
         return
     signal.signal(signal.SIGINT, lambda *_: stop.set())
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGINT, before)
 
 
 class _Worker:

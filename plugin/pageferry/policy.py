@@ -313,7 +313,7 @@ def _over(host: Policy, rule: Rule) -> Policy:
     }
     said |= {"spill_enabled": rule.spill.enabled, "spill_least_bytes": rule.spill.least_bytes}
     # What its rule says of a rate holds for each of its moves.
-    said |= {"rule": rule.name, "spill_rate": rule.rate}
+    said |= {"rule": str(rule.name), "spill_rate": rule.rate}
     enums: dict[str, type[StrEnum]] = {"mode": Mode, "strategy": Strategy, "when_full": WhenFull}
     given: dict[str, Any] = {
         key: enums[key](value) if key in enums else value for key, value in said.items() if value is not None

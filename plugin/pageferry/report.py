@@ -195,8 +195,8 @@ def observed_json(plan: Plan, seconds: float) -> dict[str, Any]:
         "total_pages": plan.total(),
         "page_bytes": plan.page_bytes,
         "moved_bytes": 0,
-        "would_move_bytes": plan.moves.pages() * plan.page_bytes,
-        "would_request_pages": plan.moves.pages(),
+        "would_move_bytes": 0 if plan.lacking else plan.moves.pages() * plan.page_bytes,
+        "would_request_pages": 0 if plan.lacking else plan.moves.pages(),
         "requested_pages": 0,
         "retried_pages": 0,
         "addresses": 0,
@@ -227,11 +227,12 @@ def told(outcome: Mapping[str, Any] | None, nodes: Iterable[int], error: str | N
     at = time.strftime("%H:%M:%S")
     if outcome is None or error:
         return f"failed: {error}, {at}"
-    if outcome.get("observed"):
-        return f"observed: would move {size(outcome['would_move_bytes'])} to nodes {format_list(nodes)}, {at}"
+    observed = outcome.get("observed")
     if outcome["refused"]:
-        lacking = outcome["lacking_bytes"]
-        return "refused: no room on " + ", ".join(f"node {node} ({size(lacks)})" for node, lacks in lacking.items())
+        lacking = ", ".join(f"node {node} ({size(lacks)})" for node, lacks in outcome["lacking_bytes"].items())
+        return f"observed: would be refused, no room on {lacking}" if observed else f"refused: no room on {lacking}"
+    if observed:
+        return f"observed: would move {size(outcome['would_move_bytes'])} to nodes {format_list(nodes)}, {at}"
     stayed = {bucket: outcome["pages"][bucket] for bucket in _STAYS if outcome["pages"].get(bucket)}
     return outcome_text(outcome["moved_bytes"], nodes, stayed, at)
 

@@ -24,7 +24,7 @@ from guest.steady import Steady, submit
 from guest.vm.jobs import Slurm, wait_until
 
 SECONDS = float(os.environ.get("PAGEFERRY_IDLE_SECONDS", "60"))
-WATCHDOG_SECONDS, WATCHED_SECONDS = 4.0, 12.0
+WATCHDOG_SECONDS, WATCHED_SECONDS = 6.0, 15.0
 RSS_KIB = 60 << 10
 
 _CALL = re.compile(r"(\d+) +([a-z_0-9]+)\(")

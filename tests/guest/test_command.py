@@ -138,7 +138,7 @@ def test_another_users_processes_are_refused_and_what_is_missing_is_named() -> N
 
 AS_A_USER = """
 import ctypes, json, mmap, os, signal, sys
-from pageferry import ferry, report, targets
+from pageferry import ferry, report, strays, targets, toml_file
 from pageferry.cpus import assign
 from pageferry.cli import main as cli
 from pageferry.gate import gate

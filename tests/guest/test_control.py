@@ -172,7 +172,7 @@ def test_a_user_without_rights_may_look_and_is_told_what_it_takes_to_change(job:
 
 def test_an_outcome_takes_the_place_of_the_request(job: int) -> None:
     COMMANDS.set_admin_comment(job, "pageferry:nodes=2-3")
-    assert write_outcome(COMMANDS, job, "guest", "moved 34.8 MiB to nodes 2-3, 14:02:11")
+    assert write_outcome(COMMANDS, job, "guest", "moved 34.8 MiB to nodes 2-3, 14:02:11", served="pageferry:nodes=2-3")
     comment = COMMANDS.job(job).admin_comment
     assert comment == "[pageferry] guest: moved 34.8 MiB to nodes 2-3, 14:02:11"
     assert parse(comment) is None

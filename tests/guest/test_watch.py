@@ -122,7 +122,7 @@ def test_a_jobs_start_suspension_resumption_and_end_are_told(slurm: Slurm, watch
 
     subprocess.run(["scancel", str(job)], check=True)
     assert gather(watch, gone(job))[-1].kind is Kind.GONE
-    assert watch.jobs() == ()
+    assert set(watch.jobs()) <= others
     left = watches(watch)
     quick = slurm.submit("true")
     gather(watch, gone(quick))

@@ -74,7 +74,7 @@ def test_what_is_observed_is_planned_and_never_moved(monkeypatch: pytest.MonkeyP
     target = replace(asked.target, nodes=(0,), spill=frozenset())
     made = place(snapshot, target, line_host((1000, 1000)))
     monkeypatch.setattr(ferry, "move", pytest.fail)
-    monkeypatch.setattr(ferry, "plan", lambda _pids, _asked: (snapshot, made))
+    monkeypatch.setattr(ferry, "plan", lambda _pids, _asked, _seen: (snapshot, made))
     outcome = applied.carried(replace(POLICY, mode=Mode.OBSERVE), [], asked)
     assert report.outcome_word(outcome, None) == "observed"
     assert (outcome["would_move_bytes"], outcome["moved_bytes"], outcome["requested_pages"]) == (40960, 0, 0)
@@ -139,12 +139,17 @@ def ended(errands: Errands, results: list[Result]) -> Result:
 def test_a_move_that_is_told_to_stop_says_how_far_it_has_come(errands: Errands) -> None:
     def work(say: Say) -> dict[str, Any]:
         stopped: list[int] = []
-        with applied.interruptible():
+        with applied.interruptible() as moving:
+            before = signal.getsignal(signal.SIGINT)
+            moving()
             # As the mover does while it carries: it stops between two calls.
             signal.signal(signal.SIGINT, lambda number, _frame: stopped.append(number))
             say({"begun": True})
             while not stopped:
                 time.sleep(0.001)
+            signal.signal(signal.SIGINT, before)
+            os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
         return {"stopped": len(stopped)}
 
     results: list[Result] = []

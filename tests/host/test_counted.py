@@ -82,7 +82,7 @@ def test_a_look_for_spilled_memory_says_first_what_it_saw() -> None:
 
 def test_progress_is_said_now_and_then_and_not_at_every_call(monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[Mapping[str, Any]] = []
-    tell = chores._progress(said.append)
+    tell = chores._progress(said.append, lambda: None)
     for done in range(1000):
         tell(done, 1000)
     assert len(said) <= 1, "a busy machine may have taken a second"
@@ -123,6 +123,7 @@ def test_a_move_is_told_with_as_much_of_it_as_is_known(chronicle: Chronicle, sen
         ruled=lambda _job: None,
         idle=lambda _job: None,
         stop=lambda _job: None,
+        let_go=lambda _job: None,
         room=lambda: None,
     )
     migrations.begin(job, migration := Migration(Cause.CPUSET, Stage.READY))

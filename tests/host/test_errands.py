@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from pageferry import strays
 from pageferry.agent.errand import Result, Say
 from pageferry.agent.errands import Errands
 from pageferry.agent.migrations import Migrations
@@ -103,6 +104,13 @@ class Silent:
         return lambda *_args, **_words: None
 
 
+class Still(Silent):
+    """Stands for a gate that has what it holds stand still."""
+
+    def frozen(self, _job: int) -> bool:
+        return True
+
+
 class Placed(Silent):
     """Stands for Placing."""
 
@@ -123,12 +131,16 @@ def nothing(_tended: Tended) -> None:
     pass
 
 
-def made(jobs: dict[int, Tended], sent: Sent, idle: Any = nothing, stop: Any = nothing) -> Migrations:
+def made(
+    jobs: dict[int, Tended], sent: Sent, *, idle: Any = nothing, stop: Any = nothing, let_go: Any = nothing
+) -> Migrations:
     silent: Any = Silent()
+    gate: Any = Still()
     placed: Any = Placed()
     errands: Any = sent
-    rest = {"site": Site(Settings()), "ruled": silent.ruled, "stop": stop, "idle": idle, "room": silent.room}
-    return Migrations(jobs, errands, gate=silent, placing=placed, chronicle=silent, **rest)
+    hooks = {"ruled": silent.ruled, "stop": stop, "let_go": let_go, "idle": idle, "room": silent.room}
+    rest = hooks | {"site": Site(Settings())}
+    return Migrations(jobs, errands, gate=gate, placing=placed, chronicle=silent, **rest)
 
 
 def test_a_thousand_pokes_are_one_question_and_one_more() -> None:
@@ -148,7 +160,7 @@ def test_the_end_of_an_errand_for_a_job_that_is_gone_does_nothing_to_the_next_of
     sent = Sent()
     idle: list[Tended] = []
     jobs = {7: Tended(7)}
-    ours = made(jobs, sent, idle.append)
+    ours = made(jobs, sent, idle=idle.append)
     ours.begin(jobs[7], Migration(Cause.SUSPEND, Stage.ASKS))
     jobs[7] = fresh = Tended(7, Phase.HELD)
     ours.begin(fresh, present := Migration(Cause.SUSPEND, Stage.ASKS))
@@ -172,6 +184,31 @@ def test_a_job_is_held_for_the_rest_only_when_what_can_has_moved_while_it_ran(co
     sent.ended.pop()(Result(OUTCOME, None))
     assert job.migration is None
     assert answers[0]["outcome"]["requested_pages"] == (8 if copied.value else 4)
+
+
+@pytest.mark.parametrize("few", [True, False])
+def test_a_job_of_whose_memory_next_to_nothing_is_left_is_let_go_before_the_look_at_the_rest(
+    monkeypatch: pytest.MonkeyPatch, few: bool
+) -> None:
+    sent = Sent()
+    job = Tended(7)
+    phases: list[Phase] = []
+
+    def stop(tended: Tended) -> None:
+        tended.phase = Phase.WAITS
+
+    def let_go(tended: Tended) -> None:
+        phases.append(tended.phase)
+        tended.phase = Phase.RUNS
+        ours.advance(tended)
+
+    monkeypatch.setattr(strays, "few", lambda _groups, nodes: few and nodes == (2,))
+    ours = made({7: job}, sent, stop=stop, let_go=let_go)
+    ours.begin(job, migration := Migration(Cause.REQUEST, Stage.COPIES, Wish((2,))))
+    sent.ended.pop()(Result(OUTCOME, None))
+    assert (migration.stage, phases) == (Stage.MOVES, [Phase.WAITS] if few else [])
+    sent.ended.pop()(Result(OUTCOME, None))
+    assert job.migration is None
 
 
 def test_of_two_requests_for_now_the_later_one_is_served() -> None:

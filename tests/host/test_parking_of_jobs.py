@@ -6,7 +6,7 @@ Here on stand-ins that take note; how it fares on a real node without CPUs, unde
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -36,8 +36,9 @@ DONE = Result(OUTCOME, None)
 
 
 @pytest.fixture
-def world(monkeypatch: pytest.MonkeyPatch) -> World:
-    return world_of(monkeypatch)
+def world(monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    yield (made := world_of(monkeypatch))
+    made.check()
 
 
 def last(world: World) -> tuple[Any, ...]:

@@ -51,7 +51,7 @@ class Pbs:
         self.said: list[Mapping[str, Any]] = []
         record.save(JOB.id, BEGUN, folder)
 
-    def move(self, case: serve.Case, policy: Policy, destination: Destination, _seconds: float | None) -> Any:
+    def move(self, case: serve.Case, policy: Policy, destination: Destination, *_more: object) -> Any:
         self.moves.append((policy, destination))
         self.known_then.append(record.load(case.job.id, self.folder))
         if self.fails is not None:

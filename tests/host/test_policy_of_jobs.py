@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,6 +23,7 @@ from pageferry.agent.counts import Counts
 from pageferry.agent.errand import Result
 from pageferry.agent.errands import Errands
 from pageferry.agent.homes import Homes
+from pageferry.agent.metrics import Metrics
 from pageferry.agent.migrations import Migrations
 from pageferry.agent.site import Site
 from pageferry.agent.tended import Cause, Migration, Phase, Stage, Tended
@@ -57,6 +58,14 @@ class World:
     suspended: bool = True
     on_park: tuple[int, ...] = ()
     owners: str = ""
+    counts: Counts = field(default_factory=Counts)
+    agents: int = 0
+
+    def check(self) -> None:
+        if self.agents == 1:
+            assert self.counts.holds == self.counts.releases.total() + len(self.holds), (
+                "each hold is counted, as its end"
+            )
 
     # As Errands: the last chore's end is kept, for the test to bring about.
     def send(self, chore: Any, ended: Callable[[Result], None], *_said: Any, **_words: Any) -> Any:
@@ -135,8 +144,9 @@ class World:
 
 
 @pytest.fixture
-def world(monkeypatch: pytest.MonkeyPatch) -> World:
-    return world_of(monkeypatch)
+def world(monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    yield (made := world_of(monkeypatch))
+    made.check()
 
 
 def world_of(monkeypatch: pytest.MonkeyPatch) -> World:
@@ -144,7 +154,7 @@ def world_of(monkeypatch: pytest.MonkeyPatch) -> World:
     made = World()
     monkeypatch.setattr(chores, "ask", lambda jobs: ("ask", jobs))
     monkeypatch.setattr(chores, "move", lambda job, where, policy, _snapshots: ("move", job, where, policy))
-    monkeypatch.setattr(chores, "write_back", lambda _job, _hosts, text: ("write", text))
+    monkeypatch.setattr(chores, "write_back", lambda _job, _hosts, text, _served: ("write", text))
     monkeypatch.setattr(tending, "Errands", lambda: made)
     monkeypatch.setattr(tending, "slurm_job_user_groups", lambda _job: ())
     monkeypatch.setattr(tending, "slurm_suspension", lambda _groups: SimpleNamespace(asked=made.suspended))
@@ -152,9 +162,10 @@ def world_of(monkeypatch: pytest.MonkeyPatch) -> World:
 
 
 def jobs_of(world: World, *rules: Rule, **agent: Any) -> tuple[Tending, Site]:
+    world.agents += 1
     site = Site(Settings(agent=Agent(slurm_user="root", **agent), rule=rules))
     chronicle = SimpleNamespace(
-        tell=world.tell, ended=world.ended_migration, over=lambda _stop: None, counts=Counts(), snapshots=None
+        tell=world.tell, ended=world.ended_migration, over=lambda _stop: None, counts=world.counts, snapshots=None
     )
     return Tending(cast(Any, world), cast(Any, world), cast(Any, chronicle), site), site
 
@@ -247,6 +258,7 @@ def test_a_job_is_moved_as_its_rule_says_and_as_its_request_where_that_says_more
     ours, site = jobs_of(world, rule("a", "main", strategy="pack", workers=3))
     for comment, strategy in (("pageferry:nodes=1", None), ("pageferry:nodes=1,strategy=local", Strategy.LOCAL)):
         ours._jobs.clear()
+        world.agents = 0  # what is forgotten is not counted
         ours.look(7)
         answered(world, said("main", comment))
         _, _, where, policy, _ = world.sent.pop()
@@ -333,7 +345,7 @@ def test_what_slurm_said_of_a_job_before_holds_while_it_cannot_be_asked(world: W
 
 def migrations(world: World, jobs: Mapping[int, Tended], *rules: Rule) -> Migrations:
     chronicle = SimpleNamespace(
-        tell=world.tell, ended=world.ended_migration, over=lambda _stop: None, counts=Counts(), snapshots=None
+        tell=world.tell, ended=world.ended_migration, over=lambda _stop: None, counts=world.counts, snapshots=None
     )
     return Migrations(
         jobs,
@@ -344,6 +356,7 @@ def migrations(world: World, jobs: Mapping[int, Tended], *rules: Rule) -> Migrat
         site=Site(Settings(agent=Agent(slurm_user="root"), rule=rules)),
         ruled=lambda _tended: None,
         stop=lambda tended: world.hold(tended.job),
+        let_go=lambda tended: world.release(tended.job),
         idle=lambda _tended: None,
         room=lambda: None,
     )
@@ -419,6 +432,7 @@ def test_an_owners_comment_is_a_request_for_memory_alone_and_served_once(world: 
     ours, _ = jobs_of(world, MAY)
     for again in (False, True):
         ours._jobs.clear()
+        world.agents = 0  # what is forgotten is not counted
         ours.look(7)
         answered(world, said("main", owners="pageferry:nodes=1,strategy=pack"))
         chore, _, where, _, _ = world.sent[-1]
@@ -550,12 +564,14 @@ def test_metrics_and_the_log_follow_new_settings(
     monitored = SimpleNamespace(held=lambda: {"held": 0, "waits": 0})
     agent._tending = cast(Any, monitored)
     agent._pbs = cast(Any, SimpleNamespace(held=lambda: 0))
+    agent._metrics = Metrics(agent._chronicle, agent._held)
     agent._export()
+    agent._exporter.due()
+    agent._exporter._write(folders[0])
     path.write_text(f'[agent]\nslurm_user = "root"\nlog_level = "debug"\n[metrics]\ntextfile = "{folders[1]}"\n')
     agent._reload()
     agent._exporter.close()
-    assert [len(list(folder.iterdir())) for folder in folders] == [1, 1]
-    assert "pageferry_up 0" in (folders[0] / "pageferry.prom").read_text()
+    assert [len(list(folder.iterdir())) for folder in folders] == [0, 1], "no file is left that nobody writes again"
     assert agent._chronicle.snapshots is not None, "as at debug level"
 
 
@@ -572,8 +588,13 @@ def test_a_job_of_which_slurm_says_nothing_is_not_known_and_others_are(
 
     monkeypatch.setattr(SlurmCommands, "job", job)
     monkeypatch.setattr(chores, "cluster_name", lambda: "tux")
+    far = {8: 16 << 20, 9: 16 << 20, 10: (16 << 20) - 1, 11: None}
+    monkeypatch.setattr(spill, "far_bytes", lambda job, _topology: far[job])
     known = Facts("slurm", partition="known")
-    assert chores._known({7: known, 8: None, 9: None}) == {7: known, 8: record.facts("tux"), 9: None}
+    told: list[Mapping[str, Any]] = []
+    found = chores._known({7: known, **dict.fromkeys(far)}, Settings(), told.append)
+    assert found == {7: known, 8: record.facts("tux"), 9: None, 10: None, 11: None}
+    assert told == [{"known": 8, "facts": asdict(record.facts("tux"))}]
 
 
 def test_memory_comes_home_for_those_whose_rule_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -585,7 +606,7 @@ def test_memory_comes_home_for_those_whose_rule_says_so(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(spill, "candidates", candidates)
     unknown = Facts("slurm", partition="asked")
-    monkeypatch.setattr(chores, "_known", lambda jobs: {job: facts or unknown for job, facts in jobs.items()})
+    monkeypatch.setattr(chores, "_known", lambda jobs, *_: {job: facts or unknown for job, facts in jobs.items()})
     settings = Settings(
         spill=Spill(enabled=True),
         rule=(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -44,8 +45,9 @@ def limits_the_rate(policy: Callable[..., Policy]) -> None:
 
 
 def keeps_the_software_tree(policy: Callable[..., Policy]) -> None:
-    found = policy()
+    found = policy(partition="batch")
     assert "/opt/site/*" in found.libraries
+    assert policy().libraries == ()
     assert not found.xattr
     assert found.reference_count
 
@@ -110,4 +112,21 @@ def test_an_example_does_what_its_comment_says(name: str) -> None:
 def test_every_example_is_looked_at_and_all_of_them_go_together() -> None:
     paths = sorted(FOLDER.iterdir())
     assert {path.stem for path in paths} == set(EXAMPLES)
-    assert len({rule.name for rule in loaded(*paths).rule}) == sum(len(loaded(path).rule) for path in paths)
+    together = loaded(*paths)
+    decides: dict[str, dict[str, Any]] = {
+        "partitions to leave alone": {"partition": "debug-gpu"},
+        "observe first": {"account": "chemistry"},
+        "big jobs": {"nodes": 8},
+        "short jobs": {"qos": "short", "cpus": 16},
+        "shared hosts": {"partition": "shared"},
+        "software tree": {"partition": "batch"},
+        "slow file systems": {"features": ("diskless",)},
+        "owners may ask": {"account": "astro"},
+        "latency matters": {"job_name": "a-latency-b"},
+        "streams": {"user": "stream1"},
+        "all others": {},
+    }
+    assert {name: together.policy(replace(JOB, **facts)).rule for name, facts in decides.items()} == {
+        name: name for name in decides
+    }
+    assert {rule.name for rule in together.rule} == set(decides)

@@ -306,7 +306,7 @@ def test_no_comment_holds_what_no_command_can_say(commands: SlurmCommands) -> No
 
 def test_an_outcome_is_written_beside_other_peoples_words(commands: SlurmCommands, tmp_path: Path) -> None:
     known(tmp_path, {"7": [row(7, admin_comment="ticket 1", NodeList="n[1-2]")]})
-    assert write_outcome(commands, 7, "n1", "moved", sleep=lambda _seconds: None)
+    assert write_outcome(commands, 7, "n1", "moved", served="pageferry:nodes=1", sleep=lambda _seconds: None)
     assert commands.job(7).admin_comment == "ticket 1 [pageferry] n1: moved"
 
 
@@ -320,7 +320,7 @@ def test_an_outcome_that_another_host_wrote_over_is_written_again(
         really(control, job, others.pop() if others else text)
 
     monkeypatch.setattr(SlurmCommands, "set_admin_comment", beaten)
-    assert write_outcome(commands, 7, "n1", "moved", sleep=lambda _seconds: None)
+    assert write_outcome(commands, 7, "n1", "moved", served="pageferry:nodes=1", sleep=lambda _seconds: None)
     assert commands.job(7).admin_comment == "[pageferry] n2: moved; n1: moved"
 
 
@@ -334,8 +334,27 @@ def test_an_outcome_is_looked_for_again_after_a_host_that_had_read_the_comment_b
         if late:
             commands.set_admin_comment(7, late.pop())
 
-    assert write_outcome(commands, 7, "n1", "moved", sleep=meanwhile)
+    assert write_outcome(commands, 7, "n1", "moved", served="pageferry:nodes=1", sleep=meanwhile)
     assert commands.job(7).admin_comment == "[pageferry] n2: moved; n1: moved"
+
+
+@pytest.mark.parametrize("fresh", ["pageferry:nodes=3", "pageferry:n1:nodes=3;nodes=1", "pageferry:nodes=x"])
+@pytest.mark.parametrize("served", ["pageferry:nodes=1", "pageferry:nodes=", ""])
+def test_an_outcome_does_not_take_the_place_of_another_request(
+    commands: SlurmCommands, tmp_path: Path, fresh: str, served: str
+) -> None:
+    known(tmp_path, {"7": [row(7, admin_comment=fresh, NodeList="n[1-2]")]})
+    assert write_outcome(commands, 7, "n1", "moved", served=served, sleep=lambda _seconds: None)
+    assert commands.job(7).admin_comment == fresh
+
+
+@pytest.mark.parametrize("served", ["pageferry:n1:nodes=2,now;nodes=1", "pageferry:nodes=x"])
+def test_an_outcome_takes_the_place_of_its_own_request_whatever_that_was(
+    commands: SlurmCommands, tmp_path: Path, served: str
+) -> None:
+    known(tmp_path, {"7": [row(7, admin_comment=served, NodeList="n1")]})
+    assert write_outcome(commands, 7, "n1", "moved", served=served, sleep=lambda _seconds: None)
+    assert commands.job(7).admin_comment == "[pageferry] n1: moved"
 
 
 def test_a_host_knows_itself_by_the_name_that_slurm_gave_it(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from pageferry import applied
+from pageferry import applied, spill
 from pageferry.agent.errand import Say
 from pageferry.applied import Destination
 from pageferry.config import Settings
@@ -70,19 +70,23 @@ def move(job: int, destination: Destination, policy: Policy, snapshots: Path | N
     """
 
     def work(say: Say) -> Mapping[str, Any]:
-        with applied.interruptible(), kept.recording(snapshots, job) as seen:
+        with applied.interruptible() as moving, kept.recording(snapshots, job) as seen:
             asked = applied.request(policy, destination, read_topology())
-            return applied.carried(policy, slurm_job_user_pids(job), asked, _progress(say), seen)
+            return applied.carried(policy, slurm_job_user_pids(job), asked, _progress(say, moving), seen)
 
     return work
 
 
-def _progress(say: Say) -> Callable[[int, int], None]:
-    """Return what takes a move's progress in pages; the agent, which wakes up for it, hears it once a second."""
+def _progress(say: Say, moving: Callable[[], None]) -> Callable[[int, int], None]:
+    """Return what takes a move's progress in pages; the agent, which wakes up for it, hears it once a second.
+
+    `moving` is told that there is any.
+    """
     said_at = time.monotonic()
 
     def tell(done: int, of: int) -> None:
         nonlocal said_at
+        moving()
         if time.monotonic() >= said_at + PROGRESS_SECONDS:
             said_at = time.monotonic()
             say({"done_bytes": done * mmap.PAGESIZE, "of_bytes": of * mmap.PAGESIZE})
@@ -93,12 +97,13 @@ def _progress(say: Say) -> Callable[[int, int], None]:
 def bring_home(jobs: Mapping[int, Facts | None], settings: Settings, snapshots: Path | None = None) -> Chore:
     """Bring the spilled memory of jobs home, live and one after another; say of each what became of it.
 
-    `jobs`: what is known of each; Slurm is asked about the others, if the rules want to know. Said first is how much is
-    away on each node. Each is looked at again when its turn comes: it may have been given other nodes, or suspended.
+    `jobs`: what is known of each; Slurm is asked about others with enough away, if the rules want to know, and what it
+    says is passed on. Said then is how much is away on each node. Each is looked at again when its turn comes: it may
+    have been given other nodes, or suspended.
     """
 
     def work(say: Say) -> Mapping[str, Any]:
-        known = _known(jobs) if settings.asks_of_jobs else jobs
+        known = _known(jobs, settings, say) if settings.asks_of_jobs else jobs
         policies = {job: settings.policy(facts or Facts("slurm")) for job, facts in known.items()}
         moved = 0
         for job in [found.job for found in applied.homecomings(policies, seen=lambda far: say({"far": far}))]:
@@ -117,24 +122,31 @@ def bring_home(jobs: Mapping[int, Facts | None], settings: Settings, snapshots: 
     return work
 
 
-def _known(jobs: Mapping[int, Facts | None]) -> dict[int, Facts | None]:
-    """Return what is known of jobs once Slurm was asked about those of which nothing is; that may be nothing still."""
-    control, cluster = SlurmCommands(), cache(cluster_name)
+def _known(jobs: Mapping[int, Facts | None], settings: Settings, say: Say) -> dict[int, Facts | None]:
+    """Return what is known of jobs once Slurm was asked about those of which nothing is; that may be nothing still.
+
+    It is asked only about jobs with memory away that a rule may want at home.
+    """
+    control, cluster, topology = SlurmCommands(), cache(cluster_name), read_topology()
+    least = min([settings.spill.least_bytes, *(rule.spill.least_bytes or 0 for rule in settings.rule)])
     known = dict(jobs)
     for job in [job for job, facts in jobs.items() if facts is None]:
+        if (spill.far_bytes(job, topology) or 0) < max(least, 1):
+            continue
         with suppress(UsageError, SchedulerError):
-            known[job] = control.job(job).facts(cluster())
+            facts = known[job] = control.job(job).facts(cluster())
+            say({"known": job, "facts": asdict(facts)})
     return known
 
 
-def write_back(job: int, hosts: Sequence[str], text: str) -> Chore:
-    """Put an outcome where the operator looks: the part of the job's AdminComment that is this host's.
+def write_back(job: int, hosts: Sequence[str], text: str, served: str) -> Chore:
+    """Put the outcome of the request `served` where the operator looks: the job's AdminComment, this host's part.
 
     A host with several slurmd has a part for each.
     """
 
     def work(_say: Say) -> Mapping[str, Any]:
-        written = [write_outcome(SlurmCommands(), job, host, text) for host in hosts]
+        written = [write_outcome(SlurmCommands(), job, host, text, served=served) for host in hosts]
         return {"written": all(written)}
 
     return work

@@ -148,7 +148,8 @@ class Chronicle:
 
 def _would(outcome: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a migration that was only observed would have done."""
-    return {key: outcome[key] for key in ("would_move_bytes", "would_request_pages") if key in outcome}
+    keys = ("would_move_bytes", "would_request_pages", "lacking_bytes") if outcome.get("observed") else ()
+    return {key: outcome[key] for key in keys if outcome.get(key)}
 
 
 def for_operator(migration: Migration) -> str:

@@ -57,7 +57,8 @@ class Counts:
     def migrated(self, event: str, word: str, outcome: Mapping[str, Any], seconds_stopped: float) -> None:
         """Count a migration: its outcome in a word, and as `report.outcome_json` has it ({}: nothing was asked)."""
         self.migrations[event, word] += 1
-        self.pages.update(outcome.get("pages", {}))
+        if not outcome.get("observed"):
+            self.pages.update(outcome.get("pages", {}))
         self.moved_bytes += outcome.get("moved_bytes", 0)
         self.stopped.observe(seconds_stopped)
         self.changes += 1

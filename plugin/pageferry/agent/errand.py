@@ -122,8 +122,9 @@ def _work(work: Callable[[Say], Mapping[str, Any]], pipe: int, parent: int) -> N
     try:
         end_with_parent(parent)
         signal.set_wakeup_fd(-1)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD):
+        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD):
             signal.signal(number, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # who can be interrupted says so
         # The agent is spared when memory runs out; what it sends out need not be.
         with suppress(OSError):
             Path("/proc/self/oom_score_adj").write_text("0")

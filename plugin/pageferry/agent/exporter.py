@@ -69,6 +69,14 @@ class Exporter:
             times.append(self._at)
         return min((at for at in times if at is not None), default=None)
 
+    def give_way(self, settings: config.Metrics) -> None:
+        """Listen no more, for another exporter with these settings; a file that nobody will write again is removed."""
+        if self._listener is not None:
+            self._listener.close()
+        if self._folder is not None and self._folder != settings.folder():
+            with suppress(OSError):
+                (self._folder / FILE).unlink()
+
     def close(self) -> None:
         """Listen no more, and leave a last file that says that the agent was stopped."""
         if self._listener is not None:

@@ -13,7 +13,7 @@ from pageferry.agent.errand import Result
 from pageferry.agent.errands import MOVE_SECONDS, Errands
 from pageferry.agent.site import Site
 from pageferry.agent.tended import Cause, Migration, Phase, Stage, Tended
-from pageferry.policy import Policy
+from pageferry.policy import Facts, Policy
 from pageferry.schedulers.slurm_cgroups import slurm_job_suspension
 
 WAIT_SECONDS = 1.0
@@ -57,6 +57,9 @@ class Homecoming:
     def _came(self, message: Mapping[str, Any]) -> None:
         if "far" in message:
             self._chronicle.counts.seen_far("slurm", {int(node): count for node, count in message["far"].items()})
+        elif "known" in message:
+            if (tended := self._jobs.get(message["known"])) is not None:
+                tended.facts = tended.facts or Facts.from_plain(message["facts"])
         elif (tended := self._jobs.get(message["job"])) is not None:
             outcome = message["outcome"]
             migration = Migration(Cause.SPILL, Stage.MOVES, nodes=tuple(message["nodes"]), outcome=outcome)

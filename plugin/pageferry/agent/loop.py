@@ -76,6 +76,7 @@ class _Agent:
         self._tending = Tending(self._gate, placing, self._chronicle, site)
         self._pbs = PbsEvents(self._tending.errands, self._chronicle, site, places.run / "pbs")
         self._service.tending, self._service.pbs = self._tending, self._pbs
+        self._metrics = Metrics(self._chronicle, self._held)
         self._export()
         self._again: set[int] = set()
         self._again_at: float | None = None
@@ -135,7 +136,8 @@ class _Agent:
                 if not _is_reload(self._wakeup):
                     return False
                 self._reload()
-            elif descriptor in fixed:
+                return True  # who is to be waited for may be others by now
+            if descriptor in fixed:
                 fixed[descriptor]()
             elif descriptor in self._tending.errands.descriptors():
                 job = self._tending.errands.job(descriptor)
@@ -251,15 +253,16 @@ class _Agent:
             return
         settings = self._site.settings
         if settings.metrics != before.metrics:
-            self._exporter.close()
+            self._exporter.give_way(settings.metrics)
             self._export()
-        if settings.agent.log_level != before.agent.log_level:
-            logging.getLogger().setLevel(settings.agent.log_level.upper())
+        root = logging.getLogger()
+        if logging.getLevelName(root.level).lower() == before.agent.log_level:  # else the command line's holds
+            root.setLevel(settings.agent.log_level.upper())
         self._history.keep_days(settings.agent.retention_days)
         self._chronicle.tell(None, "reloaded", f"{len(settings.rule)} rules")
 
     def _export(self) -> None:
-        self._exporter = Exporter(Metrics(self._chronicle, self._held), self._site.settings.metrics)
+        self._exporter = Exporter(self._metrics, self._site.settings.metrics)
         self._service.faults = self._exporter.faults
 
     def _rescan(self) -> None:

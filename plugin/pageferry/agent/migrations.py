@@ -21,7 +21,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from pageferry import ferry, parking, report
+from pageferry import ferry, parking, report, strays
 from pageferry.agent import chores
 from pageferry.agent.chronicle import Chronicle, for_operator
 from pageferry.agent.errand import Result
@@ -34,13 +34,15 @@ from pageferry.comment import PREFIX, Wish, format_request, parse
 from pageferry.errors import Denied, PageferryError, UsageError
 from pageferry.gate.gate import Gate
 from pageferry.policy import Facts, Mode, Policy
+from pageferry.schedulers.slurm_cgroups import slurm_job_cgroups
 
 
 class Migrations:
     """`jobs` are those of the host, by ID.
 
     `ruled` is called with a job when the policy of its migration is known, `stop` with one that is to be held for the
-    rest of its memory, `idle` with one for whose memory nothing is left to do; `room` when a job's nodes have room now.
+    rest of its memory, `let_go` with one that need not wait for it, `idle` with one for whose memory nothing is left to
+    do; `room` when a job's nodes have room now.
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class Migrations:
         site: Site,
         ruled: Callable[[Tended], None],
         stop: Callable[[Tended], None],
+        let_go: Callable[[Tended], None],
         idle: Callable[[Tended], None],
         room: Callable[[], None],
     ) -> None:
@@ -65,6 +68,7 @@ class Migrations:
         self._site = site
         self._ruled = ruled
         self._stop = stop
+        self._let_go = let_go
         self._idle = idle
         self._room = room
         self._not_parked: set[str] = set()
@@ -103,8 +107,12 @@ class Migrations:
             self._finish(tended, migration)
             return
         if migration.late and migration.policy.when_hold_ends == "leave":
+            migration.outcome = migration.copied
             migration.error = "max_hold was used up before its memory began to move"
             self._finish(tended, migration)
+            return
+        if tended.phase is Phase.WAITS and migration.copied is not None and _is_there(tended, migration):
+            self._let_go(tended)  # and on from here, while it runs
             return
         if migration.cause is Cause.PARK:
             self._placing.park(tended.job, migration.nodes)
@@ -181,12 +189,15 @@ class Migrations:
 
         One that cannot be held goes on running, as one that nobody wanted held.
         """
-        if not self._is_present(tended, migration):
-            return
         migration.copied, migration.errand = result.value, None
         migration.reached("copied")
+        if not self._is_present(tended, migration):
+            migration.outcome = migration.copied
+            self._chronicle.ended(tended, migration)
+            return
         try:
-            self._stop(tended)
+            if not migration.late:
+                self._stop(tended)
         except PageferryError as error:
             self._chronicle.tell(tended, "not held", str(error), logging.ERROR)
         self._assign(tended, migration)
@@ -296,8 +307,9 @@ class Migrations:
     def _moved(self, tended: Tended, migration: Migration, result: Result) -> None:
         migration.outcome, migration.errand = result.value, None
         migration.reached("moved")
-        if migration.copied is not None and result.value is not None:
-            migration.outcome = report.joined(migration.copied, result.value)
+        if migration.copied is not None:
+            first = migration.copied
+            migration.outcome = report.joined(first, result.value) if result.value is not None else first
         parks = migration.cause is Cause.PARK
         stopped = parks and tended.phase is not Phase.HELD  # before it began, perhaps, which is no failure
         if result.error and not migration.error and not stopped:
@@ -307,7 +319,7 @@ class Migrations:
             return
         if parks or migration.cause is Cause.UNPARK:
             self._room()
-        arrived = result.value is not None and not result.value["refused"]
+        arrived = (of := migration.outcome) is not None and not of["refused"]
         if arrived and not parks and migration.policy.mode is Mode.MOVE:
             self._placing.settle_at(tended.job, migration.nodes)
         self._finish(tended, migration)
@@ -321,7 +333,8 @@ class Migrations:
         if migration.text:
             self._serving(tended, migration)
             if self._site.settings.agent.write_outcome == "AdminComment" and tended.job in self._jobs:
-                chore = chores.write_back(tended.job, tended.hosts, for_operator(migration))
+                served = "" if migration.by_owner else migration.text
+                chore = chores.write_back(tended.job, tended.hosts, for_operator(migration), served)
                 ended = partial(self._written, tended, migration)
                 self._errands.send(chore, ended, job=tended.job, seconds=ASK_SECONDS)
         if migration.reply is not None:
@@ -396,6 +409,11 @@ def _know(tended: Tended, answer: Mapping[str, Any]) -> None:
     tended.facts = Facts.from_plain(answer["facts"])
     tended.hosts, tended.name = tuple(answer["hosts"]), answer.get("name", "")
     tended.uid = tended.uid if answer["uid"] is None else answer["uid"]
+
+
+def _is_there(tended: Tended, migration: Migration) -> bool:
+    """Say whether next to nothing is left to move of a job's memory, which was moved while it ran."""
+    return strays.few(slurm_job_cgroups(tended.job), migration.nodes)
 
 
 def _check(migration: Migration) -> None:

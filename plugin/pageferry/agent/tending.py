@@ -71,6 +71,7 @@ class Tending:
             site=site,
             ruled=self._ruled,
             stop=self._stop,
+            let_go=partial(self._let_go, cause=Release.ARRIVED),
             idle=self._idle,
             room=self._homecoming.ended,
         )
@@ -121,6 +122,8 @@ class Tending:
         self._gate.release(job)
         if held:
             self._chronicle.counts.released(Release.ENDED)
+        if tended is not None:
+            self._over(tended)
         self._placing.gone(job, self._jobs)
 
     def ended(self) -> None:
@@ -153,7 +156,8 @@ class Tending:
             raise UsageError(f"no such job on this host: {job}")
         tended = self._jobs[job]
         copies = precopy and tended.phase is Phase.RUNS
-        if hold and not copies:
+        moves = not self._site.knows(tended.facts) or self._site.policy(tended.facts).mode is Mode.MOVE
+        if hold and moves and not copies:
             self._stop(tended)
         stage = Stage.COPIES if copies else Stage.READY
         migration = Migration(Cause.REQUEST, stage, wish, reply=reply, memory_only=memory_only, by_owner=by_owner)

@@ -10,7 +10,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -254,7 +254,7 @@ def move(
 
 
 def _directly(target: Found, as_json: bool, cpus: str | None, *, freeze: bool, precopy: bool, **options: Any) -> int:
-    from pageferry import ferry, report
+    from pageferry import ferry, report, strays
     from pageferry.cpus import assign
     from pageferry.gate import gate
     from pageferry.kernel.topology import read_topology
@@ -271,12 +271,18 @@ def _directly(target: Found, as_json: bool, cpus: str | None, *, freeze: bool, p
         if precopy:
             copied = ferry.move(target.pids, request, progress)
             first, request = report.outcome_json(copied), ferry.after(request, copied.plan)
-        with gate.held(target.holds, target.pids if not target.holds else ()) if freeze else nullcontext():
+        with ExitStack() as still:
+            if freeze:
+                still.enter_context(gate.held(target.holds, target.pids if not target.holds else ()))
             began = time.monotonic()
             if wanted is not None:
                 assign.assign(wanted, target.pids, target.cpusets)
+            stopped = None
+            if precopy and strays.few(target.holds, request.target.nodes):
+                still.close()
+                stopped = time.monotonic() - began
             outcome = ferry.move(target.pids, request, progress)
-            stopped = time.monotonic() - began
+            stopped = time.monotonic() - began if stopped is None else stopped
         if went is not None and not outcome.plan.lacking:
             went(request.target.nodes)
     answer = report.outcome_json(outcome)

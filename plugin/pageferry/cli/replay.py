@@ -103,7 +103,7 @@ def _asked_anew(inputs: Inputs, given: set[str], options: dict[str, Any]) -> Inp
     """Return the inputs with what was given on the command line in place of what was asked for then."""
     from dataclasses import replace
 
-    from pageferry_planner.policy import Rules, decide
+    from pageferry_planner.policy import decide
 
     asked, request = read_request(**options, topology=inputs.topology), inputs.request
     fields = {field: getattr(asked.target, field) for option, field in _TARGET.items() if option in given}
@@ -112,7 +112,8 @@ def _asked_anew(inputs: Inputs, given: set[str], options: dict[str, Any]) -> Inp
         request = replace(request, reserve_bytes=asked.reserve_bytes)
     if not given.isdisjoint(_RULES):
         old = request.rules
-        rules = Rules(
+        rules = replace(
+            old,
             stay=asked.rules.stay if "stay" in given else old.stay,
             reference_count=old.reference_count and asked.rules.reference_count,
             xattrs=old.xattrs and asked.rules.xattrs,

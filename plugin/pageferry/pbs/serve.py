@@ -337,7 +337,7 @@ def _alone(case: Case, holding: ExitStack, held_at: float | None, moments: dict[
     error, outcome = asked.error, None
     if policy.mode is Mode.OFF:
         nodes = ()
-        if asked.text:
+        if asked.fresh:
             error = f'{policy.named()} leaves the job alone (mode = "off")'
     moves = policy.mode is Mode.MOVE
     settled = case.kind is Kind.PRERESUME and not known.parked and (known.settled == nodes or error is not None)
@@ -347,12 +347,11 @@ def _alone(case: Case, holding: ExitStack, held_at: float | None, moments: dict[
             record.save(job.id, begun, case.folder)
         moments["moving"] = time.time()
         try:
-            with _stoppable(park, say):
-                outcome = _move(
-                    case, policy, _destination(known, asked, policy, nodes, park), _seconds(policy, held_at)
-                )
+            where = _destination(known, asked, policy, nodes, park)
+            with _stoppable(park, say) as moving:
+                outcome = _move(case, policy, where, moving, _seconds(policy, held_at))
         except Stopped:
-            pass  # it goes on, and nothing was parked
+            pass  # the job goes on, and nothing was parked
         except PageferryError as failure:
             error = error or str(failure)
         moments["moved"] = time.time()
@@ -365,7 +364,7 @@ def _alone(case: Case, holding: ExitStack, held_at: float | None, moments: dict[
     arrived = outcome is not None and not outcome["refused"] and moves and not park
     after = Record(
         homes=nodes if arrived else known.homes,
-        placed=placed or known.placed,
+        placed=(placed if moves else ()) or known.placed,
         settled=nodes if stands else (),
         served=asked.text if asked.fresh else known.served,
         told=_told(outcome, nodes, error) if error or _is_news(outcome, asked) else known.told,
@@ -415,16 +414,16 @@ def _destination(
 
 
 @contextmanager
-def _stoppable(park: tuple[int, ...], say: Say) -> Iterator[None]:
-    """Have SIGINT stop a move that parks a job; any other is not to be stopped."""
+def _stoppable(park: tuple[int, ...], say: Say) -> Iterator[Callable[[], None]]:
+    """Have SIGINT stop a move that parks a job; any other is not to be stopped. Yields as `applied.interruptible`."""
     from pageferry import applied
 
     if not park:
-        yield
+        yield lambda: None
         return
-    with applied.interruptible():
+    with applied.interruptible() as moving:
         say({"parks": True})
-        yield
+        yield moving
 
 
 def _is_news(outcome: Mapping[str, Any] | None, asked: Asked) -> bool:
@@ -442,13 +441,16 @@ def _seconds(policy: Policy, held_at: float | None) -> float | None:
     return max(0.0, held_at + policy.max_hold_seconds - time.monotonic())
 
 
-def _move(case: Case, policy: Policy, destination: Destination, seconds: float | None) -> dict[str, Any]:
+def _move(
+    case: Case, policy: Policy, destination: Destination, moving: Callable[[], None], seconds: float | None
+) -> dict[str, Any]:
+    """Move a job's memory; `moving` is told that it does."""
     from pageferry import applied
     from pageferry.replay import kept
 
     asked = applied.request(policy, destination, read_topology(), seconds)
     with kept.recording(case.snapshots, case.job.id) as seen:
-        return applied.carried(policy, case.pids(), asked, seen=seen)
+        return applied.carried(policy, case.pids(), asked, lambda _done, _of: moving(), seen)
 
 
 def _told(outcome: Mapping[str, Any] | None, nodes: tuple[int, ...], error: str | None) -> str:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from pageferry.comment import merge_outcome
+from pageferry.comment import is_superseded, merge_outcome
 from pageferry.errors import SchedulerError, UsageError
 from pageferry.policy import Facts
 from pageferry.schedulers.slurm_cgroups import slurm_job_cgroups
@@ -120,9 +120,12 @@ def checked_job_id(job_id: int | str) -> str:
 
 
 def write_outcome(
-    control: Control, job_id: int, host: str, text: str, sleep: Callable[[float], None] = time.sleep
+    control: Control, job_id: int, host: str, text: str, *, served: str, sleep: Callable[[float], None] = time.sleep
 ) -> bool:
     """Write a host's outcome into a job's AdminComment, and look whether it is there; say whether it is.
+
+    `served` is the request that it is of. Where another one stands in the comment by now, that is left alone: it waits
+    to be served, and this outcome is in the history.
 
     The agents of a job's other hosts may write at the same moment, and the last one wins: the one who finds its own
     outcome gone writes again. So that it finds it, it looks only after all who had read the comment before have
@@ -130,6 +133,8 @@ def write_outcome(
     """
     for _ in range(_ATTEMPTS):
         record = control.job(job_id)
+        if is_superseded(record.admin_comment, host, served):
+            return True
         wanted = merge_outcome(record.admin_comment, host, text, record.hosts)
         if wanted == record.admin_comment:
             return f"{host}: " in wanted
