@@ -124,6 +124,7 @@ def test_every_example_is_looked_at_and_all_of_them_go_together() -> None:
         "owners may ask": {"account": "astro"},
         "latency matters": {"job_name": "a-latency-b"},
         "streams": {"user": "stream1"},
+        "park what is preempted": {"partition": "scavenge"},
         "all others": {},
     }
     assert {name: together.policy(replace(JOB, **facts)).rule for name, facts in decides.items()} == {
