@@ -15,12 +15,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pageferry import ferry, report, spill
-from pageferry.errors import PageferryError
+from pageferry.errors import PageferryError, Stopped
 from pageferry.kernel.topology import Topology
 from pageferry.mover import Limits
 from pageferry.policy import Mode, Policy
 from pageferry.spill import JobId
-from pageferry_planner.model import Strategy, Target
+from pageferry_planner.model import Strategy, Target, WhenFull
 from pageferry_planner.policy import Rules
 
 
@@ -28,12 +28,14 @@ from pageferry_planner.policy import Rules
 class Destination:
     """Where a job's memory goes; `sources` are the nodes whose memory goes to the i-th target, None: by memory.
 
-    `strategy` None: the policy's.
+    `strategy`, `when_full` None: the policy's. `spill`: nodes that may take what does not fit; None: any.
     """
 
     nodes: tuple[int, ...]
     strategy: Strategy | None = None
     sources: tuple[int, ...] | None = None
+    when_full: WhenFull | None = None
+    spill: frozenset[int] | None = None
 
 
 def rules(policy: Policy) -> Rules:
@@ -61,8 +63,8 @@ def request(
             nodes=destination.nodes,
             strategy=destination.strategy or policy.strategy,
             sources=frozenset(sources) if sources is not None else None,
-            when_full=policy.when_full,
-            spill=topology.nodes_with_memory(),
+            when_full=destination.when_full or policy.when_full,
+            spill=topology.nodes_with_memory() if destination.spill is None else destination.spill,
         ),
         rules=rules(policy),
         limits=Limits(workers=policy.workers, seconds=seconds, bytes_per_second=policy.rate),
@@ -128,7 +130,7 @@ def interruptible() -> Iterator[Callable[[], None]]:
     """Have SIGINT end a move between two calls, with all of its pages accounted for.
 
     Yields what is to be called when memory moves: what comes later than the move changes nothing any more. Raises
-    PageferryError if it comes before.
+    Stopped if it comes before.
     """
     moves = False
 
@@ -144,6 +146,6 @@ def interruptible() -> Iterator[Callable[[], None]]:
     try:
         yield moving
     except KeyboardInterrupt as error:
-        raise PageferryError("its time was used up before its memory began to move") from error
+        raise Stopped("its time was used up before its memory began to move") from error
     finally:
         signal.signal(signal.SIGINT, before)

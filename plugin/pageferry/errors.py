@@ -38,6 +38,10 @@ class SchedulerError(PageferryError):
     exit_code = 4
 
 
+class Stopped(PageferryError):  # noqa: N818 - an outcome, not an error
+    """Somebody wanted it stopped before it had begun."""
+
+
 class Vanished(PageferryError):  # noqa: N818 - an outcome, not an error
     """A process or cgroup ended while it was read: a normal outcome, never a failure of the whole."""
 

@@ -44,9 +44,9 @@ class NodeNow:
 class JobNow:
     """A job; what nobody can tell is None.
 
-    `state`: the agent's word ("runs", "held", "waits"), else "suspended" or "runs" by Slurm's freezers. `home_nodes`:
-    where its memory was last brought to; `bytes`: what its processes map, by node; `remote_bytes`: on nodes that serve
-    none of its CPUs; `move`: as the agent tells a migration.
+    `state`: the agent's word ("runs", "held", "parked", "waits"), else "suspended" or "runs" by Slurm's freezers.
+    `home_nodes`: where its memory was last brought to; `bytes`: what its processes map, by node; `remote_bytes`: on
+    nodes that serve none of its CPUs; `move`: as the agent tells a migration.
     """
 
     id: str
@@ -139,6 +139,8 @@ def _slurm_job(name: str, told: Mapping[str, Any] | None, topology: Topology, ro
     if state is None:
         with suppress(Vanished, Denied):
             state = "suspended" if slurm_job_suspension(int(name), root).asked else "runs"
+    elif state == "held" and told and told.get("parked_nodes"):
+        state = "parked"
     counted = _counted(int(name), topology, root, spill.slurm_groups)
     return _job(name, "slurm", state, told=told or {}, counted=counted, topology=topology)
 

@@ -7,6 +7,7 @@ Nothing here reads a file or asks a scheduler, and nothing here acts on a policy
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from enum import StrEnum
 from fnmatch import fnmatchcase
@@ -15,11 +16,13 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
+from pageferry.kernel.lists import parse_list
 from pageferry.toml_file import Bytes, Key
 from pageferry_planner.model import Strategy, WhenFull
 
 NAME_CHARACTERS = 64
 _GLOB_CHARACTERS = 1024
+_MOST_NODES = 1024
 _TEXTS = ("cluster", "partition", "qos", "account", "user", "job_name")
 _SIZES = ("nodes", "cpus")
 
@@ -63,6 +66,22 @@ class Globs(tuple[str, ...]):
     def match(self, text: str) -> bool:
         """Say whether any of them matches all of a text."""
         return any(fnmatchcase(text, glob) for glob in self)
+
+
+class Nodes(tuple[int, ...]):
+    """NUMA nodes, as the kernel writes lists of them: "4", "4-5,7"; ascending."""
+
+    __slots__ = ()
+
+    @classmethod
+    def parse(cls, value: object) -> Nodes:
+        """Return the nodes that a file's value means. Raises ValueError, which says what would be right."""
+        if isinstance(value, str):
+            with suppress(ValueError):
+                nodes = sorted(parse_list(value))
+                if nodes and nodes[-1] < _MOST_NODES:
+                    return cls(nodes)
+        raise ValueError(f'expected a list of nodes below {_MOST_NODES}, such as "4" or "4-5"')
 
 
 _Count = Annotated[int, Meta(ge=1, lt=1 << 31)]
@@ -158,6 +177,13 @@ class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             "asked for attributes."
         ),
     ] = None
+    park: Annotated[
+        Nodes | None,
+        Meta(
+            description="While the job is suspended its memory is on these nodes, as far as it fits there, and comes "
+            "back before it goes on."
+        ),
+    ] = None
     owners_may_ask: Annotated[
         bool | None,
         Meta(
@@ -216,6 +242,7 @@ class Policy:
     xattr: bool = True
     reference_count: bool = True
     leave_filesystems: tuple[str, ...] = ()
+    park: tuple[int, ...] = ()
     owners_may_ask: bool = False
     spill_enabled: bool = True
     spill_least_bytes: int = 16 << 20

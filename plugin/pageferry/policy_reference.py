@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import msgspec
 
 from pageferry import config
-from pageferry.policy import Globs, Match, Name, Rate, Rule, RuleSpill
+from pageferry.policy import Globs, Match, Name, Nodes, Rate, Rule, RuleSpill
 from pageferry.toml_file import Bytes, bare
 
 _HEAD = """\
@@ -59,6 +59,15 @@ history --json` (`rule`) and in `pageferry explain`.
   suspension, after the operator's AdminComment; `cpus=` and `now` are refused. The text stays there, is served once,
   and again when it has become another. `pageferry request JOB --to NODES`, on the host, is served at once, while the
   job runs. Either way the job keeps its CPUs.
+- `park`: for jobs that are suspended so that others run (preemption), on hosts with a slow tier, such as a node without
+  CPUs. When the job is suspended, and stands still, its memory goes to these nodes; room is what a move leaves there
+  (`reserve`), and what does not fit stays. When it is resumed, it is held, and its memory comes back to the nodes of
+  its CPUs, or to those that a request in its comment names by then, before it goes on: for `max_hold_seconds` at most,
+  then `when_hold_ends` says what becomes of the rest. All of it moves twice for each suspension, and all of that hold
+  is the job's run time to Slurm: raise `max_hold_seconds`, and do not park jobs that take turns (gang scheduling).
+  Each page comes back to its node if the job has as many nodes as it was parked on; else to where the processes run
+  that use it, or as `strategy` says. A job without a cpuset is not parked, and none on nodes of its own. Where none of
+  the nodes has memory, the rule does as without it; the log, `pageferry doctor` and `pageferry explain` say so.
 - Whoever moves memory by hand (`pageferry move` as root, but for `--cpus` through the agent) is not asked for a rule.
 """
 
@@ -124,6 +133,7 @@ def _value(hint: Any) -> str:
     if get_origin(kind) is Literal:
         return ", ".join(f'`"{word}"`' for word in get_args(kind))
     words = {bool: "`true`, `false`", Globs: "globs", Name: "a short text", Bytes: "a size", str: "a text"}
+    words |= {Nodes: 'a list of nodes, such as `"4-5"`'}
     words |= {config.Folder: "the path of a directory", config.Address: "an IP address and a port"}
     if kind in words:
         return words[kind]

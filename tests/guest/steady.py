@@ -60,7 +60,15 @@ class Steady:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def submit(slurm: Slurm, *options: str, mib: int = 8, shared_mib: int = 0, ranks: int = 1, srun: str = "") -> Steady:
+def submit(
+    slurm: Slurm,
+    *options: str,
+    mib: int = 8,
+    shared_mib: int = 0,
+    ranks: int = 1,
+    srun: str = "",
+    limit_mib: int = 400,
+) -> Steady:
     """Submit a job and wait until every rank has begun; several ranks (or `srun` options) are started by srun."""
     folder = Path("/dev/shm") / f"steady-{time.monotonic_ns()}"
     folder.mkdir(mode=0o777)
@@ -71,7 +79,7 @@ def submit(slurm: Slurm, *options: str, mib: int = 8, shared_mib: int = 0, ranks
         (folder / "segment").chmod(0o666)
     program = f"{sys.executable} -I -S {PROGRAM} {folder} {mib} {shared_mib or ''}"
     launcher = f"srun --overcommit -n{ranks} {srun} " if ranks > 1 or srun else ""
-    job = slurm.submit(f"exec {launcher}{program}", *(options or ("-n1",)), "--mem=400")
+    job = slurm.submit(f"exec {launcher}{program}", *(options or ("-n1",)), f"--mem={limit_mib}")
     begun = Steady(slurm, job, folder, ranks)
     wait_until(
         lambda: all((folder / f"{rank}.diary").exists() and begun.diary(rank) for rank in range(ranks)),

@@ -98,6 +98,16 @@ def test_a_job_s_rule_and_why_not_the_others_and_each_mapping_are_explained(tmp_
     assert "library-list" in people
 
 
+def test_nodes_to_park_on_that_this_host_has_not_are_named(tmp_path: Path, job: int) -> None:
+    path = tmp_path / "p.toml"
+    path.write_text('[[rule]]\nname = "parks"\npark = "0,900"\n')
+    answer = json.loads(run("explain", "7", "--config", str(path), "--json").stdout)
+    assert (answer["policy"]["park"], answer["park_lacks"]) == ([0, 900], [900])
+    people = run("explain", "7", "--config", str(path)).stdout
+    assert "no memory on this host to park it on: node 900\n" in people
+    assert "park 0, 900" in people.replace("\n", " ")
+
+
 def test_what_is_not_known_of_a_job_is_said(tmp_path: Path, job: int, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "p.toml"
     path.write_text(RULES)

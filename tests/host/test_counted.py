@@ -23,6 +23,7 @@ from pageferry.config import Agent, Settings
 from pageferry.history.store import Store
 from pageferry.kernel.topology import read_topology
 from pageferry.pbs import serve
+from pageferry.policy import Policy
 
 MIB = 1 << 20
 Said = Callable[[Mapping[str, Any]], None]
@@ -100,6 +101,12 @@ class Placed:
     def home(self, _job: int) -> tuple[int, ...]:
         return (0,)
 
+    def parking(self, _job: int, _policy: Policy) -> tuple[int, ...]:
+        return ()
+
+    def parked(self, _job: int) -> tuple[int, ...]:
+        return ()
+
     def settle_at(self, _job: int, _nodes: tuple[int, ...]) -> None:
         return
 
@@ -117,6 +124,7 @@ def test_a_move_is_told_with_as_much_of_it_as_is_known(chronicle: Chronicle, sen
         idle=lambda _job: None,
         stop=lambda _job: None,
         let_go=lambda _job: None,
+        room=lambda: None,
     )
     migrations.begin(job, migration := Migration(Cause.CPUSET, Stage.READY))
     assert migration.stage is Stage.MOVES

@@ -138,7 +138,8 @@ def made(
     gate: Any = Still()
     placed: Any = Placed()
     errands: Any = sent
-    rest = {"site": Site(Settings()), "ruled": silent.ruled, "stop": stop, "let_go": let_go, "idle": idle}
+    hooks = {"ruled": silent.ruled, "stop": stop, "let_go": let_go, "idle": idle, "room": silent.room}
+    rest = hooks | {"site": Site(Settings())}
     return Migrations(jobs, errands, gate=gate, placing=placed, chronicle=silent, **rest)
 
 

@@ -57,9 +57,16 @@ class World:
     told: list[str] = field(default_factory=list)
     ended: list[Migration] = field(default_factory=list)
     suspended: bool = True
+    on_park: tuple[int, ...] = ()
     owners: str = ""
     counts: Counts = field(default_factory=Counts)
     agents: int = 0
+
+    def check(self) -> None:
+        if self.agents == 1:
+            assert self.counts.holds == self.counts.releases.total() + len(self.holds), (
+                "each hold is counted, as its end"
+            )
 
     # As Errands: the last chore's end is kept, for the test to bring about.
     def send(self, chore: Any, ended: Callable[[Result], None], *_said: Any, **_words: Any) -> Any:
@@ -80,7 +87,7 @@ class World:
         self.holds.discard(job)
 
     def held(self) -> dict[int, Any]:
-        return {job: SimpleNamespace(private=None) for job in self.holds}
+        return {job: SimpleNamespace(private=None, since_wall=1.0) for job in self.holds}
 
     def extend(self, _job: int) -> None:
         return
@@ -116,6 +123,18 @@ class World:
 
     def settle_at(self, _job: int, nodes: tuple[int, ...]) -> None:
         self.settled.append(nodes)
+        self.on_park = ()
+
+    def parking(self, _job: int, policy: Policy) -> tuple[int, ...]:
+        if policy.park == (9,):
+            raise UsageError("no node 9")
+        return policy.park
+
+    def parked(self, _job: int) -> tuple[int, ...]:
+        return self.on_park
+
+    def park(self, _job: int, nodes: tuple[int, ...]) -> None:
+        self.on_park = nodes
 
     # As Chronicle.
     def tell(self, _tended: Any, kind: str, text: str = "", _level: int = logging.INFO) -> None:
@@ -127,6 +146,12 @@ class World:
 
 @pytest.fixture
 def world(monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    yield (made := world_of(monkeypatch))
+    made.check()
+
+
+def world_of(monkeypatch: pytest.MonkeyPatch) -> World:
+    """Have the agent's parts find a world of stand-ins."""
     made = World()
     monkeypatch.setattr(chores, "ask", lambda jobs: ("ask", jobs))
 
@@ -139,9 +164,7 @@ def world(monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     monkeypatch.setattr(tending, "Errands", lambda: made)
     monkeypatch.setattr(tending, "slurm_job_user_groups", lambda _job: ())
     monkeypatch.setattr(tending, "slurm_suspension", lambda _groups: SimpleNamespace(asked=made.suspended))
-    yield made
-    if made.agents == 1:
-        assert made.counts.holds == made.counts.releases.total() + len(made.holds), "each hold is counted, and its end"
+    return made
 
 
 def jobs_of(world: World, *rules: Rule, **agent: Any) -> tuple[Tending, Site]:
@@ -342,6 +365,7 @@ def migrations(world: World, jobs: Mapping[int, Tended], *rules: Rule) -> Migrat
         stop=lambda tended: world.hold(tended.job),
         let_go=lambda tended: world.release(tended.job),
         idle=lambda _tended: None,
+        room=lambda: None,
     )
 
 

@@ -290,6 +290,16 @@ def test_settings_without_a_fault_and_no_settings_at_all_are_well(tmp_path: Path
     assert finding == Finding(Grade.OK, "settings", str(path))
 
 
+def test_nodes_to_park_on_that_this_host_has_not_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "pageferry.toml"
+    path.write_text('[[rule]]\nname = "a"\npark = "0,900-901"\n[[rule]]\nname = "b\u00e9"\npark = "900"\n')
+    (fine, some, none) = examine_settings(path)
+    assert fine.grade is Grade.OK
+    assert (some.grade, none.grade) == (Grade.WARN, Grade.WARN)
+    assert some.text == 'rule a: park = "0,900-901": no memory here on 900-901: they take nothing'
+    assert none.text.endswith('park = "900": no memory here on 900: its jobs are not parked')
+
+
 def test_settings_that_cannot_be_read_are_not_called_well(tmp_path: Path) -> None:
     (finding,) = examine_settings(tmp_path)
     assert finding == Finding(Grade.FAIL, "settings", f"{tmp_path}: Is a directory")

@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pageferry.agent.pbs import has_given_up
+from pageferry.applied import Destination
 from pageferry.config import Settings
 from pageferry.errors import UsageError
 from pageferry.kernel.topology import read_topology
@@ -355,7 +356,7 @@ def test_what_is_only_observed_changes_nothing_of_what_is_known_of_a_job(
     job = PbsJob("99.s", queue="debug", asked="nodes=0")
     served = serve.serve(case(job, tmp_path, WATCHED, kind=Kind.POSTSUSPEND), lambda _message: None)
     assert (served.outcome, served.rule) == (outcome, "watch")
-    assert seen == [((0,), None, (), None)]
+    assert [(words[1], words[-1]) for words in seen] == [(Destination((0,), sources=()), None)]
     after = record.load("99.s", tmp_path)
     assert after.told.startswith("observed: would move 4 KiB to nodes 0")
     assert msgspec.structs.replace(after, told="", facts=None) == before

@@ -16,6 +16,7 @@ from pageferry.policy import (
     Match,
     Mode,
     Name,
+    Nodes,
     Policy,
     Rate,
     Rule,
@@ -33,6 +34,13 @@ TEXTS = ("cluster", "partition", "qos", "account", "user", "job_name")
 
 def rule(name: str, match: Match | None = None, **said: object) -> Rule:
     return Rule(name=Name(name), match=match or Match(), **said)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("text", ["", "x", "5-4", "-1", "1024", "0-2000", "4,", 4, True, [4], None])
+def test_what_is_no_list_of_nodes_is_refused_with_what_would_be_right(text: object) -> None:
+    with pytest.raises(ValueError, match=r'^expected a list of nodes below 1024, such as "4" or "4-5"$'):
+        Nodes.parse(text)
+    assert Nodes.parse("7,4-5") == (4, 5, 7)
 
 
 def globs(*words: str) -> Globs:
@@ -76,6 +84,7 @@ def test_every_key_of_a_rule_is_in_the_policy() -> None:
         xattr=False,
         reference_count=False,
         leave_filesystems=globs("nfs"),
+        park=Nodes((4, 5)),
         owners_may_ask=True,
         spill=RuleSpill(enabled=False, least_bytes=Bytes(1)),
     )

@@ -70,6 +70,12 @@ def brings_memory_home(policy: Callable[..., Policy]) -> None:
     assert policy().spill_least_bytes == 16 << 20
 
 
+def parks_what_is_preempted(policy: Callable[..., Policy]) -> None:
+    parked = policy(partition="scavenge")
+    assert (parked.park, parked.max_hold_seconds, parked.reserve) == ((4, 5), 300, 1 << 30)
+    assert policy().park == ()
+
+
 def holds_for_all_others(policy: Callable[..., Policy]) -> None:
     assert policy().mode is Mode.OBSERVE
     assert policy(**dict.fromkeys(("cluster", "partition", "user", "nodes", "cpus"))).mode is Mode.OBSERVE
@@ -84,6 +90,7 @@ EXAMPLES: dict[str, Check] = {
     "60-file-systems": leaves_file_systems,
     "70-owners-may-ask": lets_owners_ask,
     "80-spilled-memory": brings_memory_home,
+    "85-park-preempted": parks_what_is_preempted,
     "90-all-others": holds_for_all_others,
 }
 
@@ -117,6 +124,7 @@ def test_every_example_is_looked_at_and_all_of_them_go_together() -> None:
         "owners may ask": {"account": "astro"},
         "latency matters": {"job_name": "a-latency-b"},
         "streams": {"user": "stream1"},
+        "park what is preempted": {"partition": "scavenge"},
         "all others": {},
     }
     assert {name: together.policy(replace(JOB, **facts)).rule for name, facts in decides.items()} == {

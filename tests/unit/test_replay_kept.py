@@ -132,7 +132,7 @@ def test_an_errand_keeps_what_its_plan_was_made_from_also_if_it_fails(
         chores.move(4711, *words)(lambda _message: None)
     case = serve.Case(Kind.RESIZE, PbsJob("12.server"), frozenset(), Settings(), snapshots=chronicle.snapshots)
     with pytest.raises(KernelError, match="the move failed"):
-        serve._move(case, (0,), None, None, None)
+        serve._move(case, Policy(), Destination((0,)), lambda: None, None)
     folder = tmp_path / "snapshots"
     names = [read(path).of for path in sorted(folder.iterdir(), key=str)] if folder.exists() else []
     assert sorted(names) == (["job 12.server", "job 4711"] if level == "debug" else [])

@@ -1,4 +1,4 @@
-"""Spilled memory comes home when a job has ended: soon after, live, one errand at a time for the whole host."""
+"""Spilled memory comes home when a job has ended or was parked: soon after, live, one errand at a time for the host."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Homecoming:
         self._under_way = False
 
     def ended(self) -> None:
-        """A job has ended: see soon whose memory can come home."""
+        """A job has ended, or its memory has been moved away: see soon whose memory can come home."""
         if self._site.settings.spills and self._at is None:
             self._at = time.monotonic() + WAIT_SECONDS
 

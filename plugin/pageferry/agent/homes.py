@@ -2,7 +2,8 @@
 
 Home nodes: where a job's memory belongs at present, those that it was last brought to, or began on. They are the
 sources of the relative map when the job gets other nodes, so that what it laid out by first touch keeps its layout.
-And the requests that were served last, the operator's and the owner's, which may still stand in the job's comments.
+Where it is parked, and has to come back from. And the requests that were served last, the operator's and the owner's,
+which may still stand in the job's comments.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pathlib import Path
 
 
 class Homes:
-    """The home nodes and served requests of jobs, in a file of `folder`.
+    """The home nodes, parked memory and served requests of jobs, in a file of `folder`.
 
     One that cannot be read or written costs no more than that.
     """
@@ -25,20 +26,35 @@ class Homes:
         self._nodes: dict[int, tuple[int, ...]] = {}
         self._served: dict[int, str] = {}
         self._owners: dict[int, str] = {}
+        self._parked: dict[int, tuple[int, ...]] = {}
         with suppress(OSError, ValueError, TypeError, AttributeError, KeyError):
             read = json.loads(self._path.read_text())
             self._nodes = {int(job): tuple(map(int, nodes)) for job, nodes in read["nodes"].items()}
             self._served = {int(job): str(text) for job, text in read["served"].items()}
             self._owners = {int(job): str(text) for job, text in read["owners"].items()}
+            self._parked = {int(job): tuple(map(int, nodes)) for job, nodes in read["parked"].items()}
 
     def get(self, job: int) -> tuple[int, ...] | None:
         """Return a job's home nodes, None if it was never seen."""
         return self._nodes.get(job)
 
     def put(self, job: int, nodes: tuple[int, ...]) -> None:
-        """Say where a job's memory belongs from now on."""
-        if self._nodes.get(job) != nodes:
+        """Say where a job's memory belongs from now on; it is not parked."""
+        if self._nodes.get(job) != nodes or job in self._parked:
             self._nodes[job] = nodes
+            self._parked.pop(job, None)
+            self._write()
+
+    def parked(self, job: int) -> tuple[int, ...]:
+        """Return the nodes that a job's memory is parked on, as far as they had room; none: it is not."""
+        return self._parked.get(job, ())
+
+    def park(self, job: int, nodes: tuple[int, ...]) -> None:
+        """Say that a job's memory is parked on these nodes from now on, or (none) no longer."""
+        if self._parked.get(job, ()) != nodes:
+            self._parked[job] = nodes
+            if not nodes:
+                del self._parked[job]
             self._write()
 
     def served(self, job: int) -> str:
@@ -64,15 +80,20 @@ class Homes:
     def keep(self, jobs: Iterable[int]) -> None:
         """Forget all other jobs."""
         left = set(jobs)
-        before = len(self._nodes) + len(self._served) + len(self._owners)
+        before = self._count()
         self._nodes = {job: nodes for job, nodes in self._nodes.items() if job in left}
         self._served = {job: text for job, text in self._served.items() if job in left}
         self._owners = {job: text for job, text in self._owners.items() if job in left}
-        if len(self._nodes) + len(self._served) + len(self._owners) != before:
+        self._parked = {job: nodes for job, nodes in self._parked.items() if job in left}
+        if self._count() != before:
             self._write()
+
+    def _count(self) -> int:
+        return len(self._nodes) + len(self._served) + len(self._owners) + len(self._parked)
 
     def _write(self) -> None:
         fresh = self._path.with_suffix(".new")
         with suppress(OSError):
-            fresh.write_text(json.dumps({"nodes": self._nodes, "served": self._served, "owners": self._owners}))
+            told = {"nodes": self._nodes, "served": self._served, "owners": self._owners, "parked": self._parked}
+            fresh.write_text(json.dumps(told))
             os.replace(fresh, self._path)  # noqa: PTH105

@@ -5,6 +5,9 @@
 
 A request may have what can be moved while the job runs moved first (an errand); then it is held, and given CPUs.
 
+A job that is suspended, and that its rule parks, has its memory moved to where the rule says instead; what is asked
+for it is read, and served, when it is let go on, with the memory still parked.
+
 When a job is held and let go is `tending`'s: it is told when the last migration of a job has ended.
 """
 
@@ -14,10 +17,11 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from pageferry import ferry, report, strays
+from pageferry import ferry, parking, report, strays
 from pageferry.agent import chores
 from pageferry.agent.chronicle import Chronicle, for_operator
 from pageferry.agent.errand import Result
@@ -29,7 +33,7 @@ from pageferry.applied import Destination
 from pageferry.comment import PREFIX, Wish, format_request, parse
 from pageferry.errors import Denied, PageferryError, UsageError
 from pageferry.gate.gate import Gate
-from pageferry.policy import Facts, Mode
+from pageferry.policy import Facts, Mode, Policy
 from pageferry.schedulers.slurm_cgroups import slurm_job_cgroups
 
 
@@ -38,7 +42,7 @@ class Migrations:
 
     `ruled` is called with a job when the policy of its migration is known, `stop` with one that is to be held for the
     rest of its memory, `let_go` with one that need not wait for it, `idle` with one for whose memory nothing is left to
-    do.
+    do; `room` when a job's nodes have room now.
     """
 
     def __init__(
@@ -54,6 +58,7 @@ class Migrations:
         stop: Callable[[Tended], None],
         let_go: Callable[[Tended], None],
         idle: Callable[[Tended], None],
+        room: Callable[[], None],
     ) -> None:
         self._jobs = jobs
         self._gate = gate
@@ -65,6 +70,8 @@ class Migrations:
         self._stop = stop
         self._let_go = let_go
         self._idle = idle
+        self._room = room
+        self._not_parked: set[str] = set()
         self._pokes: set[int] = set()
         self._poking = False
 
@@ -90,6 +97,10 @@ class Migrations:
         migration = tended.migration
         if migration is None or migration.stage is not Stage.READY:
             return
+        if migration.cause is Cause.PARK and tended.phase is not Phase.HELD:  # it goes on before it was parked
+            tended.migration = None
+            self.begin(tended, Migration(Cause.UNPARK, Stage.ASKS))
+            return
         if tended.phase is not Phase.RUNS and not self._gate.frozen(tended.job):
             return
         if not migration.nodes or (migration.error and migration.reply):
@@ -103,23 +114,67 @@ class Migrations:
         if tended.phase is Phase.WAITS and migration.copied is not None and _is_there(tended, migration):
             self._let_go(tended)  # and on from here, while it runs
             return
+        if migration.cause is Cause.PARK:
+            self._placing.park(tended.job, migration.nodes)
         migration.stage = Stage.MOVES
         self._carry(tended, migration, self._moved)
 
     def _carry(self, tended: Tended, migration: Migration, then: Callable[[Tended, Migration, Result], None]) -> None:
         """Send an errand that moves a job's memory to the migration's nodes."""
         migration.progress = None
-        sources = migration.sources = self._placing.home(tended.job)
-        if migration.copied is not None:
-            sources = ferry.sources_after(sources or (), migration.nodes)
-        strategy = migration.wish.strategy if migration.wish is not None else None
-        destination = Destination(migration.nodes, strategy, sources)
+        destination = self._destination(tended, migration)
         runs = migration.stage is Stage.COPIES or (migration.copied is None and tended.phase is Phase.RUNS)
         chore = chores.move(tended.job, destination, migration.policy, self._chronicle.snapshots, runs=runs)
         migration.reached("copying" if migration.stage is Stage.COPIES else "moving")
         ended = partial(then, tended, migration)
         advanced = partial(_advanced, migration)
         migration.errand = self._errands.send(chore, ended, advanced, job=tended.job, seconds=MOVE_SECONDS)
+
+    def _destination(self, tended: Tended, migration: Migration) -> Destination:
+        home, parked = self._placing.home(tended.job), self._placing.parked(tended.job)
+        sources = migration.sources = home
+        strategy = migration.wish.strategy if migration.wish is not None else None
+        if migration.cause is Cause.PARK:
+            return parking.away(migration.policy, home or (), migration.nodes)
+        if parked:
+            migration.sources = parked
+            return parking.back(migration.policy, parked, home or (), migration.nodes, strategy)
+        if migration.copied is not None:
+            sources = ferry.sources_after(sources or (), migration.nodes)
+        return Destination(migration.nodes, strategy, sources)
+
+    def thawed(self, tended: Tended) -> None:
+        """Slurm lets a job go on: what of it is being parked need not be any more, and comes back next."""
+        migration = tended.migration
+        if migration is not None and migration.cause is Cause.PARK and migration.errand is not None:
+            migration.errand.interrupt()
+
+    def suspended_again(self, tended: Tended) -> None:
+        """Slurm suspends a job again that waits for its memory: one that is to be parked is, whatever has come back."""
+        if not self._parking(tended):
+            return
+        migration = tended.migration
+        if migration is not None and migration.cause is Cause.UNPARK and migration.errand is not None:
+            migration.errand.interrupt()
+        self.begin(tended, Migration(Cause.SUSPEND, Stage.ASKS))
+
+    def _parking(self, tended: Tended) -> tuple[int, ...]:
+        """Return where a job's memory is parked now, as its rule says; none unless it is suspended, and held."""
+        policy = self._site.policy(tended.facts)
+        if tended.phase is not Phase.HELD or policy.mode is not Mode.MOVE:
+            return ()
+        try:
+            return self._placing.parking(tended.job, policy)
+        except UsageError as error:
+            if str(error) not in self._not_parked:  # it is so for each job, each time
+                self._not_parked.add(str(error))
+                self._chronicle.tell(tended, "not parked", str(error), logging.WARNING)
+            return ()
+
+    def _policy(self, tended: Tended) -> Policy:
+        """Return what holds for a job: what was parked comes back, whatever its rule says by now."""
+        policy = self._site.policy(tended.facts)
+        return replace(policy, mode=Mode.MOVE) if self._placing.parked(tended.job) else policy
 
     def hold_ended(self, tended: Tended) -> None:
         """A job is let go before its memory has arrived: what has not moved by now is left, if its policy says so."""
@@ -160,7 +215,7 @@ class Migrations:
         self._poking = False
         for job, answer in (result.value or {}).get("jobs", {}).items():
             if (tended := self._jobs.get(int(job))) is not None:
-                tended.facts = Facts.from_plain(answer["facts"])
+                _know(tended, answer)
                 migration = Migration(Cause.REQUEST, Stage.READY)
                 self._understand(tended, migration, at, answer)
                 if migration.wish is not None and migration.wish.now:
@@ -181,7 +236,8 @@ class Migrations:
         if not self._is_present(tended, migration):
             return
         answer = self._answer(tended, result)
-        self._understand(tended, migration, at, answer)
+        if not self._parking(tended):  # else it is asked again when it goes on
+            self._understand(tended, migration, at, answer)
         if migration.cause is Cause.RESUME and not migration.text:
             self._next(tended)  # nothing new was asked for while it was suspended
         elif migration.cause is Cause.BEATEN and (answer is None or answer["state"] != "RUNNING"):
@@ -199,7 +255,7 @@ class Migrations:
 
     def _start(self, tended: Tended, migration: Migration) -> None:
         """Begin with a migration for which Slurm need not be asked, or no more: with its memory, or with its CPUs."""
-        migration.policy = self._site.policy(tended.facts)
+        migration.policy = self._policy(tended)
         if migration.stage is Stage.COPIES and migration.wish is not None and migration.policy.mode is Mode.MOVE:
             migration.nodes = migration.wish.nodes
             self._carry(tended, migration, self._copied)
@@ -210,9 +266,7 @@ class Migrations:
         """Return what Slurm says of a job, and keep what rules want to know; None if it does not say."""
         answer: Mapping[str, Any] | None = (result.value or {}).get("jobs", {}).get(str(tended.job))
         if answer is not None:
-            tended.facts = Facts.from_plain(answer["facts"])
-            tended.hosts, tended.name = tuple(answer["hosts"]), answer.get("name", "")
-            tended.uid = tended.uid if answer["uid"] is None else answer["uid"]
+            _know(tended, answer)
         elif result.error:
             said = result.error
             if not self._site.knows(tended.facts):
@@ -222,7 +276,7 @@ class Migrations:
 
     def _assign(self, tended: Tended, migration: Migration) -> None:
         migration.stage = Stage.ASKS  # until all is known; the job may be let go meanwhile
-        policy = migration.policy = self._site.policy(tended.facts)
+        policy = migration.policy = self._policy(tended)
         self._ruled(tended)
         tended.placed_for = self._placing.nodes(tended.job)
         if policy.mode is Mode.OFF and not migration.text and migration.reply is None:
@@ -237,7 +291,9 @@ class Migrations:
                     self._give(tended, migration.wish)
         except PageferryError as error:
             migration.error, migration.exit_code, migration.wish = str(error), error.exit_code, None
-        if migration.wish is None and policy.mode is not Mode.OFF:
+        if migration.wish is None and (park := self._parking(tended)):
+            migration.cause, migration.nodes = Cause.PARK, park
+        elif migration.wish is None and policy.mode is not Mode.OFF:
             migration.nodes = self._placing.nodes(tended.job)
         tended.placed_for = self._placing.nodes(tended.job)
         migration.stage = Stage.READY
@@ -255,17 +311,24 @@ class Migrations:
         if migration.copied is not None:
             first = migration.copied
             migration.outcome = report.joined(first, result.value) if result.value is not None else first
-        if result.error and not migration.error:
+        parks = migration.cause is Cause.PARK
+        stopped = parks and tended.phase is not Phase.HELD  # before it began, perhaps, which is no failure
+        if result.error and not migration.error and not stopped:
             migration.error, migration.exit_code = result.error, result.exit_code
         if not self._is_present(tended, migration):
             self._chronicle.ended(tended, migration)
             return
-        if (of := migration.outcome) is not None and not of["refused"] and migration.policy.mode is Mode.MOVE:
+        if parks or migration.cause is Cause.UNPARK:
+            self._room()
+        arrived = (of := migration.outcome) is not None and not of["refused"]
+        if arrived and not parks and migration.policy.mode is Mode.MOVE:
             self._placing.settle_at(tended.job, migration.nodes)
         self._finish(tended, migration)
 
     def _finish(self, tended: Tended, migration: Migration) -> None:
-        if tended.phase is Phase.WAITS:
+        if migration.cause is Cause.UNPARK:  # as far as it could; else it would be tried for ever
+            self._placing.park(tended.job, ())
+        if tended.phase is Phase.WAITS and migration.cause is not Cause.PARK:
             migration.seconds_stopped = time.monotonic() - tended.thawed_at
         self._chronicle.ended(tended, migration)
         if migration.text:
@@ -309,8 +372,6 @@ class Migrations:
             return
         if not tended.served:  # by an agent before us
             tended.served, tended.answered_at = self._placing.served(tended.job), math.inf
-        tended.hosts, tended.name = tuple(answer["hosts"]), answer.get("name", "")
-        tended.uid = tended.uid if answer["uid"] is None else answer["uid"]
         text, wish, wrong = "", None, None
         try:
             request = parse(answer["comment"])
@@ -342,6 +403,13 @@ class Migrations:
             migration.wish = wish
         except UsageError as error:
             migration.error = str(error)
+
+
+def _know(tended: Tended, answer: Mapping[str, Any]) -> None:
+    """Keep what Slurm says of a job."""
+    tended.facts = Facts.from_plain(answer["facts"])
+    tended.hosts, tended.name = tuple(answer["hosts"]), answer.get("name", "")
+    tended.uid = tended.uid if answer["uid"] is None else answer["uid"]
 
 
 def _is_there(tended: Tended, migration: Migration) -> bool:

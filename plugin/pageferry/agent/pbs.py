@@ -15,9 +15,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from pageferry import parking
 from pageferry.agent.chronicle import Chronicle
 from pageferry.agent.counts import Release
-from pageferry.agent.errand import Result, Say
+from pageferry.agent.errand import Errand, Result, Say
 from pageferry.agent.errands import MOVE_SECONDS, Errands
 from pageferry.agent.site import Site
 from pageferry.errors import KernelError, PageferryError
@@ -44,6 +45,7 @@ class PbsEvents:
         self._folder = folder
         self._under_way: Counter[str] = Counter()
         self._held: set[str] = set()
+        self._parking: dict[str, Errand] = {}
         self._waiting: dict[str, list[Callable[[], None]]] = {}
         self._home_at: float | None = None
         self._coming_home = False
@@ -87,6 +89,8 @@ class PbsEvents:
         found = serve.ready(case)
         if found.settled and not self._under_way[job.id]:
             return {"done": True, "told": found.refused or record.load(job.id, self._folder).told}
+        if job.id in self._parking:
+            self._parking[job.id].interrupt()
         self._begin(case, reply, found.refused)
         return None
 
@@ -135,7 +139,9 @@ class PbsEvents:
 
         def said(message: Mapping[str, Any]) -> None:
             nonlocal holds
-            if message.get("held"):
+            if message.get("parks") and sent is not None:
+                self._parking[job.id] = sent
+            elif message.get("held"):
                 if job.id not in self._held:  # else it is held already, by the errand before
                     holds = True
                     self._held.add(job.id)
@@ -147,6 +153,7 @@ class PbsEvents:
 
         def ended(result: Result) -> None:
             self._under_way -= Counter({job.id: 1})
+            self._parked(job, sent, result)
             if holds:
                 self._held.discard(job.id)
                 self._chronicle.counts.released(_release(result, case.policy.max_hold_seconds))
@@ -158,7 +165,15 @@ class PbsEvents:
             for begin in self._waiting.pop(job.id, []):
                 begin()
 
-        self._errands.send(work, ended, said, seconds=MOVE_SECONDS)
+        sent: Errand | None = None
+        sent = self._errands.send(work, ended, said, seconds=MOVE_SECONDS)
+
+    def _parked(self, job: PbsJob, sent: Errand | None, result: Result) -> None:
+        """An errand that may have parked a job has ended: there is nothing more to be stopped, and room for others."""
+        if self._parking.get(job.id) is sent:
+            self._parking.pop(job.id, None)
+        if result.value is not None and result.value["event"] in {parking.PARK, parking.UNPARK}:
+            self._home_soon()
 
     def _periodic(self, event: Event, hosts: frozenset[str]) -> Mapping[str, Any]:
         """See which jobs PBS, or somebody else, has given other nodes; return the last outcome of each job."""
@@ -179,6 +194,9 @@ class PbsEvents:
     def _ended(self, job: PbsJob) -> None:
         self._waiting.pop(job.id, None)
         record.forget(job.id, self._folder)
+        self._home_soon()
+
+    def _home_soon(self) -> None:
         if self._site.settings.spills and self._home_at is None:
             self._home_at = time.monotonic() + serve.WAIT_SECONDS
 

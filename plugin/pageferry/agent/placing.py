@@ -8,13 +8,14 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 
-from pageferry import ferry
+from pageferry import ferry, parking
 from pageferry.agent.homes import Homes
 from pageferry.agent.site import Site
 from pageferry.comment import Wish
 from pageferry.cpus.assignments import Assignments
 from pageferry.errors import UsageError
 from pageferry.kernel.topology import read_topology
+from pageferry.policy import Policy
 from pageferry_planner.model import Target
 
 SETTLE_SECONDS = (0.005, 0.05)
@@ -50,8 +51,20 @@ class Placing:
         return self._homes.get(job)
 
     def settle_at(self, job: int, nodes: tuple[int, ...]) -> None:
-        """Take note that a job's memory is on these nodes now."""
+        """Take note that a job's memory is on these nodes now; it is not parked."""
         self._homes.put(job, nodes)
+
+    def parking(self, job: int, policy: Policy) -> tuple[int, ...]:
+        """Return where a job's memory is parked while the job is suspended. Raises UsageError as `parking.nodes`."""
+        return parking.nodes(policy, self.nodes(job), read_topology()) if policy.park else ()
+
+    def parked(self, job: int) -> tuple[int, ...]:
+        """Return the nodes that a job's memory is parked on, also by an agent before us; none: it is not."""
+        return self._homes.parked(job)
+
+    def park(self, job: int, nodes: tuple[int, ...]) -> None:
+        """Take note that a job's memory is to be found on these nodes, too, or (none) that it is parked no longer."""
+        self._homes.park(job, nodes)
 
     def served(self, job: int) -> str:
         """Return the request of a job that was served last, also by an agent before us; "" if none was."""

@@ -14,6 +14,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from pageferry import parking
 from pageferry.agent.errand import Errand
 from pageferry.comment import Wish
 from pageferry.policy import Facts, Policy
@@ -52,6 +53,12 @@ class Cause(Enum):
     """Why a job's memory is looked at."""
 
     SUSPEND = "suspend"
+    PARK = parking.PARK
+    """It is suspended, and its rule has its memory on other nodes meanwhile."""
+
+    UNPARK = parking.UNPARK
+    """It was parked, and goes on."""
+
     RESUME = "resume"
     """It runs again: a request may have been made while it was suspended."""
 

@@ -6,6 +6,7 @@ that came late, twice or not at all is made good by the next. The way of a job:
     runs ──Slurm suspends──► held ──Slurm resumes──► waits ──its pages are there, or max_hold──► runs
                                └─ asks Slurm for a request, assigns CPUs, moves (an errand) ─┘
 
+A job that its rule parks is moved away while it is held, and does the rest while it waits.
 Whatever fails on the way, the job is let go: at once if Slurm lets it run, else when it does.
 """
 
@@ -72,6 +73,7 @@ class Tending:
             stop=self._stop,
             let_go=partial(self._let_go, cause=Release.ARRIVED),
             idle=self._idle,
+            room=self._homecoming.ended,
         )
 
     # What has happened. Called by the agent's loop.
@@ -97,12 +99,15 @@ class Tending:
             elif not suspended:
                 tended.unheld = False
                 self._count_writes(tended, writes)
+                if tended.migration is None and self._placing.parked(job):  # its hold was lost, or no agent was there
+                    self._migrations.begin(tended, Migration(Cause.UNPARK, Stage.ASKS))
             return
         if tended.phase is Phase.HELD and not suspended:
             self._thawed(tended)
         elif tended.phase is Phase.WAITS and suspended:
             tended.phase, tended.deadline = Phase.HELD, None
             _reached(tended, "resumed", None)
+            self._migrations.suspended_again(tended)
         if tasks and tended.phase is not Phase.RUNS:
             self._gate.extend(job)
         self._migrations.advance(tended)
@@ -241,6 +246,7 @@ class Tending:
                 "phase": tended.phase.value,
                 "stage": tended.migration.stage.value if tended.migration else None,
                 "home_nodes": self._placing.home(tended.job),
+                "parked_nodes": self._placing.parked(tended.job),
                 "rule": self._site.policy(tended.facts).rule,
                 "move": tended.migration.as_move() if tended.migration else None,
             }
@@ -293,8 +299,9 @@ class Tending:
         tended.phase = Phase.WAITS
         _reached(tended, "resumed", time.time())
         self._count_down(tended)
+        self._migrations.thawed(tended)
         if tended.migration is None:
-            self._let_go(tended, Release.ARRIVED)
+            self._idle(tended)
 
     def _count_down(self, tended: Tended) -> None:
         tended.thawed_at = time.monotonic()
@@ -370,7 +377,9 @@ class Tending:
 
     def _idle(self, tended: Tended) -> None:
         """Nothing is left to do for a job's memory."""
-        if tended.phase is Phase.WAITS:
+        if self._placing.parked(tended.job) and not slurm_suspension(tended.groups).asked:
+            self._migrations.begin(tended, Migration(Cause.UNPARK, Stage.ASKS))
+        elif tended.phase is Phase.WAITS:
             self._let_go(tended, Release.ARRIVED)
 
     def _is_moving_on(self, tended: Tended, now: float) -> bool:

@@ -25,7 +25,7 @@ _WIDTH = 200  # where there is no terminal
 _LEAST_JOBS = 5
 _OTHER_LINES = 8  # headings, and blank lines between the tables
 _BAR = 20
-_STANDS = frozenset({"held", "waits", "suspended"})
+_STANDS = frozenset({"held", "parked", "waits", "suspended"})
 
 
 def watch(look: Callable[[], Overview], seconds: float, *, as_json: bool = False) -> int:

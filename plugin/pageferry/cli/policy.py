@@ -60,7 +60,7 @@ def explain(job: str, config: Path | None, as_json: bool) -> int:
     facts, unknown = _facts(found)
     policy = site.policy(facts)
     warn_of_gaps()
-    snapshot, _ = ferry.survey(targets.find(found.id, (), None).pids, applied.rules(policy))
+    snapshot, topology = ferry.survey(targets.find(found.id, (), None).pids, applied.rules(policy))
     answer = {
         "target": f"job {found.id}",
         "rule": policy.rule or None,
@@ -68,6 +68,7 @@ def explain(job: str, config: Path | None, as_json: bool) -> int:
         "facts": asdict(facts),
         "passed_over": [{"rule": name, "why": why} for name, why in passed_over(site.rule, facts)],
         "policy": asdict(policy),
+        "park_lacks": sorted(set(policy.park) - topology.nodes_with_memory()),
         "mappings": report.mappings_json(snapshot, policy.mode.value),
     }
     if as_json:

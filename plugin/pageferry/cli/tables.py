@@ -38,7 +38,8 @@ def status_table(status: Mapping[str, Any]) -> RenderableType:
     parts: list[RenderableType] = [table, Text(word, style="yellow" if remote else "green")]
     if (agent := status["agent"]) is not None and agent["phase"] != "runs":
         what = f", and its memory {agent['stage']}" if agent["stage"] else ""
-        parts.append(Text(f"the agent holds it ({agent['phase']}){what}", style="yellow"))
+        where = f", parked on {format_list(agent['parked_nodes'])}" if agent.get("parked_nodes") else ""
+        parts.append(Text(f"the agent holds it ({agent['phase']}{where}){what}", style="yellow"))
     return Group(*parts)
 
 
@@ -72,6 +73,8 @@ def explain_table(answer: Mapping[str, Any]) -> RenderableType:
     if answer["unknown"] is not None:
         lines.append(f"what it is, is not known ({safe(answer['unknown'])}): rules that ask for it do not match")
     lines += [f"not {safe(entry['rule'])}: {safe(entry['why'])}" for entry in answer["passed_over"]]
+    if answer["park_lacks"]:
+        lines.append(f"no memory on this host to park it on: node {format_list(answer['park_lacks'])}")
     said = [f"{key} {_shown(value)}" for key, value in answer["policy"].items() if key != "rule"]
     mappings = table_of("mapping", "moves", "by rule", "because", "size", "on nodes")
     for entry in answer["mappings"]:

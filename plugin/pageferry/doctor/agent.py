@@ -18,6 +18,8 @@ from pageferry.doctor.findings import Finding, fail, ok, warn
 from pageferry.errors import KernelError, PageferryError, Vanished
 from pageferry.kernel.cgroup import children, read_hierarchies
 from pageferry.kernel.files import numbered, printable, read_bytes
+from pageferry.kernel.lists import format_list
+from pageferry.kernel.topology import read_topology
 from pageferry.schedulers.slurm_cgroups import slurm_scopes
 from pageferry.wire import PATH
 
@@ -78,8 +80,11 @@ def examine_place(pid: int, root: Path = Path("/")) -> Iterator[Finding]:
         yield ok("agent's cgroup", "apart from slurmd's")
 
 
-def examine_settings(path: Path = config.PATH) -> Iterator[Finding]:
-    """Look for faults in the settings: with a single one the agent does not start, and reads them not again."""
+def examine_settings(path: Path = config.PATH, root: Path = Path("/")) -> Iterator[Finding]:
+    """Look for faults in the settings: with a single one the agent does not start, and reads them not again.
+
+    And for what they ask of this host that it has not.
+    """
     reading = config.read(path)
     for fault in reading.faults:
         yield fail("settings", fault)
@@ -88,6 +93,17 @@ def examine_settings(path: Path = config.PATH) -> Iterator[Finding]:
         rules = len(reading.settings.rule)
         named = f"; {rules} rule{'s' * (rules > 1)}" if rules else ""
         yield ok("settings", f"{files}{named}" if files else f"defaults (there is no {path})")
+        yield from _parking(reading.settings, root)
+
+
+def _parking(settings: config.Settings, root: Path) -> Iterator[Finding]:
+    for rule in settings.rule:
+        if rule.park and (lacks := set(rule.park) - read_topology(root).nodes_with_memory()):
+            what = "its jobs are not parked" if lacks == set(rule.park) else "they take nothing"
+            text = (
+                f'rule {rule.name}: park = "{format_list(rule.park)}": no memory here on {format_list(lacks)}: {what}'
+            )
+            yield warn("settings", printable(text.encode()))
 
 
 def examine_watching(root: Path = Path("/")) -> Iterator[Finding]:

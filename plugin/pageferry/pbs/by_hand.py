@@ -32,7 +32,7 @@ def moving(job_id: str, folder: Path = FOLDER) -> Iterator[Callable[[tuple[int, 
         def went(nodes: tuple[int, ...]) -> None:
             known = record.load(job_id, folder)
             placed = known.placed or job_nodes(job_id, "", frozenset(), read_topology())
-            after = msgspec.structs.replace(known, homes=nodes, placed=placed, settled=(), begun=False)
+            after = msgspec.structs.replace(known, homes=nodes, placed=placed, settled=(), begun=False, parked=())
             record.save(job_id, after, folder)
 
         yield went

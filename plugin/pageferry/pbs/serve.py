@@ -13,8 +13,8 @@ from __future__ import annotations
 import math
 import pwd
 import time
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,20 +23,24 @@ import msgspec
 
 from pageferry.comment import PREFIX, Wish, parse
 from pageferry.config import Settings
-from pageferry.errors import KernelError, PageferryError, UsageError, Vanished
+from pageferry.errors import KernelError, PageferryError, Stopped, UsageError, Vanished
 from pageferry.kernel.topology import Topology, read_topology
 from pageferry.pbs import hold, record
 from pageferry.pbs.event import Kind, PbsJob
 from pageferry.pbs.record import FOLDER, Record
 from pageferry.policy import Facts, Mode, Policy
 from pageferry.schedulers.pbs import is_stopped, job_nodes, job_pids, owner
-from pageferry_planner.model import Strategy, Target
+from pageferry_planner.model import Target
 
 if TYPE_CHECKING:  # numpy comes with it
     from pageferry import spill
+    from pageferry.applied import Destination
 
 Say = Callable[[Mapping[str, Any]], None]
-"""Who waits for the job is told {"held": true}, and lets it go on; or {"live": why}, and can only wait for the end."""
+"""Who waits for the job is told {"held": true}, and lets it go on; or {"live": why}, and can only wait for the end.
+
+{"parks": true} is for whoever may want a suspended job's move to be stopped, by SIGINT from then on.
+"""
 
 
 WAIT_SECONDS = 1.0
@@ -152,7 +156,7 @@ def ready(case: Case) -> Ready:
         known = msgspec.structs.replace(known, served=asked.text, told=refused)
         record.save(job.id, known, folder)
         asked = understood(job, hosts, known)
-    if case.policy.mode is not Mode.MOVE and not asked.fresh:
+    if case.policy.mode is not Mode.MOVE and not asked.fresh and not known.parked:
         return Ready(True, refused)
     where = asked.wish.nodes if asked.wish else job_nodes(job.id, job.exec_vnode, hosts, topology)
     if not where and not asked.text:
@@ -194,8 +198,13 @@ def unsettle(job: PbsJob, folder: Path = FOLDER) -> None:
 
 
 def take_note(job: PbsJob, hosts: frozenset[str], folder: Path = FOLDER) -> bool:
-    """Look at the nodes that PBS gives a job, and say whether they are others than at the last look (drift)."""
+    """Look at the nodes that PBS gives a job, and say whether they are others than at the last look (drift).
+
+    So it is with one that runs with its memory parked: nobody told us that it was to be resumed.
+    """
     known = record.load(job.id, folder)
+    if known.parked and not is_stopped(_pids(job)):
+        return True
     nodes = job_nodes(job.id, job.exec_vnode, hosts, read_topology())
     if not nodes or nodes == known.placed:
         return False
@@ -282,7 +291,7 @@ def _serve(case: Case, say: Say) -> Served:
         if held_at is not None:
             moments["held"] = time.time()
         with record.alone(case.job.id, case.folder):
-            served = _alone(case, holding, held_at, moments)
+            served = _alone(case, holding, held_at, moments, say)
     if held_at is None:
         return served
     return replace(served, seconds_stopped=min(served.released_at - held_at, case.policy.max_hold_seconds))
@@ -310,33 +319,39 @@ def _hold(holding: ExitStack, case: Case, say: Say) -> bool:
     return False
 
 
-def _alone(case: Case, holding: ExitStack, held_at: float | None, moments: dict[str, float]) -> Served:
+def _alone(case: Case, holding: ExitStack, held_at: float | None, moments: dict[str, float], say: Say) -> Served:
     """Move a job's memory, with nobody else moving it, and let it go on (`holding`) when that is done.
 
     `moments` is added to.
     """
-    policy = case.policy
+    from pageferry import parking
+
     job, known = case.job, record.load(case.job.id, case.folder)
-    asked = understood(job, case.hosts, known)
+    # What was parked comes back, whatever the job's rule says by now.
+    policy = replace(case.policy, mode=Mode.MOVE) if known.parked else case.policy
     topology = read_topology()
     placed = job_nodes(job.id, job.exec_vnode, case.hosts, topology)
-    nodes = asked.wish.nodes if asked.wish else placed
-    strategy = asked.wish.strategy if asked.wish else None
+    park = _parking(case, placed, topology)
+    asked = Asked() if park else understood(job, case.hosts, known)  # it is served when the job goes on
+    nodes = park or (asked.wish.nodes if asked.wish else placed)
     error, outcome = asked.error, None
     if policy.mode is Mode.OFF:
         nodes = ()
         if asked.fresh:
             error = f'{policy.named()} leaves the job alone (mode = "off")'
     moves = policy.mode is Mode.MOVE
-    settled = case.kind is Kind.PRERESUME and (known.settled == nodes or error is not None)
+    settled = case.kind is Kind.PRERESUME and not known.parked and (known.settled == nodes or error is not None)
     if nodes and not settled:
         if moves:
-            record.save(job.id, msgspec.structs.replace(known, settled=(), begun=True), case.folder)
-        # Where a move was cut short, what it brought to a target stays there: the rest goes to the nearest.
-        sources = () if known.begun else known.homes or None
+            begun = msgspec.structs.replace(known, settled=(), begun=True, parked=park or known.parked)
+            record.save(job.id, begun, case.folder)
         moments["moving"] = time.time()
         try:
-            outcome = _move(case, nodes, strategy, sources, _seconds(policy, held_at))
+            where = _destination(known, asked, policy, nodes, park)
+            with _stoppable(park, say) as moving:
+                outcome = _move(case, policy, where, moving, _seconds(policy, held_at))
+        except Stopped:
+            pass  # the job goes on, and nothing was parked
         except PageferryError as failure:
             error = error or str(failure)
         moments["moved"] = time.time()
@@ -345,28 +360,70 @@ def _alone(case: Case, holding: ExitStack, held_at: float | None, moments: dict[
     if "held" in moments:
         moments["released"] = min(time.time(), moments["held"] + policy.max_hold_seconds)
     complete = outcome is not None and outcome["complete"]
-    stands = case.kind is Kind.POSTSUSPEND and complete and moves and is_stopped(case.pids())
+    stands = case.kind is Kind.POSTSUSPEND and complete and moves and not park and is_stopped(case.pids())
+    arrived = outcome is not None and not outcome["refused"] and moves and not park
     after = Record(
-        homes=nodes if outcome is not None and not outcome["refused"] and moves else known.homes,
+        homes=nodes if arrived else known.homes,
         placed=(placed if moves else ()) or known.placed,
         settled=nodes if stands else (),
         served=asked.text if asked.fresh else known.served,
         told=_told(outcome, nodes, error) if error or _is_news(outcome, asked) else known.told,
         begun=known.begun and not moves,
+        parked=park or (() if nodes else known.parked),
         facts=job.facts(),
     )
     record.save(job.id, after, case.folder)
+    event = parking.PARK if park else parking.UNPARK if known.parked else case.kind.value
     return Served(
         job.id,
-        case.kind.value,
+        event,
         nodes,
-        known.homes,
+        known.homes if park else known.parked or known.homes,
         outcome,
         error,
         asked.text,
         released_at=released_at,
         moments=moments,
     )
+
+
+def _parking(case: Case, placed: tuple[int, ...], topology: Topology) -> tuple[int, ...]:
+    """Return where a job's memory is parked now, as its rule says; none unless MoM has it stopped, for good as yet."""
+    from pageferry import parking
+
+    policy = case.policy
+    if case.kind is Kind.PRERESUME or policy.mode is not Mode.MOVE or not policy.park or not is_stopped(case.pids()):
+        return ()
+    with suppress(UsageError):  # the doctor says so
+        return parking.nodes(policy, placed, topology)
+    return ()
+
+
+def _destination(
+    known: Record, asked: Asked, policy: Policy, nodes: tuple[int, ...], park: tuple[int, ...]
+) -> Destination:
+    from pageferry import applied, parking
+
+    strategy = asked.wish.strategy if asked.wish else None
+    if park:
+        return parking.away(policy, known.homes, nodes)
+    if known.parked:
+        return parking.back(policy, known.parked, known.homes, nodes, strategy)
+    # Where a move was cut short, what it brought to a target stays there: the rest goes to the nearest.
+    return applied.Destination(nodes, strategy, () if known.begun else known.homes or None)
+
+
+@contextmanager
+def _stoppable(park: tuple[int, ...], say: Say) -> Iterator[Callable[[], None]]:
+    """Have SIGINT stop a move that parks a job; any other is not to be stopped. Yields as `applied.interruptible`."""
+    from pageferry import applied
+
+    if not park:
+        yield lambda: None
+        return
+    with applied.interruptible() as moving:
+        say({"parks": True})
+        yield moving
 
 
 def _is_news(outcome: Mapping[str, Any] | None, asked: Asked) -> bool:
@@ -385,19 +442,15 @@ def _seconds(policy: Policy, held_at: float | None) -> float | None:
 
 
 def _move(
-    case: Case,
-    nodes: tuple[int, ...],
-    strategy: Strategy | None,
-    sources: tuple[int, ...] | None,
-    seconds: float | None,
+    case: Case, policy: Policy, destination: Destination, moving: Callable[[], None], seconds: float | None
 ) -> dict[str, Any]:
+    """Move a job's memory; `moving` is told that it does."""
     from pageferry import applied
     from pageferry.replay import kept
 
-    destination = applied.Destination(nodes, strategy, sources)
-    asked = applied.request(case.policy, destination, read_topology(), seconds)
+    asked = applied.request(policy, destination, read_topology(), seconds)
     with kept.recording(case.snapshots, case.job.id) as seen:
-        return applied.carried(case.policy, case.pids(), asked, seen=seen)
+        return applied.carried(policy, case.pids(), asked, lambda _done, _of: moving(), seen)
 
 
 def _told(outcome: Mapping[str, Any] | None, nodes: tuple[int, ...], error: str | None) -> str:

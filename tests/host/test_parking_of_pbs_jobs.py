@@ -1,0 +1,205 @@
+"""A job that MoM suspends is parked as its rule says, and comes back before, or while, it goes on: on stand-ins."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import msgspec
+import pytest
+
+from pageferry.agent.chronicle import Chronicle
+from pageferry.agent.errand import Result
+from pageferry.agent.errands import Errands
+from pageferry.agent.pbs import PbsEvents
+from pageferry.agent.site import Site
+from pageferry.applied import Destination
+from pageferry.config import Agent, Settings
+from pageferry.errors import KernelError, PageferryError, Stopped
+from pageferry.history.store import Store
+from pageferry.kernel.topology import Node, Topology
+from pageferry.pbs import hold as pbs_hold
+from pageferry.pbs import record, serve
+from pageferry.pbs.event import Kind, PbsJob
+from pageferry.pbs.record import Record
+from pageferry.pbs.serve import Served
+from pageferry.policy import Mode, Name, Nodes, Policy, Rule
+from pageferry_planner.model import Strategy, WhenFull
+
+HERE = frozenset({"here"})
+JOB = PbsJob("99.s", exec_vnode="(here[0]:ncpus=2)")
+PARKS = Rule(name=Name("parks"), park=Nodes((3,)))
+BEGUN = Record(homes=(0,), placed=(0,))
+AWAY = Destination((3,), Strategy.RELATIVE, (0,), WhenFull.PARTIAL)
+BACK = Destination((0,), Strategy.RELATIVE, (3,), WhenFull.SPILL, frozenset({0}))
+OUTCOME = {"refused": False, "complete": True, "moved_bytes": 4096, "pages": {}}
+
+
+class Pbs:
+    """A host of PBS's with one job, and what was done with its memory; `fails`: how a move ends."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.stopped = True
+        self.fails: PageferryError | None = None
+        self.moves: list[tuple[Policy, Destination]] = []
+        self.known_then: list[Record] = []
+        self.said: list[Mapping[str, Any]] = []
+        record.save(JOB.id, BEGUN, folder)
+
+    def move(self, case: serve.Case, policy: Policy, destination: Destination, *_more: object) -> Any:
+        self.moves.append((policy, destination))
+        self.known_then.append(record.load(case.job.id, self.folder))
+        if self.fails is not None:
+            raise self.fails
+        return OUTCOME
+
+    def case(self, kind: Kind, *rules: Rule, comment: str = "") -> serve.Case:
+        job = msgspec.structs.replace(JOB, comment=comment)
+        return serve.Case(kind, job, HERE, Settings(rule=rules or (PARKS,)), self.folder)
+
+    def happens(self, kind: Kind, *rules: Rule, comment: str = "") -> Served:
+        return serve.serve(self.case(kind, *rules, comment=comment), self.said.append)
+
+    @property
+    def known(self) -> Record:
+        return record.load(JOB.id, self.folder)
+
+
+@pytest.fixture
+def pbs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pbs:
+    made = Pbs(tmp_path)
+    distances = dict.fromkeys(range(4), 20)
+    topology = Topology(tuple(Node(number, frozenset(), 1 << 30, 0, 0, distances, {}) for number in range(4)))
+
+    @contextmanager
+    def held(_job: str, _pids: frozenset[int], _seconds: float, _folder: Path) -> Iterator[None]:
+        yield
+
+    monkeypatch.setattr(serve, "read_topology", lambda: topology)
+    monkeypatch.setattr(serve, "is_stopped", lambda _pids: made.stopped)
+    monkeypatch.setattr(serve, "_move", made.move)
+    monkeypatch.setattr(pbs_hold, "held", held)
+    return made
+
+
+def test_a_suspended_job_is_parked_and_comes_back_before_it_goes_on(pbs: Pbs) -> None:
+    parked = pbs.happens(Kind.POSTSUSPEND)
+    assert pbs.moves[-1][1] == AWAY
+    assert (parked.event, parked.nodes, parked.sources) == ("park", (3,), (0,))
+    assert (pbs.known.parked, pbs.known.homes, pbs.known.settled) == ((3,), (0,), ())
+    assert pbs.known_then[0].parked == (3,), "known before the first page moves"
+    assert not serve.ready(pbs.case(Kind.PRERESUME)).settled, "its memory is not in place"
+    pbs.said.clear()
+    back = pbs.happens(Kind.PRERESUME)
+    assert pbs.said == [{"held": True}]
+    assert pbs.moves[-1][1] == BACK
+    assert (back.event, back.nodes, back.sources) == ("unpark", (0,), (3,))
+    assert (pbs.known.parked, pbs.known.homes) == ((), (0,))
+
+
+def test_a_job_that_goes_on_already_is_not_parked(pbs: Pbs) -> None:
+    pbs.stopped = False
+    assert pbs.happens(Kind.POSTSUSPEND).event == "execjob_postsuspend"
+    assert pbs.moves[-1][1] == Destination((0,), None, (0,))
+    assert pbs.known.parked == ()
+
+
+def test_a_request_is_served_when_the_parked_job_goes_on(pbs: Pbs) -> None:
+    pbs.happens(Kind.POSTSUSPEND, comment="pageferry:nodes=2")
+    assert pbs.moves[-1][1] == AWAY
+    assert pbs.known.served == ""
+    back = pbs.happens(Kind.PRERESUME, comment="pageferry:nodes=1,strategy=pack")
+    assert pbs.moves[-1][1] == Destination((1,), Strategy.PACK, (3,), WhenFull.SPILL, frozenset({1}))
+    assert (back.request, pbs.known.homes, pbs.known.parked) == ("pageferry:nodes=1,strategy=pack", (1,), ())
+    assert pbs.known.served == "pageferry:nodes=1,strategy=pack"
+
+
+def test_a_wrong_request_is_told_and_the_parked_job_comes_back_all_the_same(pbs: Pbs) -> None:
+    pbs.happens(Kind.POSTSUSPEND)
+    back = pbs.happens(Kind.PRERESUME, comment="pageferry:nodes=1,cpus=3")
+    assert "cpus=" in str(back.error)
+    assert pbs.moves[-1][1] == BACK
+    assert pbs.known.parked == ()
+
+
+def test_what_was_parked_comes_back_whatever_the_rule_says_by_then(pbs: Pbs) -> None:
+    off = Rule(name=Name("off"), mode="off")
+    pbs.happens(Kind.POSTSUSPEND)
+    assert not serve.ready(pbs.case(Kind.PRERESUME, off)).settled
+    pbs.happens(Kind.PRERESUME, off)
+    policy, where = pbs.moves[-1]
+    assert (policy.mode, where) == (Mode.MOVE, BACK)
+    assert pbs.known.parked == ()
+
+
+def test_a_parking_that_is_stopped_before_it_began_is_no_failure_and_any_other_is(pbs: Pbs) -> None:
+    pbs.fails = Stopped("its time was used up")
+    served = pbs.happens(Kind.POSTSUSPEND)
+    assert (served.error, served.outcome, pbs.known.parked) == (None, None, (3,))
+    assert pbs.said[-1] == {"parks": True}
+    pbs.fails = KernelError("node 3 is outside")
+    assert pbs.happens(Kind.POSTSUSPEND).error == "node 3 is outside"
+    pbs.fails = None
+    pbs.happens(Kind.PRERESUME)
+    assert pbs.moves[-1][1] == BACK
+
+
+def test_a_parked_job_stays_so_until_it_goes_on_and_one_that_goes_on_unseen_is_found(pbs: Pbs) -> None:
+    pbs.happens(Kind.POSTSUSPEND)
+    assert not serve.take_note(JOB, HERE, pbs.folder)
+    pbs.happens(Kind.RESIZE)
+    assert pbs.moves[-1][1] == AWAY
+    pbs.stopped = False
+    assert serve.take_note(JOB, HERE, pbs.folder)
+    assert pbs.happens(Kind.PERIODIC).event == "unpark"
+    assert pbs.moves[-1][1] == BACK
+    assert not serve.take_note(JOB, HERE, pbs.folder)
+
+
+@pytest.mark.parametrize("rule", [Rule(name=Name("a"), park=Nodes((9,))), Rule(name=Name("b"), park=Nodes((0,)))])
+def test_a_job_that_cannot_be_parked_is_moved_as_without(pbs: Pbs, rule: Rule) -> None:
+    pbs.happens(Kind.POSTSUSPEND, rule)
+    assert pbs.moves[-1][1] == Destination((0,), None, (0,))
+    assert (pbs.known.parked, pbs.known.settled) == ((), (0,))
+
+
+class Sent:
+    """Stands for Errands, and for each errand."""
+
+    def __init__(self) -> None:
+        self.said: list[Any] = []
+        self.ended: list[Any] = []
+        self.interrupted: list[int] = []
+
+    def send(self, _chore: object, ended: Any, said: Any = None, **_: object) -> Any:
+        number = len(self.said)
+        self.said.append(said)
+        self.ended.append(ended)
+        return SimpleNamespace(interrupt=lambda: self.interrupted.append(number))
+
+
+@pytest.mark.parametrize("parks", [True, False])
+def test_a_parking_that_is_under_way_at_the_resume_is_stopped_and_no_other_move_is(pbs: Pbs, parks: bool) -> None:
+    sent = Sent()
+    site = Site(Settings(agent=Agent(slurm_user="root"), rule=(PARKS,)))
+    events = PbsEvents(cast(Errands, sent), Chronicle(Store(pbs.folder / "history.sqlite3")), site, pbs.folder)
+
+    def happens(kind: Kind) -> None:
+        message = {"event": kind.value, "hosts": ["here"], "jobs": [{"id": JOB.id, "exec_vnode": JOB.exec_vnode}]}
+        events.happened(message, lambda _answer: None, os.getpid())
+
+    happens(Kind.POSTSUSPEND)
+    if parks:
+        sent.said[0]({"parks": True})
+    happens(Kind.PRERESUME)
+    assert sent.interrupted == ([0] if parks else [])
+    event = "park" if parks else "execjob_postsuspend"
+    sent.ended[0](Result(Served(JOB.id, event).as_dict(), None))
+    assert (events.due() is not None) == parks, "the memory of others may come home"
+    happens(Kind.PRERESUME)
+    assert len(sent.interrupted) == int(parks), "it has ended"
