@@ -222,7 +222,8 @@ def test_a_parked_job_that_goes_on_without_an_agent_comes_back_when_there_is_one
     assert low.entries(number)[0]["nodes"] == {str(PARK): LOW * MIB}
     assert low.runs()
     agent.start()
-    wait_until(lambda: set(counted(low, LOW)) == {OWN}, "it comes back while it runs")
+    wait_until(lambda: set(memory(low)) == {OWN}, "it comes back while it runs")  # what is on its way counts nowhere
+    wait_until(lambda: memory(low).total() >= LOW * MIB, "all of it")
     assert low.runs()
 
 
