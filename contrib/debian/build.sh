@@ -41,6 +41,8 @@ install() {
 }
 install --only-binary=:all: --require-hashes -r "$here/requirements.txt"
 install --no-index "$work"/wheel/*.whl
+# Libraries' tests of themselves, a quarter of what would be compiled on each host.
+find "$site" -type d -name tests -prune -exec rm -r {} +
 # What pip notes about this machine.
 find "$site" -path '*.dist-info/*' \( -name RECORD -o -name INSTALLER -o -name REQUESTED -o -name direct_url.json \) -delete
 cat >"$stage/opt/pageferry/bin/pageferry" <<'SCRIPT'

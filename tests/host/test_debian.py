@@ -13,24 +13,17 @@ import pytest
 
 from pageferry import __version__, config
 from pageferry.kernel import cgroup
-from support.packaged import DPKG, UNIT, install, shown, slurm_job
+from support.packaged import DPKG, DPKGS_OWN, UNIT, install, shown, slurm_job
 from support.slurm_groups import answers
 from support.throwaway_host import CAT, SYSTEMD, Host, throwaway_host, wait_until
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-DPKGS_OWN = re.compile(
-    r"var/lib/dpkg/|var/log/(dpkg\.log|alternatives\.log)|var/cache/(man|debconf)/|etc/machine-id$|"
-    r"var/lib/systemd/(deb-systemd-helper-|catalog)|var/log/journal/"
-)
-"""What dpkg, and the system as a whole, write of any package."""
+EDITED = "[agent]\nretention_days = 7\n"
 
 
 @contextmanager
 def host_with(deb: Path, *first: str, version: str = "v2") -> Iterator[Host]:
     with throwaway_host(*first, version=version) as host:
-        if first == SYSTEMD:
-            up = ("running", "degraded")
-            wait_until(lambda: host.ask("systemctl", "is-system-running")[1].strip() in up, "systemd has started")
         install(host, deb)
         yield host
 
@@ -40,6 +33,13 @@ def chroot(deb: Path) -> Iterator[Host]:
     """A host on which the package was installed as into an image: systemd does not run."""
     with host_with(deb, *CAT) as host:
         yield host
+
+
+@pytest.fixture(scope="module")
+def host(deb: Path) -> Iterator[Host]:
+    """A host on which the package was installed beside systemd."""
+    with host_with(deb, *SYSTEMD) as made:
+        yield made
 
 
 def left(host: Host) -> set[str]:
@@ -126,48 +126,57 @@ def test_the_agent_is_enabled_where_systemd_does_not_run(chroot: Host) -> None:
     assert chroot.path("/etc/systemd/system/multi-user.target.wants/pageferry.service").is_symlink()
 
 
-def test_a_purge_leaves_nothing_where_systemd_does_not_run(deb: Path) -> None:
-    with host_with(deb, *CAT) as host:
-        host.ask("pageferry", "plan", "--pid", "1", "--to", "0")  # whatever it would write
-        host.run(*DPKG, "--purge", "pageferry")
-        assert left(host) == set()
-        assert not list(host.path("/etc/systemd/system").rglob("*pageferry*"))
+def test_a_purge_leaves_nothing_where_systemd_does_not_run(chroot: Host) -> None:
+    """The last of that host's tests."""
+    chroot.ask("pageferry", "plan", "--pid", "1", "--to", "0")  # whatever it would write
+    chroot.run(*DPKG, "--purge", "pageferry")
+    assert left(chroot) == set()
+    assert not list(chroot.path("/etc/systemd/system").rglob("*pageferry*"))
 
 
-def test_a_job_that_is_held_survives_upgrade_and_removal_and_a_purge_leaves_nothing(deb: Path) -> None:
-    with host_with(deb, *SYSTEMD) as host:
-        assert shown(host, "ActiveState") == "active", "started by the installation"
-        edited = host.path("/etc/pageferry/pageferry.toml")
-        edited.write_text("[agent]\nretention_days = 7\n")
-        first = shown(host, "MainPID")
-        with slurm_job(host, "v2", 4711) as job:
-            job.suspend()
-            wait_until(job.is_held, "the agent holds the job")
-            install(host, deb)
-            assert shown(host, "ActiveState") == "active"
-            assert shown(host, "MainPID") != first
-            assert edited.read_text() == "[agent]\nretention_days = 7\n", "the site's"
-            wait_until(job.is_held, "the next agent holds what is still suspended")
-            host.run(*DPKG, "--remove", "pageferry")
-            assert job.is_free()
-            job.resume()
-            assert answers(job.process, 20)  # type: ignore[arg-type]
-        assert host.ask("systemctl", "is-active", UNIT)[1].strip() == "inactive"
-        assert not host.path("/opt/pageferry").exists()
-        assert not host.path("/run/pageferry").exists()
-        assert host.path("/var/lib/pageferry/history.sqlite3").exists(), "a removal keeps what a purge does not"
-        assert edited.exists()
-        host.run(*DPKG, "--purge", "pageferry")
-        assert left(host) == set()
-        assert not list(host.path("/etc/systemd/system").rglob("*pageferry*"))
-
-
-def test_an_upgrade_does_not_start_an_agent_that_was_stopped(deb: Path) -> None:
-    with host_with(deb, *SYSTEMD) as host:
-        host.run("systemctl", "stop", UNIT)
+def test_a_job_that_is_held_survives_an_upgrade_and_the_settings_stay(deb: Path, host: Host) -> None:
+    assert shown(host, "ActiveState") == "active", "started by the installation"
+    edited = host.path("/etc/pageferry/pageferry.toml")
+    edited.write_text(EDITED)
+    first = shown(host, "MainPID")
+    with slurm_job(host, "v2", 4711) as job:
+        job.suspend()
+        wait_until(job.is_held, "the agent holds the job")
         install(host, deb)
-        assert shown(host, "ActiveState") == "inactive"
-        assert host.run("systemctl", "is-enabled", UNIT) == "enabled"
+        assert shown(host, "ActiveState") == "active"
+        assert shown(host, "MainPID") != first
+        assert edited.read_text() == EDITED, "the site's"
+        wait_until(job.is_held, "the next agent holds what is still suspended")
+        job.resume()
+        assert answers(job.process, 20)  # type: ignore[arg-type]
+
+
+def test_an_upgrade_does_not_start_an_agent_that_was_stopped(deb: Path, host: Host) -> None:
+    host.run("systemctl", "stop", UNIT)
+    install(host, deb)
+    assert shown(host, "ActiveState") == "inactive"
+    assert host.run("systemctl", "is-enabled", UNIT) == "enabled"
+    host.run("systemctl", "start", UNIT)
+
+
+def test_a_job_that_is_held_survives_a_removal_and_a_purge_leaves_nothing(host: Host) -> None:
+    """The last of that host's tests."""
+    host.path("/etc/pageferry/pageferry.toml").write_text(EDITED)
+    with slurm_job(host, "v2", 4712) as job:
+        job.suspend()
+        wait_until(job.is_held, "the agent holds the job")
+        host.run(*DPKG, "--remove", "pageferry")
+        assert job.is_free()
+        job.resume()
+        assert answers(job.process, 20)  # type: ignore[arg-type]
+    assert host.ask("systemctl", "is-active", UNIT)[1].strip() == "inactive"
+    assert not host.path("/opt/pageferry").exists()
+    assert not host.path("/run/pageferry").exists()
+    assert host.path("/var/lib/pageferry/history.sqlite3").exists(), "a removal keeps what a purge does not"
+    assert host.path("/etc/pageferry/pageferry.toml").read_text() == EDITED
+    host.run(*DPKG, "--purge", "pageferry")
+    assert left(host) == set()
+    assert not list(host.path("/etc/systemd/system").rglob("*pageferry*"))
 
 
 def test_a_removal_gives_moved_jobs_slurms_cpus_back_and_says_so(deb: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -14,6 +15,11 @@ from support.throwaway_host import Host, wait_until
 
 DPKG = ("dpkg", "--force-unsafe-io")
 UNIT = "pageferry.service"
+DPKGS_OWN = re.compile(
+    r"var/lib/dpkg/|var/log/(dpkg\.log|alternatives\.log)|var/cache/(man|debconf)/|etc/machine-id$|"
+    r"var/lib/systemd/(deb-systemd-helper-|catalog)|var/log/journal/"
+)
+"""What dpkg, and the system as a whole, write of any package."""
 
 
 def install(host: Host, deb: Path) -> str:

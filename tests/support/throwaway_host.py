@@ -10,7 +10,7 @@ import os
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,12 +34,15 @@ class Host:
     root: Path
     written: Path
 
+    def there(self, *command: str) -> list[str]:
+        """Return how a command is run there."""
+        words = ["nsenter", f"--target={self.first}", "--all", "--root", "--wd", "env", "-i", "LANG=C.UTF-8"]
+        return [*words, "PATH=/usr/sbin:/usr/bin:/sbin:/bin", *command]
+
     def popen(self, *command: str) -> subprocess.Popen[str]:
         """Start a command there, with pipes."""
-        words = ["nsenter", f"--target={self.first}", "--all", "--root", "--wd", "env", "-i", "LANG=C.UTF-8"]
-        words += ["PATH=/usr/sbin:/usr/bin:/sbin:/bin", *command]
         pipe = subprocess.PIPE
-        return subprocess.Popen(words, stdin=pipe, stdout=pipe, stderr=subprocess.STDOUT, text=True)
+        return subprocess.Popen(self.there(*command), stdin=pipe, stdout=pipe, stderr=subprocess.STDOUT, text=True)
 
     def ask(self, *command: str) -> tuple[int, str]:
         """Run a command there; return its exit code and all that it said."""
@@ -59,8 +62,13 @@ class Host:
 
     def changed(self) -> set[str]:
         """Return the files, links and removals by which it differs from this host."""
-        found = self.written.rglob("*")
-        return {str(path.relative_to(self.written)) for path in found if path.is_symlink() or not path.is_dir()}
+        return changed(self.written)
+
+
+def changed(written: Path) -> set[str]:
+    """Return the files, links and removals in a layer over a host's files."""
+    found = written.rglob("*")
+    return {str(path.relative_to(written)) for path in found if path.is_symlink() or not path.is_dir()}
 
 
 def wait_until(done: Callable[[], object], what: str, seconds: float = SECONDS) -> None:
@@ -72,22 +80,28 @@ def wait_until(done: Callable[[], object], what: str, seconds: float = SECONDS) 
 
 
 @contextmanager
-def throwaway_host(*first: str, version: str = "v2") -> Iterator[Host]:
+def throwaway_host(*first: str, version: str = "v2", shared: Sequence[Path] = ()) -> Iterator[Host]:
     """Start a host; `first` is the command of its first process, `version` that of its control groups.
 
     "v2": version 2 at the top. "v1": as hybrid hosts have them, version 2 without controllers beside version 1.
+    `shared` are folders of this host that it has, too, in the same place. Where it is systemd, that has started.
     """
     with ExitStack() as stack:
         top = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="throwaway-")))
         groups = stack.enter_context(_groups(top.name))
-        words = ["nice", "-n", "10", str(SCRIPT), str(top), _hierarchies(version), "\n".join(map(str, groups)), *first]
-        outside = subprocess.Popen(words, stdin=subprocess.PIPE)
+        words = ["nice", "-n", "10", str(SCRIPT), str(top), _hierarchies(version)]
+        words += ["\n".join(map(str, paths)) for paths in (groups, shared)]
+        outside = subprocess.Popen([*words, *first], stdin=subprocess.PIPE)
         stack.callback(_end, outside)
         below = Path(f"/proc/{outside.pid}")
         children = below / f"task/{outside.pid}/children"
         # What makes the host becomes its first process in the end.
         wait_until(lambda: _command(children.read_text()) == Path(first[0]).name, "the first process runs")
-        yield Host(int(children.read_text()), below / f"root{top}/root", below / f"root{top}/written")
+        host = Host(int(children.read_text()), below / f"root{top}/root", below / f"root{top}/written")
+        if first == SYSTEMD:
+            up = ("running", "degraded")
+            wait_until(lambda: host.ask("systemctl", "is-system-running")[1].strip() in up, "systemd has started")
+        yield host
 
 
 def _hierarchies(version: str) -> str:

@@ -1,9 +1,10 @@
 #!/bin/sh
-# Becomes the first process of a throw-away host: throwaway_host.sh TOP HIERARCHIES GROUPS COMMAND...
+# Becomes the first process of a throw-away host: throwaway_host.sh TOP HIERARCHIES GROUPS SHARED COMMAND...
 #
-# Its files are this host's with a layer over them, kept in memory at TOP/written; its root is TOP/root. HIERARCHIES is what
-# is mounted below /sys/fs/cgroup, a line for each: "." (version 2 at the top) or "NAME OPTIONS"; GROUPS are the groups of
-# this host, a line for each, that are its top groups. Called by tests/support/throwaway_host.py, in a shell of its own.
+# Its files are this host's with a layer over them, kept in memory at TOP/written and seen there as /run/written; its root
+# is TOP/root. HIERARCHIES is what is mounted below /sys/fs/cgroup, a line for each: "." (version 2 at the top) or "NAME
+# OPTIONS"; GROUPS are the groups of this host, a line for each, that are its top groups; SHARED are folders of this host,
+# a line for each, that it has, too. Called by tests/support/throwaway_host.py, in a shell of its own.
 set -eu
 
 if [ "$1" != --within ]; then
@@ -13,7 +14,8 @@ fi
 shift
 top=$1
 hierarchies=$2
-shift 3
+shared=$4
+shift 4
 
 mount --make-rprivate /
 mount -t tmpfs -o mode=755 tmpfs "$top"
@@ -37,6 +39,12 @@ mount -t devpts -o newinstance,ptmxmode=666,mode=620 devpts dev/pts
 ln -s pts/ptmx dev/ptmx
 ln -s /proc/self/fd dev/fd
 mount -t tmpfs tmpfs dev/shm
+mkdir run/written
+mount --bind -o ro "$top/written" run/written
+[ -z "$shared" ] || printf '%s\n' "$shared" | while read -r folder; do
+    mkdir -p ".$folder"
+    mount --bind "$folder" ".$folder"
+done
 
 [ "$hierarchies" = . ] || mount -t tmpfs -o mode=755 tmpfs sys/fs/cgroup
 printf '%s\n' "$hierarchies" | while read -r name options; do
@@ -54,6 +62,8 @@ for wanted in lib/systemd/system/*.wants lib/systemd/system-generators; do
 done
 # An image of this host's kind may forbid packages to start anything.
 [ ! -e usr/sbin/policy-rc.d ] || mount --bind usr/bin/true usr/sbin/policy-rc.d
+# dpkg would have all of the host's manual indexed again, with each package that brings a page.
+[ ! -d var/lib/man-db ] || mount -t tmpfs -o mode=755 tmpfs var/lib/man-db
 ln -s /lib/systemd/system/multi-user.target etc/systemd/system/default.target
 mkdir etc/systemd/system/sysinit.target.wants
 ln -s /lib/systemd/system/systemd-journald.service etc/systemd/system/sysinit.target.wants/
