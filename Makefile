@@ -61,7 +61,7 @@ guest-four-2:
 	$(GUEST) run --layout four --timeout 3000 --results .cache/four-2 -- $(PYTEST) -m 'not cpuless' --shard 2/2
 
 guest-cpuless:
-	$(GUEST) run --layout cpuless --timeout 900 --results .cache/cpuless -- $(PYTEST) -m 'cpuless or every_machine'
+	$(GUEST) run --layout cpuless --timeout 1800 --results .cache/cpuless -- $(PYTEST) -m 'cpuless or every_machine'
 
 guest-tight:
 	$(GUEST) run --layout tight --timeout 900 --results .cache/tight -- $(PYTEST) -m every_machine
