@@ -191,7 +191,7 @@ def test_a_request_that_is_made_while_a_job_is_parked_says_where_it_comes_back_t
     assert (moved["event"], moved["nodes_from"], moved["nodes_to"]) == ("unpark", str(PARK), "1")
     words = ["scontrol", "show", "job", str(low.id)]
     wait_until(
-        lambda: " to nodes 1, " in subprocess.run(words, capture_output=True, text=True, check=True).stdout,
+        lambda: " to node 1, " in subprocess.run(words, capture_output=True, text=True, check=True).stdout,
         "the operator is told",
     )
 
