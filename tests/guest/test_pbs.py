@@ -101,6 +101,8 @@ def state(pid: int) -> str:
 
 
 def migrations(agent: Agent, job: PbsJob) -> list[dict[str, Any]]:
+    """Return what is recorded of a job, the oldest first, once all that is under way is."""
+    wait_until(lambda: not freezing.errands(agent), "the agent's errands have ended")
     answer = agent.ask("history", job=job.id)
     return sorted(answer["migrations"], key=lambda row: row["id"])
 
@@ -152,7 +154,7 @@ def test_what_an_operator_asks_of_a_suspended_job_is_there_before_its_first_inst
         assert set(entry["nodes"]) == {"2"}
         assert stood_still(entry, count), "not one step before its pages were there"
         assert entry["intact"]
-    wait_until(lambda: len(migrations(agent, job)) >= 1 and bool(record.load(job.id).told), "it is told")
+    wait_until(lambda: bool(record.load(job.id).told), "it is told")
     migration = migrations(agent, job)[-1]
     assert (migration["event"], migration["outcome"]) == ("execjob_preresume", "complete")
     assert migration["details"]["request"] == job.comment
@@ -200,7 +202,6 @@ def test_after_a_resize_the_memory_follows_the_nodes_that_remain(agent: Agent, j
     assert did["errors"] == []
     wait_until(lambda: far(job, 1) == 0, "its memory has followed")
     assert job.steady.runs()
-    wait_until(lambda: bool(record.load(job.id).told), "it is recorded")
     assert migrations(agent, job)[-1]["event"] == "execjob_resize"
 
 
@@ -309,7 +310,6 @@ def test_an_agent_that_hangs_costs_mom_its_limit_and_the_job_resumes_as_it_was(a
 
 def test_a_resume_that_mom_gave_up_on_is_not_served_and_the_next_one_is(agent: Agent, job: PbsJob) -> None:
     suspended(job)
-    wait_until(lambda: not freezing.errands(agent), "its look at the memory is recorded")
     before = len(migrations(agent, job))
     job.comment = "pageferry:nodes=2"
     agent.signal(signal.SIGSTOP)
@@ -319,7 +319,6 @@ def test_a_resume_that_mom_gave_up_on_is_not_served_and_the_next_one_is(agent: A
     finally:
         agent.signal(signal.SIGCONT)
     wait_until(lambda: agent.ask("status") is not None, "it answers again")
-    wait_until(lambda: not freezing.errands(agent), "nothing is under way")
     assert len(migrations(agent, job)) == before
     noted = job.noted()
     job.resume()
