@@ -98,7 +98,9 @@ def homecomings(
                 rules=rules(policy),
                 seen=far.update,
             )
-            found += [replace(home, request=replace(home.request, hot_seconds=policy.hot_seconds)) for home in homes]
+            # What comes in slices is not watched for each of them: others wait.
+            hot = policy.hot_seconds if seconds is None else None
+            found += [replace(home, request=replace(home.request, hot_seconds=hot)) for home in homes]
     seen(far)
     return sorted(found, key=lambda home: -home.gain)
 

@@ -112,6 +112,21 @@ def test_a_request_is_served_when_the_parked_job_goes_on_and_not_before(world: W
     assert [one[0] for one in world.sent] == ["write", "ask"]
 
 
+def test_a_parked_job_that_cannot_come_to_where_it_was_asked_to_comes_back_to_its_cpus(world: World) -> None:
+    ours = suspended(world)
+    answered(world, DONE)
+    resumed(world, ours)
+    answered(world, said("main", "pageferry:nodes=1"))
+    answered(world, Result(None, "node 1 is outside the job's cpuset", 4))
+    assert (world.on_park, world.holds) == ((3,), {7}), "it is not left there"
+    assert [one[0] for one in world.sent] == ["write", "ask"]
+    answered(world, said("main", "pageferry:nodes=1"))
+    assert last(world) == ("move", BACK)
+    answered(world, DONE)
+    assert (of(ours).phase, world.on_park) == (Phase.RUNS, ())
+    assert events(world) == [("park", "complete"), ("unpark", "failed"), ("unpark", "complete")]
+
+
 def test_where_slurm_cannot_be_asked_a_parked_job_comes_back_all_the_same(world: World) -> None:
     ours = suspended(world)
     answered(world, DONE)
@@ -184,6 +199,7 @@ def test_a_job_that_comes_back_and_is_suspended_again_is_parked_again(world: Wor
     assert world.interrupted == 1
     answered(world, Result(OUTCOME | {"complete": False}, None))
     assert (of(ours).phase, last(world)) == (Phase.HELD, ("ask",))
+    assert (world.on_park, world.settled) == ((3,), []), "some of it is there still"
     answered(world, said("main"))
     assert last(world) == ("move", THERE)
     answered(world, DONE)

@@ -90,3 +90,10 @@ def test_no_frame_is_no_call(root: Path) -> None:
     page_idle.mark(nothing, root)
     assert page_idle.idle(nothing, root).tolist() == []
     assert bits(root) == []
+
+
+def test_what_the_kernel_does_not_take_is_not_offered_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "sys/kernel/mm/page_idle").mkdir(parents=True)
+    (tmp_path / "sys/kernel/mm/page_idle/bitmap").write_bytes(bytes(8))
+    monkeypatch.setattr(os, "pwrite", lambda *_: 0)
+    page_idle.mark(np.array([63]), tmp_path)

@@ -123,7 +123,7 @@ class Migrations:
         """Send an errand that moves a job's memory to the migration's nodes."""
         migration.progress = None
         destination = self._destination(tended, migration)
-        runs = migration.stage is Stage.COPIES or (migration.copied is None and tended.phase is Phase.RUNS)
+        runs = migration.copied is None and tended.phase is Phase.RUNS
         chore = chores.move(tended.job, destination, migration.policy, self._chronicle.snapshots, runs=runs)
         migration.reached("copying" if migration.stage is Stage.COPIES else "moving")
         ended = partial(then, tended, migration)
@@ -151,12 +151,17 @@ class Migrations:
 
     def suspended_again(self, tended: Tended) -> None:
         """Slurm suspends a job again that waits for its memory: one that is to be parked is, whatever has come back."""
-        if not self._parking(tended):
-            return
+        if self._parking(tended):
+            self.not_back(tended)
+            self.begin(tended, Migration(Cause.SUSPEND, Stage.ASKS))
+
+    def not_back(self, tended: Tended) -> None:
+        """A job is suspended: what comes back of it need not, if it is to be parked."""
         migration = tended.migration
-        if migration is not None and migration.cause is Cause.UNPARK and migration.errand is not None:
+        if migration is None or migration.cause is not Cause.UNPARK or migration.errand is None:
+            return
+        if self._parking(tended):
             migration.errand.interrupt()
-        self.begin(tended, Migration(Cause.SUSPEND, Stage.ASKS))
 
     def _parking(self, tended: Tended) -> tuple[int, ...]:
         """Return where a job's memory is parked now, as its rule says; none unless it is suspended, and held."""
@@ -291,8 +296,11 @@ class Migrations:
                     self._give(tended, migration.wish)
         except PageferryError as error:
             migration.error, migration.exit_code, migration.wish = str(error), error.exit_code, None
-        if migration.wish is None and (park := self._parking(tended)):
+        wrong = migration.cause is Cause.REQUEST and migration.error is not None
+        if migration.wish is None and not wrong and (park := self._parking(tended)):
             migration.cause, migration.nodes = Cause.PARK, park
+        elif migration.wish is None and wrong:
+            migration.nodes = ()
         elif migration.wish is None and policy.mode is not Mode.OFF:
             migration.nodes = self._placing.nodes(tended.job)
         tended.placed_for = self._placing.nodes(tended.job)
@@ -311,23 +319,24 @@ class Migrations:
         if migration.copied is not None:
             first = migration.copied
             migration.outcome = report.joined(first, result.value) if result.value is not None else first
-        parks = migration.cause is Cause.PARK
-        stopped = parks and tended.phase is not Phase.HELD  # before it began, perhaps, which is no failure
+        parks, back = migration.cause is Cause.PARK, migration.cause is Cause.UNPARK
+        held = tended.phase is Phase.HELD
+        stopped = (parks and not held) or (back and held)  # before it began, perhaps, which is no failure
         if result.error and not migration.error and not stopped:
             migration.error, migration.exit_code = result.error, result.exit_code
         if not self._is_present(tended, migration):
             self._chronicle.ended(tended, migration)
             return
-        if parks or migration.cause is Cause.UNPARK:
+        if parks or back:
             self._room()
         arrived = (of := migration.outcome) is not None and not of["refused"]
-        if arrived and not parks and migration.policy.mode is Mode.MOVE:
+        if arrived and not parks and not (back and held) and migration.policy.mode is Mode.MOVE:
             self._placing.settle_at(tended.job, migration.nodes)
         self._finish(tended, migration)
 
     def _finish(self, tended: Tended, migration: Migration) -> None:
-        if migration.cause is Cause.UNPARK:  # as far as it could; else it would be tried for ever
-            self._placing.park(tended.job, ())
+        if migration.cause is Cause.UNPARK and not _comes_again(tended, migration):
+            self._placing.park(tended.job, ())  # as far as it could; else it would be tried for ever
         if tended.phase is Phase.WAITS and migration.cause is not Cause.PARK:
             migration.seconds_stopped = time.monotonic() - tended.thawed_at
         self._chronicle.ended(tended, migration)
@@ -410,6 +419,16 @@ def _know(tended: Tended, answer: Mapping[str, Any]) -> None:
     tended.facts = Facts.from_plain(answer["facts"])
     tended.hosts, tended.name = tuple(answer["hosts"]), answer.get("name", "")
     tended.uid = tended.uid if answer["uid"] is None else answer["uid"]
+
+
+def _comes_again(tended: Tended, migration: Migration) -> bool:
+    """Say whether a parked job's memory is to be brought back once more: it is suspended again, or nothing has moved.
+
+    What could not be brought where somebody wished comes to where the job's CPUs are; what the hold's time was not
+    enough for comes while the job runs.
+    """
+    failed = migration.outcome is None and (migration.wish is not None or migration.late)
+    return failed or tended.phase is Phase.HELD
 
 
 def _is_there(tended: Tended, migration: Migration) -> bool:

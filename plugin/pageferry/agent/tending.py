@@ -231,6 +231,8 @@ class Tending:
         tended = self._jobs.get(job)
         if tended is None:
             return
+        if tended.migration is not None and tended.migration.errand is not None:
+            tended.migration.errand.interrupt()  # another may begin
         _drop(tended, why)
         if tended.phase is Phase.WAITS:
             self._released(tended, Release.FAULT)
@@ -282,6 +284,7 @@ class Tending:
                 tended.look_at = 0.0
                 self._chronicle.counts.held()
                 self._chronicle.tell(tended, "held", "Slurm suspends it")
+        self._migrations.not_back(tended)
         self._migrations.begin(tended, Migration(Cause.SUSPEND, Stage.ASKS, moments=seen))
         self._migrations.advance(tended)
 
@@ -316,7 +319,8 @@ class Tending:
             self._gate.release(tended.job)
         except KernelError as error:
             self._chronicle.tell(tended, "not released", str(error), logging.CRITICAL)
-            tended.phase, tended.deadline = Phase.WAITS, time.monotonic() + AGAIN_SECONDS
+            tended.phase = Phase.WAITS
+            tended.deadline = tended.look_at = time.monotonic() + AGAIN_SECONDS
             return False
         if held:
             self._chronicle.counts.released(cause)

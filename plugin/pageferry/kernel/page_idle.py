@@ -40,8 +40,9 @@ def mark(pfns: Ints, root: Path = Path("/")) -> None:
             np.bitwise_or.at(words, (pfns[part] >> 6) - lo, bits[part])
             data = words.tobytes()
             done = 0
-            while done < len(data):
-                done += os.pwrite(descriptor, data[done:], lo * 8 + done)
+            # The kernel takes nothing beyond the last page frame, of the last word either.
+            while done < len(data) and (taken := os.pwrite(descriptor, data[done:], lo * 8 + done)):
+                done += taken
     except OSError as error:
         raise translated(error, root / _PATH) from error
     finally:

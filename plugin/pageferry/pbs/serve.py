@@ -333,6 +333,8 @@ def _alone(case: Case, holding: ExitStack, held_at: float | None, moments: dict[
     placed = job_nodes(job.id, job.exec_vnode, case.hosts, topology)
     park = _parking(case, placed, topology)
     asked = Asked() if park else understood(job, case.hosts, known)  # it is served when the job goes on
+    if known.parked and (wrong := _unfit(asked.wish, topology)):  # it comes back all the same
+        asked = replace(asked, wish=None, error=wrong)
     nodes = park or (asked.wish.nodes if asked.wish else placed)
     error, outcome = asked.error, None
     if policy.mode is Mode.OFF:
