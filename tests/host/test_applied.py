@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from pageferry import applied, ferry, report
+from pageferry.agent.chores import Chore
 from pageferry.agent.errand import Result, Say
 from pageferry.agent.errands import Errands
 from pageferry.applied import Destination
@@ -128,7 +129,16 @@ def errands() -> Iterator[Errands]:
     made.close()
 
 
-def ended(errands: Errands, results: list[Result]) -> Result:
+def interrupted(errands: Errands, work: Chore) -> Result:
+    """Return the result of an errand that is told to stop once it has said anything."""
+    results: list[Result] = []
+    begun: list[Any] = []
+    sent = errands.send(work, results.append, begun.append, seconds=60)
+    assert sent is not None
+    while not begun:
+        assert select.select([sent.fd], [], [], 20)[0]
+        errands.collect(sent.fd)
+    sent.interrupt()
     while not results:
         assert select.select(errands.descriptors(), [], [], 20)[0], "the errand says something"
         for descriptor in errands.descriptors():
@@ -152,15 +162,7 @@ def test_a_move_that_is_told_to_stop_says_how_far_it_has_come(errands: Errands) 
         os.kill(os.getpid(), signal.SIGINT)
         return {"stopped": len(stopped)}
 
-    results: list[Result] = []
-    begun: list[Any] = []
-    sent = errands.send(work, results.append, begun.append, seconds=60)
-    assert sent is not None
-    while not begun:
-        assert select.select([sent.fd], [], [], 20)[0]
-        errands.collect(sent.fd)
-    sent.interrupt()
-    assert ended(errands, results).value == {"stopped": 1}
+    assert interrupted(errands, work).value == {"stopped": 1}
 
 
 def test_a_move_that_is_told_to_stop_while_it_plans_ends_with_the_reason(errands: Errands) -> None:
@@ -170,12 +172,4 @@ def test_a_move_that_is_told_to_stop_while_it_plans_ends_with_the_reason(errands
             time.sleep(60)
         return {}
 
-    results: list[Result] = []
-    begun: list[Any] = []
-    sent = errands.send(work, results.append, begun.append, seconds=60)
-    assert sent is not None
-    while not begun:
-        assert select.select([sent.fd], [], [], 20)[0]
-        errands.collect(sent.fd)
-    sent.interrupt()
-    assert ended(errands, results).error == "its time was used up before its memory began to move"
+    assert interrupted(errands, work).error == "its time was used up before its memory began to move"

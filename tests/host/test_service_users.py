@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
-import select
 import subprocess
 import sys
 import tempfile
-import threading
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +20,7 @@ from pageferry.history.store import Store
 from pageferry.schedulers.slurm_cgroups import slurm_job_cgroups, slurm_job_owner
 from support.children import child
 from support.service_agent import SLURM_USER, VERBS, Told, made
+from support.serving import serving
 from support.slurm_groups import slurm_job
 
 STRANGER = 1001
@@ -45,22 +43,8 @@ def served(told: Told, store: Store, folder: Path) -> Iterator[Path]:
     path = folder / "agent.sock"
     one = made(told, store)
     server = Server(path, one.handle, trusted=lambda: one.trusted)
-    stop_read, stop_write = os.pipe()
-
-    def loop() -> None:
-        while stop_read not in select.select([server.fileno(), stop_read], [], [])[0]:
-            server.serve()
-
-    thread = threading.Thread(target=loop)
-    thread.start()
-    try:
+    with serving(server):
         yield path
-    finally:
-        os.write(stop_write, b".")
-        thread.join()
-        server.close()
-        os.close(stop_read)
-        os.close(stop_write)
 
 
 @pytest.fixture

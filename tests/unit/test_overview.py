@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import select
 import socket
 import subprocess
 import sys
 import tempfile
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +20,7 @@ from pageferry.kernel.topology import Topology, read_topology
 from pageferry.overview import Overview, look
 from pageferry.wire import Peer
 from support.planted_jobs import JOB, MIB, job, plant_host
+from support.serving import serving
 from support.trees import write
 
 MOVE = {"event": "suspend", "nodes": [1], "seconds": 1.5, "done_bytes": 3 * MIB, "of_bytes": 9 * MIB}
@@ -83,22 +81,8 @@ class Agent:
 def served(agent: Agent, folder: Path) -> Iterator[Path]:
     path = folder / "agent.sock"
     server = Server(path, agent.handle)
-    stop_read, stop_write = os.pipe()
-
-    def loop() -> None:
-        while stop_read not in select.select([server.fileno(), stop_read], [], [])[0]:
-            server.serve()
-
-    thread = threading.Thread(target=loop)
-    thread.start()
-    try:
+    with serving(server):
         yield path
-    finally:
-        os.write(stop_write, b".")
-        thread.join()
-        server.close()
-        os.close(stop_read)
-        os.close(stop_write)
 
 
 def jobs_of(seen: Overview) -> dict[str, overview.JobNow]:
