@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from pageferry.errors import Vanished
 from pageferry.kernel.cgroup import read_cpuset
-from pageferry.kernel.numa_stat import mapped_bytes, read_numa_stat
+from pageferry.kernel.numa_stat import mapped_bytes_of
 from pageferry.kernel.topology import Topology, read_topology
 from pageferry.schedulers.pbs_cgroups import pbs_job_cgroups
 from pageferry.schedulers.slurm_cgroups import slurm_job_cgroups, slurm_job_cpusets
@@ -169,12 +169,7 @@ def counted(job: JobId, topology: Topology, root: Path = Path("/"), groups_of: G
             if cpuset is not None and cpuset.effective_cpus:
                 cpus |= cpuset.effective_cpus
                 allowed &= cpuset.effective_mems
-    found: dict[int, int] = {}
-    for group in groups.memory:
-        with suppress(Vanished):  # a hierarchy without the memory controller, or the job has ended
-            for node, count in mapped_bytes(read_numa_stat(group)).items():
-                found[node] = found.get(node, 0) + count
-    return Counted(frozenset(cpus), allowed, found)
+    return Counted(frozenset(cpus), allowed, mapped_bytes_of(groups.memory))
 
 
 def choose(

@@ -8,11 +8,10 @@ touches is local anyway.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from contextlib import suppress
 from pathlib import Path
 
-from pageferry.errors import PageferryError, Vanished
-from pageferry.kernel.numa_stat import mapped_bytes, read_numa_stat
+from pageferry.errors import PageferryError
+from pageferry.kernel.numa_stat import mapped_bytes_of
 
 LEAST_BYTES = 4 << 20
 """Below this it is next to nothing: the kernel's counters lag by as much on a host of some CPUs."""
@@ -23,12 +22,8 @@ PART = 64
 
 def few(groups: Iterable[Path], nodes: Collection[int]) -> bool:
     """Say whether next to nothing of what these groups count is outside nodes; False if they cannot say."""
-    counted: dict[int, int] = {}
     try:
-        for group in groups:
-            with suppress(Vanished):  # a hierarchy without the memory controller
-                for node, count in mapped_bytes(read_numa_stat(group)).items():
-                    counted[node] = counted.get(node, 0) + count
+        counted = mapped_bytes_of(groups)
     except PageferryError:
         return False
     away = sum(count for node, count in counted.items() if node not in nodes)

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import mmap
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
-from pageferry.errors import KernelError
+from pageferry.errors import KernelError, Vanished
 from pageferry.kernel.files import printable, read_bytes
 
 _LINE = re.compile(rb"([a-z_]+)(=[0-9]+)?((?: N[0-9]{1,9}=[0-9]+)*) ?")
@@ -64,6 +65,19 @@ def mapped_bytes(counters: Counters) -> dict[int, int]:
         parts = [counters["anon"], counters.get("unevictable", {})]
     nodes = sorted({node for part in parts for node in part})
     return {node: sum(part.get(node, 0) for part in parts) for node in nodes}
+
+
+def mapped_bytes_of(groups: Iterable[Path]) -> dict[int, int]:
+    """Return the sum of `mapped_bytes` over groups; one that has ended, or has no memory controller, counts nothing.
+
+    Empty: none of them says anything. Raises Denied and KernelError as the others do.
+    """
+    found: dict[int, int] = {}
+    for group in groups:
+        with suppress(Vanished):
+            for node, count in mapped_bytes(read_numa_stat(group)).items():
+                found[node] = found.get(node, 0) + count
+    return found
 
 
 def _most(one: Mapping[int, int], other: Mapping[int, int]) -> dict[int, int]:

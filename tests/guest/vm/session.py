@@ -8,6 +8,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO, Literal
 
@@ -63,15 +64,14 @@ def run(wanted: Wanted, out: BinaryIO) -> int:
         argv = qemu.command(machine)
         if machine.interactive:
             return supervise.run_on_terminal(argv, machine.status, machine.console)
+        run_once = partial(supervise.run, argv, machine.status, machine.console, wanted.timeout_s, out)
         for _ in range(BOOTS - 1):
             try:
-                return supervise.run(
-                    argv, machine.status, machine.console, wanted.timeout_s, out, boot_s=BOOT_TIMEOUT_S
-                )
+                return run_once(boot_s=BOOT_TIMEOUT_S)
             except NotBootedError as error:
                 # An emulated machine may lose a timer interrupt while it boots, and wait for it for good.
                 print(f"{error}\nThe guest is started once more.", file=sys.stderr, flush=True)
-        return supervise.run(argv, machine.status, machine.console, wanted.timeout_s, out, boot_s=BOOT_TIMEOUT_S)
+        return run_once(boot_s=BOOT_TIMEOUT_S)
 
 
 def require(program: str, package: str) -> None:
