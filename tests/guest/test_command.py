@@ -161,7 +161,8 @@ finally:
 
 
 def test_a_user_without_capabilities_moves_what_only_their_process_has() -> None:
-    command = [sys.executable, "-c", AS_A_USER]
+    # From its start on: what its modules take must not lie on the target by chance.
+    command = ["taskset", "-c", "0", sys.executable, "-c", AS_A_USER]
     made = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     assert made.returncode == 1, made.stderr
     assert "without CAP_SYS_NICE: pages that several processes map are not moved" in made.stderr
