@@ -41,7 +41,7 @@ install() {
 }
 install --only-binary=:all: --require-hashes -r "$here/requirements.txt"
 install --no-index "$work"/wheel/*.whl
-# Libraries' tests of themselves, a quarter of what would be compiled on each host.
+# Libraries' tests of themselves, a quarter of what is compiled.
 find "$site" -type d -name tests -prune -exec rm -r {} +
 # What pip notes about this machine.
 find "$site" -path '*.dist-info/*' \( -name RECORD -o -name INSTALLER -o -name REQUESTED -o -name direct_url.json \) -delete
@@ -87,6 +87,12 @@ find "$stage/usr/share/man" "$doc/changelog" -type f -exec gzip -9n {} +
 
 chmod -R u=rwX,go=rX "$stage"
 find "$site" -name "*.so*" -exec chmod 644 {} +
+
+# Compiled once, here, and not on each host. Python takes what is compiled while the source has the size and the time that
+# are noted there; dpkg sets the times. Without a seed the order of sets differs from one compilation to the next.
+find "$stage" -exec touch -h -d "@$SOURCE_DATE_EPOCH" {} +
+env -i PYTHONHASHSEED=0 "$python" -s -m compileall -q --invalidation-mode timestamp -s "$stage" -p / "$site"
+
 mkdir "$stage/DEBIAN"
 sed -e "s/@VERSION@/$version/" -e "s/@ARCHITECTURE@/$architecture/" -e "s/@MAINTAINER@/$maintainer/" \
     -e "s/@PYTHON@/$minor/" -e "s/@NEXT_PYTHON@/$next/" \
@@ -100,5 +106,6 @@ chmod 755 "$stage/DEBIAN/postinst" "$stage/DEBIAN/prerm" "$stage/DEBIAN/postrm"
 find "$stage" -exec touch -h -d "@$SOURCE_DATE_EPOCH" {} +
 
 mkdir -p "$(dirname "$output")"
-dpkg-deb --root-owner-group -Zxz -z2 --build "$stage" "$output.new" >/dev/null
+# A third larger than with xz, and four times as fast to unpack.
+dpkg-deb --root-owner-group -Zgzip -z9 --build "$stage" "$output.new" >/dev/null
 mv "$output.new" "$output"
