@@ -7,13 +7,13 @@ GUEST  := PYTHONPATH=tests $(BIN)/python -m guest.vm
 # For pageferry itself: libnuma1. For the tests: a guest with four NUMA nodes and Debian's Slurm, its peers, linters,
 # a browser for the report's page; of prometheus only promtool is used.
 PACKAGES := git libnuma1 numactl python3-venv gcc libc6-dev shellcheck strace lua5.4 cpio kmod e2fsprogs util-linux \
-            dpkg-dev init-system-helpers lintian man-db prometheus systemd \
+            dpkg-dev init-system-helpers lintian man-db prometheus systemd dbus \
             qemu-system-x86 linux-image-amd64 busybox-static \
             slurmctld slurmd slurm-client slurm-wlm-basic-plugins munge \
             chromium chromium-driver fonts-dejavu-core
 
 PYTEST   := pytest -q --durations=5 tests/guest
-MACHINES := guest-four-1 guest-four-2 guest-v1 guest-cpuless guest-tight
+MACHINES := guest-four-1 guest-four-2 guest-v1 guest-cpuless guest-tight guest-package
 
 # The package runs with the interpreter that its hosts have, not with that of the virtual environment.
 DEB_PYTHON  ?= /usr/bin/python3
@@ -55,10 +55,10 @@ guest-tests: $(MACHINES)
 $(MACHINES): $(VENV)/ready
 
 guest-four-1:
-	$(GUEST) run --layout four --timeout 3000 --results .cache/four-1 -- $(PYTEST) -m 'not cpuless' --shard 1/2
+	$(GUEST) run --layout four --timeout 3000 --results .cache/four-1 -- $(PYTEST) -m 'not cpuless and not package' --shard 1/2
 
 guest-four-2:
-	$(GUEST) run --layout four --timeout 3000 --results .cache/four-2 -- $(PYTEST) -m 'not cpuless' --shard 2/2
+	$(GUEST) run --layout four --timeout 3000 --results .cache/four-2 -- $(PYTEST) -m 'not cpuless and not package' --shard 2/2
 
 guest-cpuless:
 	$(GUEST) run --layout cpuless --timeout 1800 --results .cache/cpuless -- $(PYTEST) -m 'cpuless or every_machine'
@@ -68,6 +68,9 @@ guest-tight:
 
 guest-v1:
 	$(GUEST) run --layout four --cgroup v1 --timeout 3000 --results .cache/v1 -- $(PYTEST) -m 'v1 or every_machine'
+
+guest-package: $(DEB)
+	$(GUEST) run --layout four --systemd --timeout 900 --results .cache/package -- $(PYTEST) -m package
 
 demo: $(VENV)/ready
 	$(GUEST) run --layout four --timeout 300 --results .cache/demo -- env PYTHONPATH=tests python -m guest.demo

@@ -63,6 +63,7 @@ def _wanted(arguments: argparse.Namespace) -> session.Wanted:
         command=arguments.command,
         cgroup=arguments.cgroup,
         slurm=arguments.slurm,
+        systemd=arguments.systemd,
         threads=arguments.smp_threads,
         timeout_s=arguments.timeout,
     )
@@ -74,6 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     common.add_argument("--layout", choices=LAYOUTS, default="four", help="the NUMA topology")
     common.add_argument("--cgroup", choices=("v2", "v1"), default="v2")
     common.add_argument("--slurm", action="store_true", help="start Slurm before the command")
+    common.add_argument("--systemd", action="store_true", help="systemd as the first process; on cgroup v2 alone")
     common.add_argument(
         "--smp-threads", choices=("single", "multi"), default="multi",
         help="emulated CPUs in one thread (boots faster) or one each (real parallel speed)",

@@ -68,8 +68,27 @@ ip addr add 127.0.0.1/8 dev lo
 ip addr add 10.77.0.1/32 dev lo
 ip link set lo up
 
-# A true change of root, not a chroot: the kernel's own helpers (modprobe) then see these files too, and user
-# namespaces are allowed.
 mkdir run/guest
 cp /busybox /pid1.sh /words/command run/guest
-exec switch_root /root /run/guest/busybox sh /run/guest/pid1.sh "$(word mode)" "$port" "$status"
+set -- /run/guest/busybox sh /run/guest/pid1.sh "$(word mode)" "$port" "$status"
+if [ "$(word systemd)" = yes ]; then
+    # Of all that the host would start, only the journal and the command: units are loaded from their usual places, and
+    # none is wanted. Nor may an image's policy keep packages from starting theirs.
+    rm -rf lib/systemd/system/*.wants lib/systemd/system-generators etc/systemd/system usr/sbin/policy-rc.d
+    # dpkg reads the names of all files of all packages, and a page of the manual has all of it indexed again: both take
+    # an emulated machine longer than all that a test wants of it. Here it knows which packages there are, and no more.
+    mkdir -p /memory/dpkg/info /memory/dpkg/updates /memory/dpkg/triggers
+    cp var/lib/dpkg/status /memory/dpkg
+    echo 1 >/memory/dpkg/info/format
+    mount --bind /memory/dpkg var/lib/dpkg
+    mkdir etc/systemd/system
+    printf '[Unit]\nAfter=basic.target\n[Service]\nExecStart=%s\nKillMode=process\n' "$*" >etc/systemd/system/guest.service
+    mkdir etc/systemd/system/sysinit.target.wants etc/systemd/system/multi-user.target.wants
+    ln -s /lib/systemd/system/systemd-journald.service etc/systemd/system/sysinit.target.wants
+    ln -s ../guest.service etc/systemd/system/multi-user.target.wants
+    ln -s /lib/systemd/system/multi-user.target etc/systemd/system/default.target
+    set -- /lib/systemd/systemd
+fi
+# A true change of root, not a chroot: the kernel's own helpers (modprobe) then see these files too, and user
+# namespaces are allowed.
+exec switch_root /root "$@"

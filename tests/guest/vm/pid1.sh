@@ -1,7 +1,7 @@
 #!/run/guest/busybox sh
 # shellcheck shell=dash
-# PID 1 of the guest once the root is in place: run one command, say how it ended, power off. As PID 1 it also
-# collects what the command leaves behind. Arguments: run or shell, the command's port, the status port.
+# PID 1 of the guest once the root is in place, or a service where systemd is that: run one command, say how it ended,
+# power off. As PID 1 it also collects what the command leaves behind. Arguments: run or shell, the command's port, the status port.
 busybox=/run/guest/busybox
 echo "guest: the command starts after $($busybox cut -d' ' -f1 /proc/uptime) s" >/dev/console
 

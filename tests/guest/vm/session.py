@@ -36,6 +36,7 @@ class Wanted:
     command: Sequence[str] = ()
     cgroup: Literal["v1", "v2"] = "v2"
     slurm: bool = False
+    systemd: bool = False
     threads: qemu.Threads = "single"
     timeout_s: float | None = None
 
@@ -47,6 +48,8 @@ def run(wanted: Wanted, out: BinaryIO) -> int:
     """
     require("qemu-system-x86_64", "qemu-system-x86")
     require("setpriv", "util-linux")
+    if wanted.systemd and wanted.cgroup == "v1":
+        raise NoGuestError("systemd is the first process on cgroup v2 alone: --systemd without --cgroup v1")
     CACHE.mkdir(exist_ok=True)
     wanted.results.mkdir(parents=True, exist_ok=True)
     # Daemons append to their logs: those of an earlier guest would be taken for this one's.
@@ -57,6 +60,7 @@ def run(wanted: Wanted, out: BinaryIO) -> int:
     chosen = accelerator.choose(CACHE, lambda: _boots_with_kvm(wanted.layout))
     mode = "run" if wanted.command else "shell"
     words = {"mode": mode, "cgroup": wanted.cgroup, "keep": f"{REPOSITORY} {sys.executable}"}
+    words["systemd"] = "yes" if wanted.systemd else "no"
     words["command"] = script(wanted)
     _remove_leftovers()
     with tempfile.TemporaryDirectory(dir=CACHE, prefix=f"guest-{os.getpid()}-") as folder:

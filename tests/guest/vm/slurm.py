@@ -40,28 +40,40 @@ def start(
     last words, if the nodes do not become idle.
     """
     version = cgroup or os.environ["PAGEFERRY_GUEST_CGROUP"]
-    names = slurmconf.node_names(nodes)
-    logs = log_folder()
-    slurm = Slurm(version, names, logs)
+    slurm = Slurm(version, slurmconf.node_names(nodes), log_folder())
     if running():
         return slurm
-    for folder in (slurmconf.RUN / "state", logs, CONF):
-        folder.mkdir(parents=True, exist_ok=True)
-    layout = LAYOUTS[os.environ["PAGEFERRY_GUEST_LAYOUT"]]
-    slurm_conf = slurmconf.leave_out(slurmconf.slurm_conf(layout, names, logs), without)
-    cgroup_conf = slurmconf.leave_out(slurmconf.cgroup_conf(version), without)
-    (CONF / "slurm.conf").write_text(f"{slurm_conf}{extra}\n")
-    (CONF / "cgroup.conf").write_text(f"{cgroup_conf}{cgroup_extra}\n")
+    configure(slurm, extra, cgroup_extra, without)
     if version == "v2":
         delegate_controllers()
     _start_munge()
     # A new session each: a signal to the tests' process group is not theirs.
     subprocess.run(["setsid", "slurmctld"], check=True)
-    _wait(_controller_listens, "slurmctld does not listen", logs)
-    for name in names:
+    _wait(_controller_listens, "slurmctld does not listen", slurm.logs)
+    for name in slurm.nodes:
         subprocess.run(["setsid", "slurmd", "-N", name], check=True)
-    _wait(lambda: set(slurm.node_states()) == {"idle"}, "the nodes do not become idle", logs)
+    wait_ready(slurm)
     return slurm
+
+
+def configure(slurm: Slurm, extra: str = "", cgroup_extra: str = "", without: Collection[str] = ()) -> None:
+    """Write slurm.conf and cgroup.conf, as start() does, and make the folders that they name."""
+    for folder in (slurmconf.RUN / "state", slurm.logs, CONF):
+        folder.mkdir(parents=True, exist_ok=True)
+    layout = LAYOUTS[os.environ["PAGEFERRY_GUEST_LAYOUT"]]
+    slurm_conf = slurmconf.leave_out(slurmconf.slurm_conf(layout, slurm.nodes, slurm.logs), without)
+    cgroup_conf = slurmconf.leave_out(slurmconf.cgroup_conf(slurm.cgroup), without)
+    (CONF / "slurm.conf").write_text(f"{slurm_conf}{extra}\n")
+    (CONF / "cgroup.conf").write_text(f"{cgroup_conf}{cgroup_extra}\n")
+
+
+def wait_ready(slurm: Slurm, states: Collection[str] = ("idle",)) -> None:
+    """Wait until each node is in one of `states`; GuestError, with the daemons' last words, if that does not come."""
+    _wait(
+        lambda: bool(found := set(slurm.node_states())) and found <= set(states),
+        f"the nodes do not become {' or '.join(states)}",
+        slurm.logs,
+    )
 
 
 def stop() -> None:
