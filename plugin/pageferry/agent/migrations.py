@@ -387,8 +387,7 @@ class Migrations:
         except UsageError as error:
             text, wrong = answer["comment"], str(error)
         else:
-            wishes = [request.for_host(host) for host in tended.hosts] if request is not None else []
-            wish = next((wish for wish in wishes if wish is not None), None)
+            wish = request.for_any(tended.hosts) if request is not None else None
             text = format_request(request) if request is not None and wish is not None else ""
         if text != tended.served or at > tended.answered_at:
             migration.text, migration.wish, migration.error = text, wish, wrong
@@ -403,8 +402,7 @@ class Migrations:
         migration.text, migration.memory_only, migration.by_owner = text, True, True
         try:
             request = parse(text)
-            wishes = [request.for_host(host) for host in tended.hosts] if request is not None else []
-            wish = next((wish for wish in wishes if wish is not None), None)
+            wish = request.for_any(tended.hosts) if request is not None else None
             if wish is None:  # it is for other hosts
                 migration.text, migration.memory_only, migration.by_owner = "", False, False
             elif wish.cpus is not None or wish.now:

@@ -121,8 +121,7 @@ def understood(job: PbsJob, hosts: frozenset[str], known: Record) -> Asked:
         return Asked()
     try:
         request = parse(text)
-        wishes = [request.for_host(host) for host in hosts] if request is not None else []
-        wish = next((wish for wish in wishes if wish is not None), None)
+        wish = request.for_any(hosts) if request is not None else None
         if wish is not None and wish.cpus is not None:
             raise UsageError("cpus=: under PBS a job keeps the CPUs that PBS gave it")
         if wish is not None and wish.now:
