@@ -5,8 +5,8 @@
 
 A request may have what can be moved while the job runs moved first (an errand); then it is held, and given CPUs.
 
-A job that is suspended, and that its rule parks, has its memory moved to where the rule says instead; what is asked
-for it is read, and served, when it is let go on, with the memory still parked.
+A job that is suspended, and that its rule parks (`parking`), has its memory moved to where the rule says instead; what
+is asked for it is read, and served, when it is let go on, with the memory still parked.
 
 When a job is held and let go is `tending`'s: it is told when the last migration of a job has ended.
 """
@@ -17,15 +17,15 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from pageferry import ferry, parking, report, strays
+from pageferry import ferry, report, strays
 from pageferry.agent import chores
 from pageferry.agent.chronicle import Chronicle, for_operator
 from pageferry.agent.errand import Result
 from pageferry.agent.errands import ASK_SECONDS, MOVE_SECONDS, Errands
+from pageferry.agent.parking import Parking, broken_off
 from pageferry.agent.placing import Placing
 from pageferry.agent.site import Site
 from pageferry.agent.tended import Cause, Migration, Phase, Stage, Tended
@@ -33,7 +33,7 @@ from pageferry.applied import Destination
 from pageferry.comment import PREFIX, Wish, format_request, parse
 from pageferry.errors import Denied, PageferryError, UsageError
 from pageferry.gate.gate import Gate
-from pageferry.policy import Facts, Mode, Policy
+from pageferry.policy import Facts, Mode
 from pageferry.schedulers.slurm_cgroups import slurm_job_cgroups
 
 
@@ -71,7 +71,7 @@ class Migrations:
         self._let_go = let_go
         self._idle = idle
         self._room = room
-        self._not_parked: set[str] = set()
+        self.parking = Parking(placing, chronicle, site)
         self._pokes: set[int] = set()
         self._poking = False
 
@@ -131,55 +131,13 @@ class Migrations:
         migration.errand = self._errands.send(chore, ended, advanced, job=tended.job, seconds=MOVE_SECONDS)
 
     def _destination(self, tended: Tended, migration: Migration) -> Destination:
-        home, parked = self._placing.home(tended.job), self._placing.parked(tended.job)
-        sources = migration.sources = home
-        strategy = migration.wish.strategy if migration.wish is not None else None
-        if migration.cause is Cause.PARK:
-            return parking.away(migration.policy, home or (), migration.nodes)
-        if parked:
-            migration.sources = parked
-            return parking.back(migration.policy, parked, home or (), migration.nodes, strategy)
+        sources = migration.sources = self._placing.home(tended.job)
+        if (parked := self.parking.destination(tended, migration, sources or ())) is not None:
+            return parked
         if migration.copied is not None:
             sources = ferry.sources_after(sources or (), migration.nodes)
+        strategy = migration.wish.strategy if migration.wish is not None else None
         return Destination(migration.nodes, strategy, sources)
-
-    def thawed(self, tended: Tended) -> None:
-        """Slurm lets a job go on: what of it is being parked need not be any more, and comes back next."""
-        migration = tended.migration
-        if migration is not None and migration.cause is Cause.PARK and migration.errand is not None:
-            migration.errand.interrupt()
-
-    def suspended_again(self, tended: Tended) -> None:
-        """Slurm suspends a job again that waits for its memory: one that is to be parked is, whatever has come back."""
-        if self._parking(tended):
-            self.not_back(tended)
-            self.begin(tended, Migration(Cause.SUSPEND, Stage.ASKS))
-
-    def not_back(self, tended: Tended) -> None:
-        """A job is suspended: what comes back of it need not, if it is to be parked."""
-        migration = tended.migration
-        if migration is None or migration.cause is not Cause.UNPARK or migration.errand is None:
-            return
-        if self._parking(tended):
-            migration.errand.interrupt()
-
-    def _parking(self, tended: Tended) -> tuple[int, ...]:
-        """Return where a job's memory is parked now, as its rule says; none unless it is suspended, and held."""
-        policy = self._site.policy(tended.facts)
-        if tended.phase is not Phase.HELD or policy.mode is not Mode.MOVE:
-            return ()
-        try:
-            return self._placing.parking(tended.job, policy)
-        except UsageError as error:
-            if str(error) not in self._not_parked:  # it is so for each job, each time
-                self._not_parked.add(str(error))
-                self._chronicle.tell(tended, "not parked", str(error), logging.WARNING)
-            return ()
-
-    def _policy(self, tended: Tended) -> Policy:
-        """Return what holds for a job: what was parked comes back, whatever its rule says by now."""
-        policy = self._site.policy(tended.facts)
-        return replace(policy, mode=Mode.MOVE) if self._placing.parked(tended.job) else policy
 
     def hold_ended(self, tended: Tended) -> None:
         """A job is let go before its memory has arrived: what has not moved by now is left, if its policy says so."""
@@ -241,7 +199,7 @@ class Migrations:
         if not self._is_present(tended, migration):
             return
         answer = self._answer(tended, result)
-        if not self._parking(tended):  # else it is asked again when it goes on
+        if not self.parking.nodes(tended):  # else it is asked again when it goes on
             self._understand(tended, migration, at, answer)
         if migration.cause is Cause.RESUME and not migration.text:
             self._next(tended)  # nothing new was asked for while it was suspended
@@ -260,7 +218,7 @@ class Migrations:
 
     def _start(self, tended: Tended, migration: Migration) -> None:
         """Begin with a migration for which Slurm need not be asked, or no more: with its memory, or with its CPUs."""
-        migration.policy = self._policy(tended)
+        migration.policy = self.parking.policy(tended)
         if migration.stage is Stage.COPIES and migration.wish is not None and migration.policy.mode is Mode.MOVE:
             migration.nodes = migration.wish.nodes
             self._carry(tended, migration, self._copied)
@@ -281,7 +239,7 @@ class Migrations:
 
     def _assign(self, tended: Tended, migration: Migration) -> None:
         migration.stage = Stage.ASKS  # until all is known; the job may be let go meanwhile
-        policy = migration.policy = self._policy(tended)
+        policy = migration.policy = self.parking.policy(tended)
         self._ruled(tended)
         tended.placed_for = self._placing.nodes(tended.job)
         if policy.mode is Mode.OFF and not migration.text and migration.reply is None:
@@ -296,16 +254,20 @@ class Migrations:
                     self._give(tended, migration.wish)
         except PageferryError as error:
             migration.error, migration.exit_code, migration.wish = str(error), error.exit_code, None
-        wrong = migration.cause is Cause.REQUEST and migration.error is not None
-        if migration.wish is None and not wrong and (park := self._parking(tended)):
-            migration.cause, migration.nodes = Cause.PARK, park
-        elif migration.wish is None and wrong:
-            migration.nodes = ()
-        elif migration.wish is None and policy.mode is not Mode.OFF:
-            migration.nodes = self._placing.nodes(tended.job)
+        if migration.wish is None:
+            self._place(tended, migration)
         tended.placed_for = self._placing.nodes(tended.job)
         migration.stage = Stage.READY
         self.advance(tended)
+
+    def _place(self, tended: Tended, migration: Migration) -> None:
+        """Choose the nodes of a migration that nobody names any for."""
+        if migration.cause is Cause.REQUEST and migration.error is not None:
+            migration.nodes = ()
+        elif park := self.parking.nodes(tended):
+            migration.cause, migration.nodes = Cause.PARK, park
+        elif migration.policy.mode is not Mode.OFF:
+            migration.nodes = self._placing.nodes(tended.job)
 
     def _give(self, tended: Tended, wish: Wish) -> None:
         """Give a job the CPUs of a wish; the memory of those that had them follows. Raises UsageError, KernelError."""
@@ -319,24 +281,21 @@ class Migrations:
         if migration.copied is not None:
             first = migration.copied
             migration.outcome = report.joined(first, result.value) if result.value is not None else first
-        parks, back = migration.cause is Cause.PARK, migration.cause is Cause.UNPARK
-        held = tended.phase is Phase.HELD
-        stopped = (parks and not held) or (back and held)  # before it began, perhaps, which is no failure
+        stopped = broken_off(tended, migration)  # before it began, perhaps, which is no failure
         if result.error and not migration.error and not stopped:
             migration.error, migration.exit_code = result.error, result.exit_code
         if not self._is_present(tended, migration):
             self._chronicle.ended(tended, migration)
             return
-        if parks or back:
+        if migration.cause in {Cause.PARK, Cause.UNPARK}:
             self._room()
         arrived = (of := migration.outcome) is not None and not of["refused"]
-        if arrived and not parks and not (back and held) and migration.policy.mode is Mode.MOVE:
+        if arrived and not stopped and migration.cause is not Cause.PARK and migration.policy.mode is Mode.MOVE:
             self._placing.settle_at(tended.job, migration.nodes)
         self._finish(tended, migration)
 
     def _finish(self, tended: Tended, migration: Migration) -> None:
-        if migration.cause is Cause.UNPARK and not _comes_again(tended, migration):
-            self._placing.park(tended.job, ())  # as far as it could; else it would be tried for ever
+        self.parking.finished(tended, migration)
         if tended.phase is Phase.WAITS and migration.cause is not Cause.PARK:
             migration.seconds_stopped = time.monotonic() - tended.thawed_at
         self._chronicle.ended(tended, migration)
@@ -417,16 +376,6 @@ def _know(tended: Tended, answer: Mapping[str, Any]) -> None:
     tended.facts = Facts.from_plain(answer["facts"])
     tended.hosts, tended.name = tuple(answer["hosts"]), answer.get("name", "")
     tended.uid = tended.uid if answer["uid"] is None else answer["uid"]
-
-
-def _comes_again(tended: Tended, migration: Migration) -> bool:
-    """Say whether a parked job's memory is to be brought back once more: it is suspended again, or nothing has moved.
-
-    What could not be brought where somebody wished comes to where the job's CPUs are; what the hold's time was not
-    enough for comes while the job runs.
-    """
-    failed = migration.outcome is None and (migration.wish is not None or migration.late)
-    return failed or tended.phase is Phase.HELD
 
 
 def _is_there(tended: Tended, migration: Migration) -> bool:
