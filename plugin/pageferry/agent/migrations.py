@@ -14,26 +14,26 @@ When a job is held and let go is `tending`'s: it is told when the last migration
 from __future__ import annotations
 
 import logging
-import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
 from pageferry import ferry, report, strays
 from pageferry.agent import chores
-from pageferry.agent.chronicle import Chronicle, for_operator
+from pageferry.agent.chronicle import Chronicle
 from pageferry.agent.errand import Result
 from pageferry.agent.errands import ASK_SECONDS, MOVE_SECONDS, Errands
 from pageferry.agent.parking import Parking, broken_off
 from pageferry.agent.placing import Placing
+from pageferry.agent.requests import Requests
 from pageferry.agent.site import Site
 from pageferry.agent.tended import Cause, Migration, Phase, Stage, Tended
 from pageferry.applied import Destination
-from pageferry.comment import PREFIX, Wish, format_request, parse
-from pageferry.errors import Denied, PageferryError, UsageError
+from pageferry.comment import Wish
+from pageferry.errors import Denied, PageferryError
 from pageferry.gate.gate import Gate
-from pageferry.policy import Facts, Mode
+from pageferry.policy import Mode
 from pageferry.schedulers.slurm_cgroups import slurm_job_cgroups
 
 
@@ -72,8 +72,7 @@ class Migrations:
         self._idle = idle
         self._room = room
         self.parking = Parking(placing, chronicle, site)
-        self._pokes: set[int] = set()
-        self._poking = False
+        self.requests = Requests(jobs, errands, placing=placing, chronicle=chronicle, site=site, begin=self.begin)
 
     def begin(self, tended: Tended, migration: Migration) -> None:
         """Begin a migration, or have it wait for the one that is under way; one that waits for this cause will do."""
@@ -166,41 +165,12 @@ class Migrations:
             self._chronicle.tell(tended, "not held", str(error), logging.ERROR)
         self._assign(tended, migration)
 
-    def poke(self, jobs: Iterable[int]) -> None:
-        """See whether any of these jobs has a request that is to be served at once; one question at a time."""
-        self._pokes |= set(jobs)
-        if self._poking or not self._pokes:
-            return
-        asked, self._pokes, self._poking = sorted(self._pokes), set(), True
-        self._errands.send(chores.ask(asked), partial(self._poked, time.monotonic()), seconds=ASK_SECONDS)
-
-    def _poked(self, at: float, result: Result) -> None:
-        self._poking = False
-        for job, answer in (result.value or {}).get("jobs", {}).items():
-            if (tended := self._jobs.get(int(job))) is not None:
-                _know(tended, answer)
-                migration = Migration(Cause.REQUEST, Stage.READY)
-                self._understand(tended, migration, at, answer)
-                if migration.wish is not None and migration.wish.now:
-                    # What was asked for before, and has not begun, is no longer asked for.
-                    tended.queue = [one for one in tended.queue if one.cause is not Cause.REQUEST or one.reply]
-                    self._serving(tended, migration)
-                    self.begin(tended, migration)
-        self.poke(())
-
-    def _serving(self, tended: Tended, migration: Migration) -> None:
-        if migration.by_owner:
-            self._placing.keep_served_owner(tended.job, migration.text)
-            return
-        tended.served, tended.answered_at = migration.text, math.inf
-        self._placing.keep_served(tended.job, migration.text)
-
     def _asked(self, tended: Tended, migration: Migration, at: float, result: Result) -> None:
         if not self._is_present(tended, migration):
             return
         answer = self._answer(tended, result)
         if not self.parking.nodes(tended):  # else it is asked again when it goes on
-            self._understand(tended, migration, at, answer)
+            self.requests.understand(tended, migration, at, answer)
         if migration.cause is Cause.RESUME and not migration.text:
             self._next(tended)  # nothing new was asked for while it was suspended
         elif migration.cause is Cause.BEATEN and (answer is None or answer["state"] != "RUNNING"):
@@ -229,7 +199,7 @@ class Migrations:
         """Return what Slurm says of a job, and keep what rules want to know; None if it does not say."""
         answer: Mapping[str, Any] | None = (result.value or {}).get("jobs", {}).get(str(tended.job))
         if answer is not None:
-            _know(tended, answer)
+            tended.know(answer)
         elif result.error:
             said = result.error
             if not self._site.knows(tended.facts):
@@ -299,26 +269,13 @@ class Migrations:
         if tended.phase is Phase.WAITS and migration.cause is not Cause.PARK:
             migration.seconds_stopped = time.monotonic() - tended.thawed_at
         self._chronicle.ended(tended, migration)
-        if migration.text:
-            self._serving(tended, migration)
-            if self._site.settings.agent.write_outcome == "AdminComment" and tended.job in self._jobs:
-                served = "" if migration.by_owner else migration.text
-                chore = chores.write_back(tended.job, tended.hosts, for_operator(migration), served)
-                ended = partial(self._written, tended, migration)
-                self._errands.send(chore, ended, job=tended.job, seconds=ASK_SECONDS)
+        self.requests.served(tended, migration)
         if migration.reply is not None:
             failed = {"error": migration.error, "code": migration.exit_code}
             stopped = {"seconds_stopped": migration.seconds_stopped} if migration.seconds_stopped else {}
             outcome = migration.outcome and {**migration.outcome, **stopped}
             migration.reply(failed if migration.error else {"outcome": outcome})
         self._next(tended)
-
-    def _written(self, tended: Tended, migration: Migration, result: Result) -> None:
-        if result.value is None or not result.value["written"]:
-            why = result.error or "other hosts' outcomes were written over it"
-            self._chronicle.tell(tended, "not written back", why, logging.WARNING)
-        elif tended.served == migration.text:
-            tended.answered_at = time.monotonic()
 
     def _is_present(self, tended: Tended, migration: Migration) -> bool:
         """Say whether an errand's end is still about the job: it may have ended, and another have its ID."""
@@ -330,52 +287,6 @@ class Migrations:
             self.begin(tended, tended.queue.pop(0))
         else:
             self._idle(tended)
-
-    def _understand(self, tended: Tended, migration: Migration, at: float, answer: Mapping[str, Any] | None) -> None:
-        """Take the request out of a job's comment, as it was asked for `at` that time, unless it was served before.
-
-        While our outcome is on its way, other hosts' may come into the comment: the request in it is still the same.
-        """
-        if answer is None:
-            return
-        if not tended.served:  # by an agent before us
-            tended.served, tended.answered_at = self._placing.served(tended.job), math.inf
-        text, wish, wrong = "", None, None
-        try:
-            request = parse(answer["comment"])
-        except UsageError as error:
-            text, wrong = answer["comment"], str(error)
-        else:
-            wish = request.for_any(tended.hosts) if request is not None else None
-            text = format_request(request) if request is not None and wish is not None else ""
-        if text != tended.served or at > tended.answered_at:
-            migration.text, migration.wish, migration.error = text, wish, wrong
-        if not migration.text and self._site.policy(tended.facts).owners_may_ask:
-            self._understand_owner(tended, migration, answer["owners_comment"])
-
-    def _understand_owner(self, tended: Tended, migration: Migration, comment: str) -> None:
-        """Take the owner's request out of the comment that users may write; it stays there, and is served once."""
-        text = comment.strip()
-        if not text.startswith(PREFIX) or text == self._placing.served_owner(tended.job):
-            return
-        migration.text, migration.memory_only, migration.by_owner = text, True, True
-        try:
-            request = parse(text)
-            wish = request.for_any(tended.hosts) if request is not None else None
-            if wish is None:  # it is for other hosts
-                migration.text, migration.memory_only, migration.by_owner = "", False, False
-            elif wish.cpus is not None or wish.now:
-                raise UsageError("cpus=, now: an owner asks for memory alone, with a suspension")
-            migration.wish = wish
-        except UsageError as error:
-            migration.error = str(error)
-
-
-def _know(tended: Tended, answer: Mapping[str, Any]) -> None:
-    """Keep what Slurm says of a job."""
-    tended.facts = Facts.from_plain(answer["facts"])
-    tended.hosts, tended.name = tuple(answer["hosts"]), answer.get("name", "")
-    tended.uid = tended.uid if answer["uid"] is None else answer["uid"]
 
 
 def _is_there(tended: Tended, migration: Migration) -> bool:

@@ -137,7 +137,7 @@ class Tending:
         """See whether any of these jobs has a request that is to be served at once."""
         known = [job for job in jobs if job in self._jobs]
         if known:
-            self._migrations.poke(known)
+            self._migrations.requests.poke(known)
 
     def request(
         self,
