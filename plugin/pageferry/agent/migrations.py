@@ -8,7 +8,8 @@ A request may have what can be moved while the job runs moved first (an errand);
 A job that is suspended, and that its rule parks (`parking`), has its memory moved to where the rule says instead; what
 is asked for it is read, and served, when it is let go on, with the memory still parked.
 
-When a job is held and let go is `tending`'s: it is told when the last migration of a job has ended.
+What a job's comments ask for is read and answered by `requests`. When a job is held and let go is `tending`'s: it is
+told when the last migration of a job has ended.
 """
 
 from __future__ import annotations
@@ -91,80 +92,6 @@ class Migrations:
             return
         self._errands.send(chores.ask([tended.job]), ended, job=tended.job, seconds=ASK_SECONDS)
 
-    def advance(self, tended: Tended) -> None:
-        """Send for a job's memory, if that is what is next: once the job stands still, or if it is not held."""
-        migration = tended.migration
-        if migration is None or migration.stage is not Stage.READY:
-            return
-        if migration.cause is Cause.PARK and tended.phase is not Phase.HELD:  # it goes on before it was parked
-            tended.migration = None
-            self.begin(tended, Migration(Cause.UNPARK, Stage.ASKS))
-            return
-        if tended.phase is not Phase.RUNS and not self._gate.frozen(tended.job):
-            return
-        if not migration.nodes or (migration.error and migration.reply):
-            self._finish(tended, migration)
-            return
-        if migration.late and migration.policy.when_hold_ends == "leave":
-            migration.outcome = migration.copied
-            migration.error = "max_hold was used up before its memory began to move"
-            self._finish(tended, migration)
-            return
-        if tended.phase is Phase.WAITS and migration.copied is not None and _is_there(tended, migration):
-            self._let_go(tended)  # and on from here, while it runs
-            return
-        if migration.cause is Cause.PARK:
-            self._placing.park(tended.job, migration.nodes)
-        migration.stage = Stage.MOVES
-        self._carry(tended, migration, self._moved)
-
-    def _carry(self, tended: Tended, migration: Migration, then: Callable[[Tended, Migration, Result], None]) -> None:
-        """Send an errand that moves a job's memory to the migration's nodes."""
-        migration.progress = None
-        destination = self._destination(tended, migration)
-        runs = migration.copied is None and tended.phase is Phase.RUNS
-        chore = chores.move(tended.job, destination, migration.policy, self._chronicle.snapshots, runs=runs)
-        migration.reached("copying" if migration.stage is Stage.COPIES else "moving")
-        ended = partial(then, tended, migration)
-        advanced = partial(_advanced, migration)
-        migration.errand = self._errands.send(chore, ended, advanced, job=tended.job, seconds=MOVE_SECONDS)
-
-    def _destination(self, tended: Tended, migration: Migration) -> Destination:
-        sources = migration.sources = self._placing.home(tended.job)
-        if (parked := self.parking.destination(tended, migration, sources or ())) is not None:
-            return parked
-        if migration.copied is not None:
-            sources = ferry.sources_after(sources or (), migration.nodes)
-        strategy = migration.wish.strategy if migration.wish is not None else None
-        return Destination(migration.nodes, strategy, sources)
-
-    def hold_ended(self, tended: Tended) -> None:
-        """A job is let go before its memory has arrived: what has not moved by now is left, if its policy says so."""
-        migration = tended.migration
-        if migration is None or migration.late:
-            return
-        migration.late = True
-        if migration.errand is not None and migration.policy.when_hold_ends == "leave":
-            migration.errand.interrupt()
-
-    def _copied(self, tended: Tended, migration: Migration, result: Result) -> None:
-        """Hold a job whose memory was moved while it ran, and see to its CPUs and the rest.
-
-        One that cannot be held goes on running, as one that nobody wanted held.
-        """
-        migration.copied, migration.errand = result.value, None
-        migration.reached("copied")
-        if not self._is_present(tended, migration):
-            migration.outcome = migration.copied
-            self._chronicle.ended(tended, migration)
-            return
-        try:
-            if not migration.late:
-                self._stop(tended)
-        except PageferryError as error:
-            self._chronicle.tell(tended, "not held", str(error), logging.ERROR)
-        self._assign(tended, migration)
-
     def _asked(self, tended: Tended, migration: Migration, at: float, result: Result) -> None:
         if not self._is_present(tended, migration):
             return
@@ -186,15 +113,6 @@ class Migrations:
             migration.stage = stage
             self._start(tended, migration)
 
-    def _start(self, tended: Tended, migration: Migration) -> None:
-        """Begin with a migration for which Slurm need not be asked, or no more: with its memory, or with its CPUs."""
-        migration.policy = self.parking.policy(tended)
-        if migration.stage is Stage.COPIES and migration.wish is not None and migration.policy.mode is Mode.MOVE:
-            migration.nodes = migration.wish.nodes
-            self._carry(tended, migration, self._copied)
-        else:
-            self._assign(tended, migration)
-
     def _answer(self, tended: Tended, result: Result) -> Mapping[str, Any] | None:
         """Return what Slurm says of a job, and keep what rules want to know; None if it does not say."""
         answer: Mapping[str, Any] | None = (result.value or {}).get("jobs", {}).get(str(tended.job))
@@ -206,6 +124,33 @@ class Migrations:
                 said += f"; {self._site.policy(None).named()} holds, as no rule that asks about the job can match"
             self._chronicle.tell(tended, "not asked", said, logging.WARNING)
         return answer
+
+    def _start(self, tended: Tended, migration: Migration) -> None:
+        """Begin with a migration for which Slurm need not be asked, or no more: with its memory, or with its CPUs."""
+        migration.policy = self.parking.policy(tended)
+        if migration.stage is Stage.COPIES and migration.wish is not None and migration.policy.mode is Mode.MOVE:
+            migration.nodes = migration.wish.nodes
+            self._carry(tended, migration, self._copied)
+        else:
+            self._assign(tended, migration)
+
+    def _copied(self, tended: Tended, migration: Migration, result: Result) -> None:
+        """Hold a job whose memory was moved while it ran, and see to its CPUs and the rest.
+
+        One that cannot be held goes on running, as one that nobody wanted held.
+        """
+        migration.copied, migration.errand = result.value, None
+        migration.reached("copied")
+        if not self._is_present(tended, migration):
+            migration.outcome = migration.copied
+            self._chronicle.ended(tended, migration)
+            return
+        try:
+            if not migration.late:
+                self._stop(tended)
+        except PageferryError as error:
+            self._chronicle.tell(tended, "not held", str(error), logging.ERROR)
+        self._assign(tended, migration)
 
     def _assign(self, tended: Tended, migration: Migration) -> None:
         migration.stage = Stage.ASKS  # until all is known; the job may be let go meanwhile
@@ -245,6 +190,62 @@ class Migrations:
             if job in self._jobs:
                 self.begin(self._jobs[job], Migration(Cause.DISPLACED, Stage.READY))
 
+    def advance(self, tended: Tended) -> None:
+        """Send for a job's memory, if that is what is next: once the job stands still, or if it is not held."""
+        migration = tended.migration
+        if migration is None or migration.stage is not Stage.READY:
+            return
+        if migration.cause is Cause.PARK and tended.phase is not Phase.HELD:  # it goes on before it was parked
+            tended.migration = None
+            self.begin(tended, Migration(Cause.UNPARK, Stage.ASKS))
+            return
+        if tended.phase is not Phase.RUNS and not self._gate.frozen(tended.job):
+            return
+        if not migration.nodes or (migration.error and migration.reply):
+            self._finish(tended, migration)
+            return
+        if migration.late and migration.policy.when_hold_ends == "leave":
+            migration.outcome = migration.copied
+            migration.error = "max_hold was used up before its memory began to move"
+            self._finish(tended, migration)
+            return
+        if tended.phase is Phase.WAITS and migration.copied is not None and _is_there(tended, migration):
+            self._let_go(tended)  # and on from here, while it runs
+            return
+        if migration.cause is Cause.PARK:
+            self._placing.park(tended.job, migration.nodes)
+        migration.stage = Stage.MOVES
+        self._carry(tended, migration, self._moved)
+
+    def hold_ended(self, tended: Tended) -> None:
+        """A job is let go before its memory has arrived: what has not moved by now is left, if its policy says so."""
+        migration = tended.migration
+        if migration is None or migration.late:
+            return
+        migration.late = True
+        if migration.errand is not None and migration.policy.when_hold_ends == "leave":
+            migration.errand.interrupt()
+
+    def _carry(self, tended: Tended, migration: Migration, then: Callable[[Tended, Migration, Result], None]) -> None:
+        """Send an errand that moves a job's memory to the migration's nodes."""
+        migration.progress = None
+        destination = self._destination(tended, migration)
+        runs = migration.copied is None and tended.phase is Phase.RUNS
+        chore = chores.move(tended.job, destination, migration.policy, self._chronicle.snapshots, runs=runs)
+        migration.reached("copying" if migration.stage is Stage.COPIES else "moving")
+        ended = partial(then, tended, migration)
+        advanced = partial(_advanced, migration)
+        migration.errand = self._errands.send(chore, ended, advanced, job=tended.job, seconds=MOVE_SECONDS)
+
+    def _destination(self, tended: Tended, migration: Migration) -> Destination:
+        sources = migration.sources = self._placing.home(tended.job)
+        if (parked := self.parking.destination(tended, migration, sources or ())) is not None:
+            return parked
+        if migration.copied is not None:
+            sources = ferry.sources_after(sources or (), migration.nodes)
+        strategy = migration.wish.strategy if migration.wish is not None else None
+        return Destination(migration.nodes, strategy, sources)
+
     def _moved(self, tended: Tended, migration: Migration, result: Result) -> None:
         migration.outcome, migration.errand = result.value, None
         migration.reached("moved")
@@ -277,16 +278,16 @@ class Migrations:
             migration.reply(failed if migration.error else {"outcome": outcome})
         self._next(tended)
 
-    def _is_present(self, tended: Tended, migration: Migration) -> bool:
-        """Say whether an errand's end is still about the job: it may have ended, and another have its ID."""
-        return self._jobs.get(tended.job) is tended and tended.migration is migration
-
     def _next(self, tended: Tended) -> None:
         tended.migration = None
         if tended.queue:
             self.begin(tended, tended.queue.pop(0))
         else:
             self._idle(tended)
+
+    def _is_present(self, tended: Tended, migration: Migration) -> bool:
+        """Say whether an errand's end is still about the job: it may have ended, and another have its ID."""
+        return self._jobs.get(tended.job) is tended and tended.migration is migration
 
 
 def _is_there(tended: Tended, migration: Migration) -> bool:
