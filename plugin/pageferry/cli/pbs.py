@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pageferry.cli.job import complain
+from pageferry.cli.says import complain
 
 if TYPE_CHECKING:
     from pageferry.pbs.event import Event
