@@ -152,6 +152,13 @@ def test_here_refuses_a_host_with_too_few_nodes(monkeypatch: pytest.MonkeyPatch,
         command_line.here(["true"], tmp_path)
 
 
+def test_systemd_as_the_first_process_is_refused_on_version_1(tmp_path: Path) -> None:
+    wanted = session.Wanted(LAYOUTS["four"], tmp_path / "results", ["true"], cgroup="v1", systemd=True)
+    with pytest.raises(NoGuestError, match="--systemd without --cgroup v1"):
+        session.run(wanted, io.BytesIO())
+    assert not (tmp_path / "results").exists()
+
+
 def test_here_tells_the_command_what_a_guest_would(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(command_line, "WANTED_NODES", 1)
     script = '[ "$PAGEFERRY_GUEST_LAYOUT" = here ] && [ -d "$PAGEFERRY_RESULTS" ] && exit 9'
