@@ -33,6 +33,7 @@ from pageferry.applied import Destination
 from pageferry.comment import PREFIX, Wish, format_request, parse
 from pageferry.errors import Denied, PageferryError, UsageError
 from pageferry.gate.gate import Gate
+from pageferry.mems import record
 from pageferry.policy import Facts, Mode, Policy
 from pageferry.schedulers.slurm_cgroups import slurm_job_cgroups
 
@@ -124,7 +125,15 @@ class Migrations:
         migration.progress = None
         destination = self._destination(tended, migration)
         runs = migration.copied is None and tended.phase is Phase.RUNS
-        chore = chores.move(tended.job, destination, migration.policy, self._chronicle.snapshots, runs=runs)
+        chore = chores.move(
+            tended.job,
+            destination,
+            migration.policy,
+            self._chronicle.snapshots,
+            runs=runs,
+            settles=migration.stage is not Stage.COPIES and migration.cause is not Cause.PARK,
+            mems=self._placing.mems,
+        )
         migration.reached("copying" if migration.stage is Stage.COPIES else "moving")
         ended = partial(then, tended, migration)
         advanced = partial(_advanced, migration)
@@ -286,6 +295,7 @@ class Migrations:
         tended.placed_for = self._placing.nodes(tended.job)
         if policy.mode is Mode.OFF and not migration.text and migration.reply is None:
             self._chronicle.tell(tended, "left alone", f'{policy.named()}, mode = "off"')
+            self._widen(tended)
             self._next(tended)
             return
         try:
@@ -319,6 +329,8 @@ class Migrations:
         if migration.copied is not None:
             first = migration.copied
             migration.outcome = report.joined(first, result.value) if result.value is not None else first
+        if mems := (result.value or {}).get("mems"):
+            self._tell_mems(tended, **mems)
         parks, back = migration.cause is Cause.PARK, migration.cause is Cause.UNPARK
         held = tended.phase is Phase.HELD
         stopped = (parks and not held) or (back and held)  # before it began, perhaps, which is no failure
@@ -340,6 +352,8 @@ class Migrations:
         if tended.phase is Phase.WAITS and migration.cause is not Cause.PARK:
             migration.seconds_stopped = time.monotonic() - tended.thawed_at
         self._chronicle.ended(tended, migration)
+        if migration.nodes and (migration.error or migration.outcome is None):  # its CPUs may be elsewhere by now
+            self._widen(tended)
         if migration.text:
             self._serving(tended, migration)
             if self._site.settings.agent.write_outcome == "AdminComment" and tended.job in self._jobs:
@@ -353,6 +367,24 @@ class Migrations:
             outcome = migration.outcome and {**migration.outcome, **stopped}
             migration.reply(failed if migration.error else {"outcome": outcome})
         self._next(tended)
+
+    def _widen(self, tended: Tended) -> None:
+        """Let a job allocate wherever Slurm lets it, if it is narrowed: its memory is not known to be where it is."""
+        if record.is_recorded(tended.job, self._placing.mems):
+            chore = chores.widen(tended.job, self._placing.mems)
+            self._errands.send(chore, partial(self._widened, tended), job=tended.job, seconds=ASK_SECONDS)
+
+    def _widened(self, tended: Tended, result: Result) -> None:
+        if result.value is None:
+            self._chronicle.tell(tended, "not widened", result.error or "", logging.WARNING)
+        elif result.value["widened"]:
+            self._chronicle.tell(tended, "widened", "cpuset.mems is as Slurm wrote it")
+
+    def _tell_mems(self, tended: Tended, nodes: str, why: str) -> None:
+        if nodes:
+            self._chronicle.tell(tended, "narrowed", f"cpuset.mems {nodes}")
+        if why:
+            self._chronicle.tell(tended, "not narrowed", why, logging.WARNING)
 
     def _written(self, tended: Tended, migration: Migration, result: Result) -> None:
         if result.value is None or not result.value["written"]:
