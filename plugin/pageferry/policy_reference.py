@@ -73,10 +73,10 @@ history --json` (`rule`) and in `pageferry explain`.
   those of its CPUs, and those where it still has memory. Before a move elsewhere Slurm's own is written back, and so it
   is after a move that failed or that the rule no longer narrows. The agent's log says `narrowed` or `not narrowed`, and
   why; the move itself does not fail for it. What it costs, and what it cannot do:
-  - **Narrowed is a limit.** Where none of the nodes has room beyond `reserve` a job is not narrowed; one that needs more
-    than they have later is short of memory though other nodes have some. The kernel swaps, and then kills for memory,
-    any process that may use these nodes, perhaps of another job. Raise `reserve`, and give such jobs a memory limit.
-    Huge pages that a program has reserved must be free there, or it gets SIGBUS.
+  - **It is a limit.** Where none of the nodes has room beyond `reserve`, the job is not narrowed; one that needs more
+    than they have later is short of memory though other nodes have some: the kernel swaps, and then kills a process
+    that may use these nodes, perhaps of another job. Raise `reserve`, and give such jobs a memory limit. Huge pages
+    that a program has reserved must be free there, or it gets SIGBUS.
   - On cgroup version 2 the kernel moves by itself whatever lies outside, so there the nodes of what rules keep are left
     in, such as those of libraries that others map, too: often that is all there are, and the log says so. On version 1
     (`cpuset.memory_migrate` 0) nothing is moved, and these nodes are left out.

@@ -51,6 +51,8 @@ class World:
     sent: list[tuple[Any, ...]] = field(default_factory=list)
     interrupted: int = 0
     running: list[bool] = field(default_factory=list)
+    settling: list[bool] = field(default_factory=list)
+    mems: Path = Path("/nowhere")
     given: list[Wish] = field(default_factory=list)
     settled: list[tuple[int, ...]] = field(default_factory=list)
     holds: set[int] = field(default_factory=set)
@@ -155,11 +157,16 @@ def world_of(monkeypatch: pytest.MonkeyPatch) -> World:
     made = World()
     monkeypatch.setattr(chores, "ask", lambda jobs: ("ask", jobs))
 
-    def move(job: int, where: Any, policy: Any, _snapshots: object, *, runs: bool) -> tuple[Any, ...]:
+    def move(
+        job: int, where: Any, policy: Any, _snapshots: object, *, runs: bool, settles: bool, mems: Path
+    ) -> tuple[Any, ...]:
+        assert mems == made.mems
         made.running.append(runs)
+        made.settling.append(settles)
         return "move", job, where, policy
 
     monkeypatch.setattr(chores, "move", move)
+    monkeypatch.setattr(chores, "widen", lambda job, _mems: ("widen", job))
     monkeypatch.setattr(chores, "write_back", lambda _job, _hosts, text, _served: ("write", text))
     monkeypatch.setattr(tending, "Errands", lambda: made)
     monkeypatch.setattr(tending, "slurm_job_user_groups", lambda _job: ())

@@ -85,6 +85,7 @@ def test_every_key_of_a_rule_is_in_the_policy() -> None:
         reference_count=False,
         leave_filesystems=globs("nfs"),
         park=Nodes((4, 5)),
+        narrow_mems=True,
         owners_may_ask=True,
         spill=RuleSpill(enabled=False, least_bytes=Bytes(1)),
     )
