@@ -34,7 +34,7 @@ def main() -> None:
             time.sleep(0.05)
         nodes = ctypes.c_ulong(1 << WANTED)
         refused = libnuma.set_mempolicy(MPOL_BIND, ctypes.byref(nodes), ctypes.c_ulong(64))
-        answer = {"errno": ctypes.get_errno() if refused else 0}
+        answer: dict[str, object] = {"errno": ctypes.get_errno() if refused else 0}
         fresh = mmap.mmap(-1, MIB, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         touch(fresh)
         libnuma.set_mempolicy(MPOL_DEFAULT, None, ctypes.c_ulong(0))
