@@ -134,6 +134,13 @@ def test_sizes_are_limits_that_include_themselves(match: Match, why: str | None)
     assert why_not(match, JOB) == why
 
 
+def test_a_rule_for_pbs_cannot_narrow() -> None:
+    rules = [rule("a", narrow_mems=True), rule("b", Match(scheduler="pbs"), narrow_mems=True)]
+    ((key, why),) = policy.faults(rules)
+    assert key == ("rule", 1, "narrow_mems")
+    assert why.startswith("for Slurm's jobs")
+
+
 def test_a_size_that_is_not_known_is_no_size() -> None:
     assert why_not(Match(max_nodes=9), Facts("slurm")) == "nodes: not known"
     assert why_not(Match(min_cpus=1), Facts("slurm")) == "cpus: not known"

@@ -292,10 +292,11 @@ class Migrations:
         migration.stage = Stage.ASKS  # until all is known; the job may be let go meanwhile
         policy = migration.policy = self._policy(tended)
         self._ruled(tended)
+        if policy.mode is Mode.OFF:
+            self._widen(tended)
         tended.placed_for = self._placing.nodes(tended.job)
         if policy.mode is Mode.OFF and not migration.text and migration.reply is None:
             self._chronicle.tell(tended, "left alone", f'{policy.named()}, mode = "off"')
-            self._widen(tended)
             self._next(tended)
             return
         try:
