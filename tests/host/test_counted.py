@@ -95,6 +95,8 @@ def test_progress_is_said_now_and_then_and_not_at_every_call(monkeypatch: pytest
 class Placed:
     """Stands for what a migration needs besides."""
 
+    mems = Path("/nowhere")
+
     def nodes(self, _job: int) -> tuple[int, ...]:
         return (1,)
 
