@@ -1,0 +1,145 @@
+"""Parking of PBS's jobs on a node without CPUs: real processes in groups laid out as PBS's, real pages, MoM's hook.
+
+Node 3 has memory and no CPUs. What is in the queue `slow` is moved at a rate, so that a resume comes in between.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from guest import agents, freezing
+from guest.agents import Agent
+from guest.pbs import PbsJob, pbs_job
+from guest.steady import stood_still
+from guest.test_capacity import ballast, free_pages
+from guest.test_pbs import migrations, nodes
+from guest.vm.jobs import wait_until
+from pageferry.pbs import record
+
+pytestmark = pytest.mark.cpuless
+
+OWN, PARK = 2, 3
+MIB = 256
+"""Pages."""
+
+SIZE = 64
+"""MiB of each job."""
+
+ROOM = 120
+"""MiB that node 2 has left: for one of two jobs, and what is to stay free there."""
+
+HOOK = {"command": [], "preresume_seconds": 25, "seconds": 5}
+
+PARKS = f"""
+[[rule]]
+name = "slowly"
+park = "{PARK}"
+rate = "8M"
+match.partition = "slow"
+[[rule]]
+name = "parked"
+park = "{PARK}"
+"""
+
+
+@pytest.fixture(scope="module")
+def agent(results: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Agent]:
+    """An agent that parks each job."""
+    folder = tmp_path_factory.mktemp("agent")
+    (folder / "pageferry.toml").write_text(PARKS)
+    words = ("--config", str(folder / "pageferry.toml"), "--history-file", str(folder / "history.sqlite3"))
+    with agents.agent(results / "agent-parking-pbs.log", *words) as made:
+        yield made
+
+
+@contextmanager
+def job_of_node_2(job_id: str, cgroup: str, queue: str = "") -> Iterator[PbsJob]:
+    """Have a job begin, all of it on node 2."""
+    with pbs_job(job_id, cgroup, HOOK, node=OWN, mib=SIZE, queue=queue) as made:
+        made.hook("execjob_begin")
+        assert set(nodes(made)) == {OWN}
+        yield made
+    record.forget(job_id)
+
+
+def parked(agent: Agent, job: PbsJob) -> None:
+    """Suspend a job, and see that all of it is parked."""
+    assert job.suspend()["errors"] == []
+    wait_until(lambda: bool(migrations(agent, job)), "it is parked")
+    (moved,) = migrations(agent, job)
+    assert (moved["event"], moved["outcome"], moved["nodes_to"]) == ("park", "complete", str(PARK)), moved
+    assert set(nodes(job)) == {PARK}
+
+
+def resumed(job: PbsJob) -> dict[str, Any]:
+    """Resume a job, and return what it saw in its first steps, by when all of it must be back and as it was."""
+    (count,), noted = job.steady.counts(), job.noted()
+    did, _ = job.resume()
+    assert did["errors"] == []
+    (entry,) = job.first_steps(noted)
+    assert entry["nodes"] == {str(OWN): SIZE * MIB}, "each page is there at the first instruction"
+    assert stood_still(entry, count), "not one step before its pages were there"
+    assert entry["intact"]
+    assert job.steady.runs()
+    return entry
+
+
+def test_a_parked_job_leaves_its_node_to_another_and_has_it_back_before_its_next_step(
+    agent: Agent, cgroup: str
+) -> None:
+    with ballast(OWN, ROOM * MIB), job_of_node_2("11.guest", cgroup) as low:
+        assert free_pages(OWN) < SIZE * MIB, "or the other one would have found room anyway"
+        parked(agent, low)
+        with pbs_job("12.guest", cgroup, HOOK, node=OWN, mib=SIZE) as other:
+            assert other.steady.diary()[0]["nodes"] == {str(OWN): SIZE * MIB}
+            assert set(nodes(low)) == {PARK}
+        resumed(low)
+        park, back = migrations(agent, low)
+        assert (back["event"], back["outcome"], back["nodes_to"]) == ("unpark", "complete", str(OWN))
+        assert sorted(back["moments"], key=back["moments"].get) == ["held", "moving", "moved", "released"]
+        assert min(park["bytes"], back["bytes"]) >= SIZE << 20
+        assert record.load(low.id).parked == ()
+
+
+def test_a_job_that_is_resumed_while_it_is_being_parked_is_parked_no_further_and_whole_before_its_next_step(
+    agent: Agent, cgroup: str
+) -> None:
+    with job_of_node_2("13.guest", cgroup, "slow") as low:
+        low.suspend()
+        wait_until(lambda: nodes(low)[PARK] > MIB, "a part of it is parked")
+        resumed(low)
+        park, back = migrations(agent, low)
+        assert (park["event"], back["event"]) == ("park", "unpark")
+        assert park["outcome"] == "partial"
+        assert MIB * 4096 < park["bytes"] < SIZE << 20
+        assert back["outcome"] == "complete"
+        assert back["bytes"] == park["bytes"], "what was moved, and nothing else"
+        assert back["seconds_stopped"] > 0
+
+
+@pytest.mark.parametrize(("job_id", "queue"), [("14.guest", ""), ("15.guest", "slow")])
+def test_of_a_job_that_dies_parked_or_on_its_way_nothing_is_left_and_its_id_may_be_anothers(
+    agent: Agent, cgroup: str, job_id: str, queue: str
+) -> None:
+    free = free_pages(PARK)
+    with job_of_node_2(job_id, cgroup, queue) as low:
+        if queue:
+            low.suspend()
+            wait_until(lambda: nodes(low)[PARK] > MIB, "a part of it is parked")
+        else:
+            parked(agent, low)
+        for process in low.processes:
+            process.kill()
+            process.wait()
+        wait_until(lambda: not freezing.errands(agent), "nobody is busy with it any more")
+        wait_until(lambda: free_pages(PARK) > free - MIB, "its memory is free")
+        low.hook("execjob_epilogue")
+        assert not list(record.FOLDER.glob(f"{low.id}.*"))
+    with job_of_node_2(job_id, cgroup) as again:
+        assert record.load(again.id).parked == ()
+        assert again.steady.runs()
