@@ -5,10 +5,12 @@ Node 3 has memory and no CPUs. What is in the queue `slow` is moved at a rate, s
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+import signal
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -36,6 +38,8 @@ ROOM = 120
 HOOK = {"command": [], "preresume_seconds": 25, "seconds": 5}
 
 PARKS = f"""
+[spill]
+enabled = false
 [[rule]]
 name = "slowly"
 park = "{PARK}"
@@ -76,17 +80,17 @@ def parked(agent: Agent, job: PbsJob) -> None:
     assert set(nodes(job)) == {PARK}
 
 
-def resumed(job: PbsJob) -> dict[str, Any]:
-    """Resume a job, and return what it saw in its first steps, by when all of it must be back and as it was."""
+def resumed(job: PbsJob, before_sigcont: Callable[[], None] = lambda: None) -> None:
+    """Resume a job, and see that all of it is back, and as it was, in its first steps."""
     (count,), noted = job.steady.counts(), job.noted()
-    did, _ = job.resume()
-    assert did["errors"] == []
+    assert job.hook("execjob_preresume")["errors"] == []
+    before_sigcont()
+    job.signal(signal.SIGCONT)
     (entry,) = job.first_steps(noted)
     assert entry["nodes"] == {str(OWN): SIZE * MIB}, "each page is there at the first instruction"
     assert stood_still(entry, count), "not one step before its pages were there"
     assert entry["intact"]
     assert job.steady.runs()
-    return entry
 
 
 def test_a_parked_job_leaves_its_node_to_another_and_has_it_back_before_its_next_step(
@@ -120,6 +124,20 @@ def test_a_job_that_is_resumed_while_it_is_being_parked_is_parked_no_further_and
         assert back["outcome"] == "complete"
         assert back["bytes"] == park["bytes"], "what was moved, and nothing else"
         assert back["seconds_stopped"] > 0
+
+
+def test_a_job_whose_resume_comes_before_its_parking_has_begun_is_not_parked(agent: Agent, cgroup: str) -> None:
+    with job_of_node_2("16.guest", cgroup, "slow") as low, ThreadPoolExecutor(1) as mom:
+        suspends = mom.submit(low.suspend)
+        errand = freezing.stopped_errand(agent)
+        suspends.result()
+
+        def goes_on() -> None:
+            os.kill(errand, signal.SIGCONT)
+            (back,) = migrations(agent, low)
+            assert (back["event"], back["bytes"]) == ("unpark", 0), "nothing has moved"
+
+        resumed(low, goes_on)
 
 
 @pytest.mark.parametrize(("job_id", "queue"), [("14.guest", ""), ("15.guest", "slow")])
