@@ -46,6 +46,7 @@ class PbsEvents:
         self._under_way: Counter[str] = Counter()
         self._held: set[str] = set()
         self._parking: dict[str, Errand] = {}
+        self._resumed: set[str] = set()
         self._waiting: dict[str, list[Callable[[], None]]] = {}
         self._home_at: float | None = None
         self._coming_home = False
@@ -77,6 +78,7 @@ class PbsEvents:
         if event.event is Kind.PRERESUME:
             return self._resumes(event, hosts, reply, peer)
         if event.event is Kind.POSTSUSPEND:
+            self._resumed.discard(job.id)
             serve.unsettle(job, self._folder)
         self._begin(Case(event.event, job, hosts, self._site.settings, self._folder), lambda _answer: None)
         return {}
@@ -89,6 +91,7 @@ class PbsEvents:
         found = serve.ready(case)
         if found.settled and not self._under_way[job.id]:
             return {"done": True, "told": found.refused or record.load(job.id, self._folder).told}
+        self._resumed.add(job.id)
         if job.id in self._parking:
             self._parking[job.id].interrupt()
         self._begin(case, reply, found.refused)
@@ -140,7 +143,7 @@ class PbsEvents:
         def said(message: Mapping[str, Any]) -> None:
             nonlocal holds
             if message.get("parks") and sent is not None:
-                self._parking[job.id] = sent
+                self._parks(job, sent)
             elif message.get("held"):
                 if job.id not in self._held:  # else it is held already, by the errand before
                     holds = True
@@ -164,9 +167,17 @@ class PbsEvents:
             reply({"done": True, "told": refused or record.load(job.id, self._folder).told})
             for begin in self._waiting.pop(job.id, []):
                 begin()
+            if not self._under_way[job.id]:
+                self._resumed.discard(job.id)
 
         sent: Errand | None = None
         sent = self._errands.send(work, ended, said, seconds=MOVE_SECONDS)
+
+    def _parks(self, job: PbsJob, sent: Errand) -> None:
+        """From now on an errand that parks a job can be stopped; so it is if the resume was there before it."""
+        self._parking[job.id] = sent
+        if job.id in self._resumed:
+            sent.interrupt()
 
     def _parked(self, job: PbsJob, sent: Errand | None, result: Result) -> None:
         """An errand that may have parked a job has ended: there is nothing more to be stopped, and room for others."""
