@@ -188,14 +188,28 @@ def test_a_hold_of_pbs_is_counted_while_it_lasts_and_by_how_it_ended(
 
 
 def test_one_hold_that_two_events_wait_for_is_counted_once(chronicle: Chronicle, sent: Sent, events: PbsEvents) -> None:
-    for _ in range(2):
+    for said in ({"held": True}, {"held": True, "already": True}):
         resumes(events)
-        sent.said[-1]({"held": True})
+        sent.said[-1](said)
     sent.ended[1](Result(SERVED, None))
     assert events.held() == 1
     sent.ended[0](Result(SERVED, None))
     assert events.held() == 0
     assert chronicle.counts.holds == chronicle.counts.releases.total() == 1
+
+
+def test_a_hold_that_follows_another_whose_errand_has_not_ended_is_counted_as_long_as_it_lasts(
+    chronicle: Chronicle, sent: Sent, events: PbsEvents
+) -> None:
+    for _ in range(2):
+        resumes(events)
+        sent.said[-1]({"held": True})
+    assert events.held() == 1, "it is one job"
+    sent.ended[0](Result(SERVED, None))
+    assert events.held() == 1
+    sent.ended[1](Result(SERVED, None))
+    assert events.held() == 0
+    assert chronicle.counts.holds == chronicle.counts.releases.total() == 2
 
 
 def test_a_job_that_was_not_held_is_no_hold(chronicle: Chronicle, sent: Sent, events: PbsEvents) -> None:

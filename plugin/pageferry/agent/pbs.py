@@ -44,7 +44,7 @@ class PbsEvents:
         self._site = site
         self._folder = folder
         self._under_way: Counter[str] = Counter()
-        self._held: set[str] = set()
+        self._held: Counter[str] = Counter()  # by the errands that do: one may follow another that has not ended yet
         self._parking: dict[str, Errand] = {}
         self._resumed: set[str] = set()
         self._waiting: dict[str, list[Callable[[], None]]] = {}
@@ -118,7 +118,7 @@ class PbsEvents:
 
     def close(self) -> None:
         """Take note that the errands are ended, and with them their holds."""
-        for _ in self._held:
+        for _ in self._held.elements():
             self._chronicle.counts.released(Release.STOPPED)
         self._held.clear()
 
@@ -145,9 +145,9 @@ class PbsEvents:
             if message.get("parks") and sent is not None:
                 self._parks(job, sent)
             elif message.get("held"):
-                if job.id not in self._held:  # else it is held already, by the errand before
+                if not message.get("already"):
                     holds = True
-                    self._held.add(job.id)
+                    self._held[job.id] += 1
                     self._chronicle.counts.held()
                 self._chronicle.tell(None, "held", "until its memory is there", pbs_job=job.id)
                 reply({"held": True, "told": refused or "moving"})
@@ -158,7 +158,7 @@ class PbsEvents:
             self._under_way -= Counter({job.id: 1})
             self._parked(job, sent, result)
             if holds:
-                self._held.discard(job.id)
+                self._held -= Counter({job.id: 1})
                 self._chronicle.counts.released(_release(result, case.policy.max_hold_seconds))
             if result.value is None:
                 self._chronicle.tell(None, "not done", result.error or "", logging.ERROR, pbs_job=job.id)

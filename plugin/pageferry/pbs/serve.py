@@ -39,6 +39,8 @@ if TYPE_CHECKING:  # numpy comes with it
 Say = Callable[[Mapping[str, Any]], None]
 """Who waits for the job is told {"held": true}, and lets it go on; or {"live": why}, and can only wait for the end.
 
+With "already": true it is held by another of ours, for an earlier resume.
+
 {"parks": true} is for whoever may want a suspended job's move to be stopped, by SIGINT from then on.
 """
 
@@ -308,7 +310,7 @@ def _hold(holding: ExitStack, case: Case, say: Say) -> bool:
         try:
             holding.enter_context(hold.held(case.job.id, case.pids(), policy.max_hold_seconds, case.folder))
         except hold.HeldAlreadyError:
-            say({"held": True})
+            say({"held": True, "already": True})
             return False
         except KernelError as error:
             why = str(error)
