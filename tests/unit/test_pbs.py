@@ -8,7 +8,7 @@ import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import msgspec
 import pytest
@@ -392,10 +392,8 @@ def test_a_held_job_is_moved_no_longer_than_it_is_held_if_its_rule_leaves_the_re
 
 
 def test_who_waits_for_a_job_that_is_held_already_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    @contextmanager
-    def hold(*_: object) -> Iterator[None]:
+    def hold(*_: object) -> NoReturn:
         raise pbs_hold.HeldAlreadyError("for an earlier resume")
-        yield
 
     told: list[Mapping[str, Any]] = []
     monkeypatch.setattr(serve, "_move", lambda *_: {"refused": False, "complete": True, "moved_bytes": 0})
