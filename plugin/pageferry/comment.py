@@ -63,6 +63,11 @@ class Request:
             return None
         return dict(self.named).get(name, self.others)
 
+    def for_any(self, names: Iterable[str]) -> Wish | None:
+        """Return what the host that goes by these names shall do: by the first of them that is asked for anything."""
+        wishes = (self.for_host(name) for name in names)
+        return next((wish for wish in wishes if wish is not None), None)
+
 
 def parse(text: str) -> Request | None:
     """Return the request in an AdminComment, None if it holds none of ours.

@@ -22,7 +22,7 @@ from pageferry.agent.tended import Cause, Migration, Stage, Tended
 from pageferry.config import Agent, Settings
 from pageferry.history.store import Store
 from pageferry.kernel.topology import read_topology
-from pageferry.pbs import serve
+from pageferry.pbs import at_once
 from pageferry.policy import Policy
 
 MIB = 1 << 20
@@ -154,7 +154,7 @@ SERVED = {
 
 @pytest.fixture
 def events(chronicle: Chronicle, sent: Sent, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PbsEvents:
-    monkeypatch.setattr(serve, "ready", lambda *_: serve.Ready(False))  # one node is not enough for more
+    monkeypatch.setattr(at_once, "ready", lambda *_: at_once.Ready(False))  # one node is not enough for more
     settings = Settings(agent=Agent(max_hold_seconds=30.0))
     (tmp_path / "pbs").mkdir()
     return PbsEvents(sent.errands, chronicle, Site(settings), tmp_path / "pbs")

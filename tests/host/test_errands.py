@@ -147,8 +147,8 @@ def test_a_thousand_pokes_are_one_question_and_one_more() -> None:
     sent = Sent()
     ours = made({7: Tended(7), 8: Tended(8)}, sent)
     for _ in range(1000):
-        ours.poke([7])
-    ours.poke([8])
+        ours.requests.poke([7])
+    ours.requests.poke([8])
     assert len(sent.ended) == 1
     sent.ended.pop()(Result({"jobs": {}}, None))
     assert len(sent.ended) == 1
@@ -218,7 +218,7 @@ def test_of_two_requests_for_now_the_later_one_is_served() -> None:
     ours.begin(jobs[7], Migration(Cause.RESUME, Stage.ASKS))
 
     def typed(text: str) -> None:
-        ours.poke([7])
+        ours.requests.poke([7])
         answer = {
             "state": "RUNNING",
             "comment": text,

@@ -5,6 +5,7 @@ The job is groups of our own making, named as Slurm names them; no Slurm is ther
 
 from __future__ import annotations
 
+import http.client
 import os
 import signal
 import socket
@@ -13,9 +14,9 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -37,19 +38,41 @@ def wait_until(what: Callable[[], object], why: str) -> None:
         time.sleep(0.05)
 
 
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return int(probe.getsockname()[1])
+
+
 @dataclass
 class Agent:
-    process: subprocess.Popen[bytes]
+    settings: Path
     socket: Path
     collector: Path
     port: int
     log: Path
+    process: subprocess.Popen[bytes] = field(init=False)
 
     def answers(self) -> bool:
         try:
             return bool(wire.ask(self.socket, {"verb": "status"}, 10))
         except KernelError:  # not yet
             return False
+
+    def configure(self) -> None:
+        """Write the settings for this folder and port."""
+        self.settings.write_text(f'[metrics]\ntextfile = "{self.collector}"\nlisten = "127.0.0.1:{self.port}"\n')
+
+    def sockets(self) -> int:
+        found = 0
+        for link in Path(f"/proc/{self.process.pid}/fd").iterdir():
+            with suppress(FileNotFoundError):
+                found += str(link.readlink()).startswith("socket:")
+        return found
+
+    def client(self) -> http.client.HTTPConnection:
+        made = http.client.HTTPConnection("127.0.0.1", self.port, timeout=SECONDS)
+        made.connect()
+        return made
 
     def scraped(self) -> str:
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -75,30 +98,28 @@ def value(text: str, name: str, **labels: str) -> float | None:
 
 
 @contextmanager
-def running(folder: Path, collector: Path, port: int | None = None) -> Iterator[Agent]:
+def running(
+    folder: Path, collector: Path, port: int | None = None, program: Sequence[str] = ("-m", "pageferry")
+) -> Iterator[Agent]:
     """Run an agent that knows nothing of this host's own, and end it."""
-    if port is None:
-        with socket.create_server(("127.0.0.1", 0)) as probe:
-            port = probe.getsockname()[1]
-    settings = folder / "pageferry.toml"
-    settings.write_text(f'[metrics]\ntextfile = "{collector}"\nlisten = "127.0.0.1:{port}"\n')
     words = [
         "--config",
-        str(settings),
+        str(folder / "pageferry.toml"),
         "--run-folder",
         str(folder / "run"),
         "--history-file",
         str(folder / "h.sqlite3"),
     ]
     log = folder / "log"
+    made = Agent(folder / "pageferry.toml", folder / "run/agent.sock", collector, port or free_port(), log)
+    made.configure()
     with log.open("wb") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "pageferry", "agent", *words],
+        process = made.process = subprocess.Popen(
+            [sys.executable, *program, "agent", *words],
             stdout=output,
             stderr=output,
             env={**os.environ, "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"},
         )
-    made = Agent(process, folder / "run/agent.sock", collector, port, log)
     try:
         wait_until(lambda: process.poll() is not None or made.answers(), "the agent answers")
         assert process.poll() is None, log.read_text()
@@ -194,3 +215,43 @@ def test_jobs_are_served_though_no_metric_can_go_out(folder: Path, job: SlurmJob
         said = agent.log.read_text()
         assert f"metrics.textfile: {folder}/no such/" in said
         assert "metrics.listen: 127.0.0.1:" in said
+
+
+LISTENING = 2  # sockets: the agent's own and that of its metrics
+
+LARGE_AND_PATIENT = """
+from pageferry.agent import connections
+from pageferry.agent.metrics import Metrics
+from pageferry.cli.main import main
+text = Metrics.text
+Metrics.text = lambda self, up=True: text(self, up) + "# " + "x" * (16 << 20) + chr(10)
+connections.TURN_SECONDS = 600.0
+main()
+"""
+"""No client is cut off for its slowness, and no answer is taken over by the kernel as a whole."""
+
+
+def test_who_is_connected_when_the_agent_is_told_to_listen_elsewhere_hangs_nowhere(folder: Path) -> None:
+    with ExitStack() as stack:
+        agent = stack.enter_context(running(folder, folder, program=("-c", LARGE_AND_PATIENT)))
+        idle, half, taking = (stack.enter_context(closing(agent.client())) for _ in range(3))
+        half.sock.sendall(b"GET /metrics HTTP/1.1\r\nHo")
+        taking.request("GET", "/metrics")
+        answer = taking.getresponse()
+        assert answer.read(5000).startswith(b"# HELP ")
+        wait_until(lambda: agent.sockets() == LISTENING + 3, "nobody else is connected by then")
+        old, agent.port = agent.port, free_port()
+        agent.configure()
+        agent.process.send_signal(signal.SIGHUP)
+        wait_until(lambda: "reloaded" in agent.log.read_text(), "reloaded")
+        assert agent.sockets() == LISTENING, "none is left of the old address"
+        with pytest.raises((http.client.IncompleteRead, ConnectionResetError)):
+            answer.read()
+        with suppress(ConnectionResetError):
+            assert half.sock.recv(1) == b""
+        with pytest.raises(ConnectionError):
+            idle.request("GET", "/metrics")
+            idle.getresponse()
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", old))
+        assert value(agent.scraped().partition("# xx")[0], "pageferry_up") == 1

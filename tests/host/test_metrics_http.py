@@ -12,7 +12,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from pageferry.agent.metrics_http import CONNECTIONS, HEAD_BYTES, TURN_SECONDS, Listener
+from pageferry.agent.connections import TURN_SECONDS
+from pageferry.agent.metrics_http import CONNECTIONS, HEAD_BYTES, Listener
 from pageferry.config import Address
 from pageferry.exposition import CONTENT_TYPE
 from pageferry.kernel.sockets import listening

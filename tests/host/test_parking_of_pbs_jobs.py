@@ -22,11 +22,11 @@ from pageferry.config import Agent, Settings
 from pageferry.errors import KernelError, PageferryError, Stopped
 from pageferry.history.store import Store
 from pageferry.kernel.topology import Node, Topology
+from pageferry.pbs import aim, at_once, record, serve
 from pageferry.pbs import hold as pbs_hold
-from pageferry.pbs import record, serve
+from pageferry.pbs.case import Case, Served
 from pageferry.pbs.event import Kind, PbsJob
 from pageferry.pbs.record import Record
-from pageferry.pbs.serve import Served
 from pageferry.policy import Mode, Name, Nodes, Policy, Rule
 from pageferry_planner.model import Strategy, WhenFull
 
@@ -51,16 +51,16 @@ class Pbs:
         self.said: list[Mapping[str, Any]] = []
         record.save(JOB.id, BEGUN, folder)
 
-    def move(self, case: serve.Case, policy: Policy, destination: Destination, *_more: object) -> Any:
+    def move(self, case: Case, policy: Policy, destination: Destination, *_more: object) -> Any:
         self.moves.append((policy, destination))
         self.known_then.append(record.load(case.job.id, self.folder))
         if self.fails is not None:
             raise self.fails
         return OUTCOME
 
-    def case(self, kind: Kind, *rules: Rule, comment: str = "") -> serve.Case:
+    def case(self, kind: Kind, *rules: Rule, comment: str = "") -> Case:
         job = msgspec.structs.replace(JOB, comment=comment)
-        return serve.Case(kind, job, HERE, Settings(rule=rules or (PARKS,)), self.folder)
+        return Case(kind, job, HERE, Settings(rule=rules or (PARKS,)), self.folder)
 
     def happens(self, kind: Kind, *rules: Rule, comment: str = "") -> Served:
         return serve.serve(self.case(kind, *rules, comment=comment), self.said.append)
@@ -80,8 +80,9 @@ def pbs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pbs:
     def held(_job: str, _pids: frozenset[int], _seconds: float, _folder: Path) -> Iterator[None]:
         yield
 
-    monkeypatch.setattr(serve, "read_topology", lambda: topology)
-    monkeypatch.setattr(serve, "is_stopped", lambda _pids: made.stopped)
+    for module in (aim, at_once, serve):
+        monkeypatch.setattr(module, "read_topology", lambda: topology)
+        monkeypatch.setattr(module, "is_stopped", lambda _pids: made.stopped)
     monkeypatch.setattr(serve, "_move", made.move)
     monkeypatch.setattr(pbs_hold, "held", held)
     return made
@@ -93,7 +94,7 @@ def test_a_suspended_job_is_parked_and_comes_back_before_it_goes_on(pbs: Pbs) ->
     assert (parked.event, parked.nodes, parked.sources) == ("park", (3,), (0,))
     assert (pbs.known.parked, pbs.known.homes, pbs.known.settled) == ((3,), (0,), ())
     assert pbs.known_then[0].parked == (3,), "known before the first page moves"
-    assert not serve.ready(pbs.case(Kind.PRERESUME)).settled, "its memory is not in place"
+    assert not at_once.ready(pbs.case(Kind.PRERESUME)).settled, "its memory is not in place"
     pbs.said.clear()
     back = pbs.happens(Kind.PRERESUME)
     assert pbs.said == [{"held": True}]
@@ -130,7 +131,7 @@ def test_a_wrong_request_is_told_and_the_parked_job_comes_back_all_the_same(pbs:
 def test_what_was_parked_comes_back_whatever_the_rule_says_by_then(pbs: Pbs) -> None:
     off = Rule(name=Name("off"), mode="off")
     pbs.happens(Kind.POSTSUSPEND)
-    assert not serve.ready(pbs.case(Kind.PRERESUME, off)).settled
+    assert not at_once.ready(pbs.case(Kind.PRERESUME, off)).settled
     pbs.happens(Kind.PRERESUME, off)
     policy, where = pbs.moves[-1]
     assert (policy.mode, where) == (Mode.MOVE, BACK)
@@ -151,14 +152,14 @@ def test_a_parking_that_is_stopped_before_it_began_is_no_failure_and_any_other_i
 
 def test_a_parked_job_stays_so_until_it_goes_on_and_one_that_goes_on_unseen_is_found(pbs: Pbs) -> None:
     pbs.happens(Kind.POSTSUSPEND)
-    assert not serve.take_note(JOB, HERE, pbs.folder)
+    assert not at_once.take_note(JOB, HERE, pbs.folder)
     pbs.happens(Kind.RESIZE)
     assert pbs.moves[-1][1] == AWAY
     pbs.stopped = False
-    assert serve.take_note(JOB, HERE, pbs.folder)
+    assert at_once.take_note(JOB, HERE, pbs.folder)
     assert pbs.happens(Kind.PERIODIC).event == "unpark"
     assert pbs.moves[-1][1] == BACK
-    assert not serve.take_note(JOB, HERE, pbs.folder)
+    assert not at_once.take_note(JOB, HERE, pbs.folder)
 
 
 @pytest.mark.parametrize("rule", [Rule(name=Name("a"), park=Nodes((9,))), Rule(name=Name("b"), park=Nodes((0,)))])

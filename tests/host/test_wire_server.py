@@ -16,6 +16,7 @@ import pytest
 
 from pageferry import wire
 from pageferry.agent import wire_server
+from pageferry.agent.connections import TURN_SECONDS
 from pageferry.agent.wire_server import Server
 from pageferry.errors import KernelError, UsageError
 from pageferry.wire import Peer
@@ -244,7 +245,7 @@ def test_a_client_that_does_not_take_its_answer_holds_up_nobody_and_is_closed(ag
         client.send(b'{"verb": "large"}\n')
         other.send(b'{"verb": "status"}\n')
         assert agent.said(other)[0]["ok"]
-        agent.clock.now += wire_server.TURN_SECONDS
+        agent.clock.now += TURN_SECONDS
         other.send(b'{"verb": "status"}\n')
         assert agent.said(other)[0]["ok"]
         agent.server.expire()
@@ -400,10 +401,9 @@ def test_a_forked_child_neither_keeps_a_connection_open_nor_takes_it_away(agent:
         if child == 0:
             os.close(write)
             os.read(read, 1)
-            agent.server.abandon()
             os._exit(0)
         os.close(read)
-        agent.clock.now += wire_server.TURN_SECONDS
+        agent.clock.now += TURN_SECONDS
         agent.server.expire()
         assert agent.said(other) == [{}], "closed for its client, although the child has it still"
         os.close(write)

@@ -86,6 +86,13 @@ def test_a_host_that_nothing_is_asked_of_does_nothing() -> None:
     assert request("pageferry:a:nodes=2").for_host("b") is None
 
 
+def test_a_host_with_several_names_does_what_the_first_that_is_asked_for_anything_is_asked_for() -> None:
+    asked = request("pageferry:a:nodes=1;b:nodes=2")
+    assert asked.for_any(["c", "b", "a"]) == Wish((2,))
+    assert asked.for_any(["c"]) is None
+    assert asked.for_any([]) is None
+
+
 def test_what_is_written_is_not_longer_than_what_is_read() -> None:
     widest = "pageferry:nodes=0" + ",1" * ((MAX_REQUEST_BYTES - len("pageferry:nodes=0")) // 2)
     assert parse(widest) is not None

@@ -20,12 +20,13 @@ from pageferry.applied import Destination
 from pageferry.config import Settings
 from pageferry.errors import UsageError
 from pageferry.kernel.topology import read_topology
-from pageferry.pbs import by_hand, record, serve
+from pageferry.pbs import aim, at_once, by_hand, record, serve
 from pageferry.pbs import event as events
 from pageferry.pbs import hold as pbs_hold
+from pageferry.pbs.asked import understood
+from pageferry.pbs.case import Case
 from pageferry.pbs.event import Kind, PbsJob
 from pageferry.pbs.record import Record
-from pageferry.pbs.serve import understood
 from pageferry.policy import Facts, Globs, Match, Name, Rule
 from pageferry.schedulers.pbs import Pbs, claimed_pids, is_job_id, is_stopped, job_nodes, job_pids
 from pageferry.schedulers.pbs_cgroups import pbs_job_cgroups, pbs_job_cpuset, pbs_job_freezers, pbs_job_ids
@@ -293,12 +294,12 @@ def test_mom_has_given_up_once_its_time_is_over_or_its_hook_is_gone_but_not_wher
 
 def test_a_job_that_runs_here_again_begins_anew(tmp_path: Path) -> None:
     record.save("99.s", Record(homes=(3,), placed=(3,), settled=(3,), served="pageferry:nodes=3"), tmp_path)
-    serve.begin(PbsJob("99.s"), GUEST, tmp_path)
+    at_once.begin(PbsJob("99.s"), GUEST, tmp_path)
     assert record.load("99.s", tmp_path) == Record(facts=Facts("pbs", cluster="s"))
 
 
-def case(job: PbsJob, folder: Path, *rules: Rule, kind: Kind = Kind.PRERESUME) -> serve.Case:
-    return serve.Case(kind, job, GUEST, Settings(rule=rules), folder)
+def case(job: PbsJob, folder: Path, *rules: Rule, kind: Kind = Kind.PRERESUME) -> Case:
+    return Case(kind, job, GUEST, Settings(rule=rules), folder)
 
 
 def test_what_mom_says_of_a_job_is_what_rules_are_told() -> None:
@@ -317,9 +318,9 @@ WATCHED = Rule(name=Name("watch"), mode="observe", match=Match(partition=Globs((
 @pytest.mark.parametrize("rule", [OFF, WATCHED])
 def test_mom_does_not_wait_for_a_job_that_is_not_to_be_moved(tmp_path: Path, rule: Rule) -> None:
     standing = PbsJob("99.s", queue="debug", asked="nodes=0")
-    assert serve.ready(case(standing, tmp_path, rule)).settled
-    assert not serve.ready(case(standing, tmp_path)).settled
-    assert not serve.ready(case(msgspec.structs.replace(standing, queue="long"), tmp_path, rule)).settled
+    assert at_once.ready(case(standing, tmp_path, rule)).settled
+    assert not at_once.ready(case(standing, tmp_path)).settled
+    assert not at_once.ready(case(msgspec.structs.replace(standing, queue="long"), tmp_path, rule)).settled
 
 
 def test_a_job_that_is_left_alone_is_neither_held_nor_moved_and_a_request_is_told_why(
@@ -347,12 +348,13 @@ def test_what_is_only_observed_changes_nothing_of_what_is_known_of_a_job(
     seen: list[Any] = []
     outcome = {"refused": False, "complete": True, "observed": True, "moved_bytes": 0, "would_move_bytes": 4096}
 
-    def move(_case: serve.Case, *words: Any) -> dict[str, Any]:
+    def move(_case: Case, *words: Any) -> dict[str, Any]:
         seen.append(words)
         return outcome
 
     monkeypatch.setattr(serve, "_move", move)
-    monkeypatch.setattr(serve, "is_stopped", lambda _pids: True)
+    for module in (aim, serve):
+        monkeypatch.setattr(module, "is_stopped", lambda _pids: True)
     job = PbsJob("99.s", queue="debug", asked="nodes=0")
     served = serve.serve(case(job, tmp_path, WATCHED, kind=Kind.POSTSUSPEND), lambda _message: None)
     assert (served.outcome, served.rule) == (outcome, "watch")
@@ -376,7 +378,7 @@ def test_a_held_job_is_moved_no_longer_than_it_is_held_if_its_rule_leaves_the_re
     seen: list[Any] = []
     outcome = {"refused": False, "complete": True, "moved_bytes": 0}
 
-    def move(_case: serve.Case, *words: Any) -> dict[str, Any]:
+    def move(_case: Case, *words: Any) -> dict[str, Any]:
         seen.append(words[-1])
         return outcome
 
@@ -404,21 +406,21 @@ def test_who_waits_for_a_job_that_is_held_already_is_told_so(tmp_path: Path, mon
 
 
 def test_a_job_of_which_nobody_says_where_it_belongs_has_nothing_to_wait_for(tmp_path: Path) -> None:
-    assert serve.ready(case(PbsJob("99.s"), tmp_path)).settled
-    assert not serve.ready(case(PbsJob("99.s", asked="nodes=0"), tmp_path)).settled
+    assert at_once.ready(case(PbsJob("99.s"), tmp_path)).settled
+    assert not at_once.ready(case(PbsJob("99.s", asked="nodes=0"), tmp_path)).settled
 
 
 @pytest.mark.parametrize("text", ["nodes=x", "nodes=1,cpus=3", "nodes=999"])
 def test_a_request_that_makes_no_sense_is_refused_before_anything_is_held(tmp_path: Path, text: str) -> None:
     job = PbsJob("99.s", comment=f"pageferry:{text}")
-    found = serve.ready(case(job, tmp_path))
+    found = at_once.ready(case(job, tmp_path))
     assert found.settled, "nothing is left to do"
     assert found.refused.startswith("failed: ")
     assert record.load("99.s", tmp_path).told == found.refused
-    assert serve.ready(case(job, tmp_path)).refused == "", "once"
+    assert at_once.ready(case(job, tmp_path)).refused == "", "once"
 
 
 def test_what_was_settled_before_a_suspension_is_not_settled_by_it(tmp_path: Path) -> None:
     record.save("99.s", Record(homes=(0,), settled=(0,)), tmp_path)
-    serve.unsettle(PbsJob("99.s"), tmp_path)
+    at_once.unsettle(PbsJob("99.s"), tmp_path)
     assert record.load("99.s", tmp_path) == Record(homes=(0,))

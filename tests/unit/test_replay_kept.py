@@ -18,6 +18,7 @@ from pageferry.config import Settings
 from pageferry.errors import KernelError
 from pageferry.history.store import Store
 from pageferry.pbs import serve
+from pageferry.pbs.case import Case
 from pageferry.pbs.event import Kind, PbsJob
 from pageferry.policy import Policy
 from pageferry.replay import kept
@@ -125,12 +126,12 @@ def test_an_errand_keeps_what_its_plan_was_made_from_also_if_it_fails(
 ) -> None:
     caplog.set_level(level.upper())
     monkeypatch.setattr(ferry, "move", Stand(recorded).move)
-    monkeypatch.setattr(serve.Case, "pids", lambda _case: frozenset({1}))
+    monkeypatch.setattr(Case, "pids", lambda _case: frozenset({1}))
     chronicle = Chronicle(Store(tmp_path / "history.sqlite3"))
     words = (Destination((0,)), Policy(), chronicle.snapshots)
     with pytest.raises(KernelError, match="the move failed"):
         chores.move(4711, *words)(lambda _message: None)
-    case = serve.Case(Kind.RESIZE, PbsJob("12.server"), frozenset(), Settings(), snapshots=chronicle.snapshots)
+    case = Case(Kind.RESIZE, PbsJob("12.server"), frozenset(), Settings(), snapshots=chronicle.snapshots)
     with pytest.raises(KernelError, match="the move failed"):
         serve._move(case, Policy(), Destination((0,)), lambda: None, None)
     folder = tmp_path / "snapshots"

@@ -1,7 +1,7 @@
 """PBS's events in the agent: MoM's hook says what happened, an errand sees to the job's memory, the answer goes back.
 
-What an event means for a job is `pbs.serve`'s. A suspended job's move goes on while MoM does other things; before a
-resume MoM waits until the job is held, or until nothing is left to wait for.
+What an event means for a job is `pbs.serve`'s, or `pbs.at_once`'s if nothing is moved. A suspended job's move goes on
+while MoM does other things; before a resume MoM waits until the job is held, or until nothing is left to wait for.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from pageferry.agent.errand import Errand, Result, Say
 from pageferry.agent.errands import MOVE_SECONDS, Errands
 from pageferry.agent.site import Site
 from pageferry.errors import KernelError, PageferryError
+from pageferry.pbs import at_once, hold, homecoming, record, serve
 from pageferry.pbs import event as events
-from pageferry.pbs import hold, record, serve
+from pageferry.pbs.case import Case
 from pageferry.pbs.event import Event, Kind, PbsJob
-from pageferry.pbs.serve import Case
 
 Reply = Callable[[Mapping[str, Any]], None]
 
@@ -73,22 +73,22 @@ class PbsEvents:
             self._ended(job)
             return {}
         if event.event is Kind.BEGIN:
-            serve.begin(job, hosts, self._folder)
+            at_once.begin(job, hosts, self._folder)
             return {}
         if event.event is Kind.PRERESUME:
             return self._resumes(event, hosts, reply, peer)
         if event.event is Kind.POSTSUSPEND:
             self._resumed.discard(job.id)
-            serve.unsettle(job, self._folder)
+            at_once.unsettle(job, self._folder)
         self._begin(Case(event.event, job, hosts, self._site.settings, self._folder), lambda _answer: None)
         return {}
 
     def _resumes(self, event: Event, hosts: frozenset[str], reply: Reply, peer: int) -> Mapping[str, Any] | None:
         (job,) = event.jobs
-        if has_given_up(event, peer) and serve.stands(job):
+        if has_given_up(event, peer) and at_once.stands(job):
             return {"done": True}  # MoM comes with another resume
         case = Case(event.event, job, hosts, self._site.settings, self._folder, event.until)
-        found = serve.ready(case)
+        found = at_once.ready(case)
         if found.settled and not self._under_way[job.id]:
             return {"done": True, "told": found.refused or record.load(job.id, self._folder).told}
         self._resumed.add(job.id)
@@ -107,7 +107,7 @@ class PbsEvents:
 
         def work(say: Say) -> Mapping[str, Any]:
             snapshots = self._chronicle.snapshots
-            return {"jobs": serve.bring_home(self._site.settings, say, self._folder, snapshots)}
+            return {"jobs": homecoming.bring_home(self._site.settings, say, self._folder, snapshots)}
 
         self._errands.send(work, self._came_home, self._came, seconds=MOVE_SECONDS)
         return None
@@ -191,7 +191,7 @@ class PbsEvents:
         told = {}
         for job in event.jobs:
             try:
-                if serve.take_note(job, hosts, self._folder) and job.id not in self._under_way:
+                if at_once.take_note(job, hosts, self._folder) and job.id not in self._under_way:
                     self._begin(
                         Case(Kind.PERIODIC, job, hosts, self._site.settings, self._folder), lambda _answer: None
                     )
@@ -209,7 +209,7 @@ class PbsEvents:
 
     def _home_soon(self) -> None:
         if self._site.settings.spills and self._home_at is None:
-            self._home_at = time.monotonic() + serve.WAIT_SECONDS
+            self._home_at = time.monotonic() + homecoming.WAIT_SECONDS
 
     def _came(self, message: Mapping[str, Any]) -> None:
         if "far" in message:

@@ -177,6 +177,12 @@ class Tended:
     writes: Counter[Path] = field(default_factory=Counter)
     """Of freezers, by group, that we saw only when the group ran again."""
 
+    def know(self, answer: Mapping[str, Any]) -> None:
+        """Keep what Slurm says of the job (`chores.ask`)."""
+        self.facts = Facts.from_plain(answer["facts"])
+        self.hosts, self.name = tuple(answer["hosts"]), answer.get("name", "")
+        self.uid = self.uid if answer["uid"] is None else answer["uid"]
+
     def queued(self, cause: Cause) -> bool:
         """Say whether a migration for this cause waits already: one will do for both."""
         return any(waiting.cause is cause and waiting.reply is None for waiting in self.queue)

@@ -75,6 +75,7 @@ class Tending:
             idle=self._idle,
             room=self._homecoming.ended,
         )
+        self._parking = self._migrations.parking
 
     # What has happened. Called by the agent's loop.
 
@@ -107,7 +108,9 @@ class Tending:
         elif tended.phase is Phase.WAITS and suspended:
             tended.phase, tended.deadline = Phase.HELD, None
             _reached(tended, "resumed", None)
-            self._migrations.suspended_again(tended)
+            if self._parking.nodes(tended):  # whatever has come back
+                self._parking.suspended(tended)
+                self._migrations.begin(tended, Migration(Cause.SUSPEND, Stage.ASKS))
         if tasks and tended.phase is not Phase.RUNS:
             self._gate.extend(job)
         self._migrations.advance(tended)
@@ -134,7 +137,7 @@ class Tending:
         """See whether any of these jobs has a request that is to be served at once."""
         known = [job for job in jobs if job in self._jobs]
         if known:
-            self._migrations.poke(known)
+            self._migrations.requests.poke(known)
 
     def request(
         self,
@@ -284,7 +287,7 @@ class Tending:
                 tended.look_at = 0.0
                 self._chronicle.counts.held()
                 self._chronicle.tell(tended, "held", "Slurm suspends it")
-        self._migrations.not_back(tended)
+        self._parking.suspended(tended)
         self._migrations.begin(tended, Migration(Cause.SUSPEND, Stage.ASKS, moments=seen))
         self._migrations.advance(tended)
 
@@ -302,7 +305,7 @@ class Tending:
         tended.phase = Phase.WAITS
         _reached(tended, "resumed", time.time())
         self._count_down(tended)
-        self._migrations.thawed(tended)
+        self._parking.thawed(tended)
         if tended.migration is None:
             self._idle(tended)
 

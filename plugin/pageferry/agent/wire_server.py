@@ -1,7 +1,6 @@
-"""The agent's end of the socket: lines in, answers out, and no client that can hold up the loop or use it up.
+"""The agent's end of the socket: lines in, answers out, and no more connections of anybody than are his share.
 
-Everything here is non-blocking and bounded; the loop watches one descriptor, which is readable when there is something
-to do, and one deadline. What a request means, and whether its peer may ask, is left to the handler (`wire.allowed`).
+What a request means, and whether its peer may ask, is left to the handler (`wire.allowed`).
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from pageferry.agent.connections import Connections
 from pageferry.errors import KernelError, PageferryError, UsageError
 from pageferry.wire import LINE_BYTES, Peer, decoded, encoded
 
@@ -31,11 +31,6 @@ Handle = Callable[[Peer, dict[str, Any], Reply], Mapping[str, Any] | None]
 CONNECTIONS = 64
 CONNECTIONS_OF_USERS = 48
 CONNECTIONS_OF_A_USER = 8
-TURN_SECONDS = 5.0
-"""A client has this long to send a whole line, and as long again to take the answer."""
-
-_ACCEPTED_AT_ONCE = 16
-_PAUSE_SECONDS = 1.0
 
 _log = logging.getLogger(__name__)
 
@@ -65,8 +60,8 @@ class _Connection:
         return select.EPOLLOUT if again else select.EPOLLIN
 
 
-class Server:
-    """The listening socket and its connections; raises as `open_socket` does.
+class Server(Connections[_Connection]):
+    """Raises as `open_socket` does.
 
     `trusted`: users whose connections the limits for users do not count, such as root and SlurmUser.
     """
@@ -79,88 +74,26 @@ class Server:
         trusted: Callable[[], frozenset[int]] = lambda: frozenset({0}),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._lock, listening = open_socket(path)
+        super().__init__(listening, str(path), clock)
         self._path = path
         self._handle = handle
         self._trusted = trusted
-        self._clock = clock
-        self._connections: dict[int, _Connection] = {}
-        self._resume: float | None = None
-        self._lock, self._socket = open_socket(path)
-        self._epoll = select.epoll()
-        self._epoll.register(self._socket, select.EPOLLIN)
-
-    def fileno(self) -> int:
-        """Return the descriptor for the loop to watch (EPOLLIN, level-triggered)."""
-        return self._epoll.fileno()
-
-    def serve(self) -> None:
-        """Do what can be done now: at most one request of each connection, so that nobody waits for one of them."""
-        for fd, events in self._epoll.poll(0):
-            if fd == self._socket.fileno():
-                self._accept()
-            elif (connection := self._connections.get(fd)) is not None:
-                try:
-                    self._advance(connection, events)
-                except OSError:
-                    self._drop(connection)
-                else:
-                    self._arm(connection)
-
-    def deadline(self) -> float | None:
-        """Return when (on the clock) `expire` is next to be called; None: not before something else happens."""
-        due = [connection.deadline for connection in self._connections.values()]
-        return min((moment for moment in (*due, self._resume) if moment is not None), default=None)
-
-    def expire(self) -> None:
-        """Close the connections whose time is up."""
-        now = self._clock()
-        for connection in list(self._connections.values()):
-            if connection.deadline is not None and connection.deadline <= now:
-                self._drop(connection)
-        if self._resume is not None and self._resume <= now:
-            self._resume = None
-            self._epoll.modify(self._socket, select.EPOLLIN)
 
     def close(self) -> None:
         """Close everything and remove the socket."""
-        for connection in list(self._connections.values()):
-            self._drop(connection)
         with suppress(OSError):
             self._path.unlink()
-        self.abandon()
-
-    def abandon(self) -> None:
-        """Close our copies, in a forked child: nothing is taken from the agent, whose epoll set is the same as ours."""
-        for connection in self._connections.values():
-            connection.socket.close()
-        self._connections.clear()
-        self._epoll.close()
-        self._socket.close()
+        super().close()
         os.close(self._lock)
 
-    def _accept(self) -> None:
-        for _ in range(_ACCEPTED_AT_ONCE):
-            try:
-                client, _ = self._socket.accept()
-            except BlockingIOError:
-                return
-            except ConnectionAbortedError:
-                continue
-            except OSError as error:  # no descriptor or no memory: the others go on, and we try again soon
-                _log.error("%s: %s", self._path, error.strerror)
-                self._resume = self._clock() + _PAUSE_SECONDS
-                self._epoll.modify(self._socket, 0)
-                return
-            client.setblocking(False)
-            peer = Peer(*struct.unpack("iII", client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)))
-            if why := self._full(peer):
-                with client, suppress(OSError):
-                    client.send(encoded({"error": why, "code": KernelError.exit_code}))
-                continue
-            connection = _Connection(client, peer)
-            connection.deadline = self._clock() + TURN_SECONDS
-            self._connections[client.fileno()] = connection
-            self._epoll.register(client, connection.mask)
+    def _admitted(self, client: socket.socket) -> _Connection | None:
+        peer = Peer(*struct.unpack("iII", client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)))
+        if why := self._full(peer):
+            with suppress(OSError):
+                client.send(encoded({"error": why, "code": KernelError.exit_code}))
+            return None
+        return _Connection(client, peer)
 
     def _full(self, peer: Peer) -> str | None:
         if len(self._connections) >= CONNECTIONS:
@@ -176,7 +109,10 @@ class Server:
         return None
 
     def _advance(self, connection: _Connection, events: int) -> None:
-        """Take a connection one step on. Raises OSError if it is to be dropped."""
+        self._step(connection, events)
+        self._arm(connection)
+
+    def _step(self, connection: _Connection, events: int) -> None:
         if connection.waiting:
             if events & (select.EPOLLHUP | select.EPOLLERR):
                 raise ConnectionResetError
@@ -210,7 +146,7 @@ class Server:
         turn = connection.turn
 
         def reply(answer: Mapping[str, Any]) -> None:
-            if connection.turn != turn or not connection.waiting:
+            if connection.turn != turn or not connection.waiting or not self._is_open(connection):
                 return
             try:
                 self._answer(connection, answer if "error" in answer else {"ok": True, **answer})
@@ -234,7 +170,7 @@ class Server:
 
     def _answer(self, connection: _Connection, answer: Mapping[str, Any]) -> None:
         connection.waiting = False
-        connection.deadline = self._clock() + TURN_SECONDS
+        self._begin_turn(connection)
         try:
             connection.answer += encoded(answer)
         except (TypeError, ValueError):
@@ -246,24 +182,12 @@ class Server:
         with suppress(BlockingIOError):
             del connection.answer[: connection.socket.send(connection.answer)]
         if not connection.answer:
-            connection.deadline = self._clock() + TURN_SECONDS
+            self._begin_turn(connection)
 
     def _arm(self, connection: _Connection) -> None:
-        fd = connection.socket.fileno()
-        if self._connections.get(fd) is connection and connection.mask != connection.wanted():
+        if self._is_open(connection) and connection.mask != connection.wanted():
             connection.mask = connection.wanted()
-            self._epoll.modify(fd, connection.mask)
-
-    def _drop(self, connection: _Connection) -> None:
-        """Close a connection: even if a forked child has it too, its client sees the end, and the loop nothing more."""
-        fd = connection.socket.fileno()
-        if self._connections.get(fd) is connection:
-            del self._connections[fd]
-            connection.waiting = False
-            self._epoll.unregister(fd)
-            with suppress(OSError):
-                connection.socket.shutdown(socket.SHUT_RDWR)
-            connection.socket.close()
+            self._epoll.modify(connection.socket, connection.mask)
 
 
 def open_socket(path: Path) -> tuple[int, socket.socket]:

@@ -7,119 +7,36 @@ fast.
 from __future__ import annotations
 
 import json
-import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from pageferry.cli.options import (
+    FROM_SNAPSHOT,
+    Command,
+    given,
+    listed,
+    named,
+    ordered_nodes,
+    read_request,
+    request_options,
+)
+from pageferry.cli.says import complain, progress, show_outcome, warn_of_gaps, warn_of_use
 from pageferry.errors import PageferryError, UsageError
 
 if TYPE_CHECKING:
-    from pageferry.ferry import Request
-    from pageferry.kernel.topology import Topology
     from pageferry.targets import Found, Route
-    from pageferry_planner.model import Snapshot
-
-STRATEGIES = ("relative", "local", "interleave", "pack")
-WHEN_FULL = ("refuse", "partial", "spill")
-ORDERS = ("worth", "address")
-
-Command = Callable[..., Any]
-
-
-def complain(text: str) -> None:
-    """Say something on standard error, as one line that a terminal shows as it stands."""
-    click.echo(f"pageferry: {one_line(text)}", err=True)
-
-
-def one_line(text: str) -> str:
-    """Return a text, with hostile names in it, as one line that a terminal shows as it stands."""
-    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
-
-
-def warn_of_gaps() -> None:
-    """Say once, on standard error, what does not work without the capabilities that we lack."""
-    from pageferry.kernel import capabilities
-
-    for gap in capabilities.missing(capabilities.effective()):
-        complain(f"without {gap.capability}: {gap.lost}")
-
-
-def warn_of_use(request: Request, snapshot: Snapshot) -> None:
-    """Say, on standard error, that it is not known what the job uses, if that was asked for."""
-    from pageferry import hotness
-
-    if request.hot_seconds is not None and snapshot.referenced is None:
-        none = hotness.means() is hotness.Means.NONE
-        why = "this kernel does not tell" if none else "it used nothing, or we may not mark its pages"
-        complain(f"--hot: what the job uses is not known ({why}): what most processes map goes first")
-
-
-def named(command: Command) -> Command:
-    """Have a command be about a job, processes or a cgroup."""
-    for option in (
-        click.option("--cgroup", type=click.Path(), help="All processes of a cgroup (absolute, or below the mount)."),
-        click.option("--pid", type=click.IntRange(min=1), multiple=True, help="A process and all its children."),
-        click.argument("job", required=False),
-    ):
-        command = option(command)
-    return command
 
 
 def _target(command: Command) -> Command:
     return named(click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")(command))
 
 
-FROM_SNAPSHOT = click.option(
-    "--from-snapshot",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="Instead of a job: what `pageferry snapshot` wrote, on any host.",
-)
-
-
 def _request(command: Command) -> Command:
     return request_options(command, where_to=True)
-
-
-def request_options(command: Command, *, where_to: bool = False) -> Command:
-    """Have a command take what a plan is to be for; `where_to`: it must be said."""
-    for option in (
-        click.option("--no-xattrs", is_flag=True, help="Do not ask files for user.pageferry, trusted.pageferry."),
-        click.option("--no-reference-count", is_flag=True, help="Move files that other processes map, too."),
-        click.option("--stay", multiple=True, metavar="GLOB", help="Files that never move (may be repeated)."),
-        click.option(
-            "--reserve",
-            metavar="SIZE",
-            help="Left free on each target node, as 512M [default: 1/64 of it].",
-        ),
-        click.option("--spill-to", metavar="NODES", help="Nodes that --when-full spill may use [default: all]."),
-        click.option(
-            "--order",
-            type=click.Choice(ORDERS),
-            default="worth",
-            show_default=True,
-            help="What goes first: what most processes map, or what comes first.",
-        ),
-        click.option(
-            "--hot",
-            type=click.FloatRange(0.1, 3600),
-            metavar="SECONDS",
-            help="First see for so long what the job uses, while it runs: that goes first.",
-        ),
-        click.option("--when-full", type=click.Choice(WHEN_FULL), default="refuse", show_default=True),
-        click.option("--strategy", type=click.Choice(STRATEGIES), default="relative", show_default=True),
-        click.option("--from", "sources", metavar="NODES", help="Old nodes of the relative map [default: by memory]."),
-        click.option(
-            "--to", "nodes", metavar="NODES", required=where_to, help="Target nodes, as 2-3 (pack: in order)."
-        ),
-    ):
-        command = option(command)
-    return command
 
 
 @click.command()
@@ -281,7 +198,7 @@ def _directly(target: Found, as_json: bool, cpus: str | None, *, freeze: bool, p
     request = asked = read_request(**options)
     warn_of_gaps()
     ferry.check(request.target, read_topology())
-    wanted = _list(cpus, "--cpus") if cpus is not None else None
+    wanted = listed(cpus, "--cpus") if cpus is not None else None
     first: dict[str, Any] | None = None
 
     def seen(inputs: ferry.Inputs) -> None:
@@ -289,9 +206,9 @@ def _directly(target: Found, as_json: bool, cpus: str | None, *, freeze: bool, p
 
     with ExitStack() as during:
         went = during.enter_context(by_hand.moving(target.pbs_job)) if target.pbs_job else None
-        progress = during.enter_context(_progress(as_json))
+        advance = during.enter_context(progress(as_json))
         if precopy:
-            copied = ferry.move(target.pids, request, progress, seen)
+            copied = ferry.move(target.pids, request, advance, seen)
             first, request = report.outcome_json(copied), ferry.after(request, copied.plan)
         elif freeze:
             request = ferry.watch(target.pids, request)
@@ -305,7 +222,7 @@ def _directly(target: Found, as_json: bool, cpus: str | None, *, freeze: bool, p
             if precopy and strays.few(target.holds, request.target.nodes):
                 still.close()
                 stopped = time.monotonic() - began
-            outcome = ferry.move(target.pids, request, progress, *(() if precopy else (seen,)))
+            outcome = ferry.move(target.pids, request, advance, *(() if precopy else (seen,)))
             stopped = time.monotonic() - began if stopped is None else stopped
         if went is not None and not outcome.plan.lacking:
             went(request.target.nodes)
@@ -327,8 +244,8 @@ def _remotely(job: str, words: dict[str, Any], seconds: float, as_json: bool) ->
     from pageferry.schedulers import slurm_api
     from pageferry_planner.model import Strategy
 
-    cpus = _list(words["cpus"], "--cpus") if words["cpus"] is not None else None
-    nodes = _ordered(words["nodes"])
+    cpus = listed(words["cpus"], "--cpus") if words["cpus"] is not None else None
+    nodes = ordered_nodes(words["nodes"])
     control = slurm_api.choose()
     strategy = Strategy(words["strategy"]) if "strategy" in words else None
     request = comment.Request(comment.Wish(nodes, cpus, strategy))
@@ -343,131 +260,12 @@ def _remotely(job: str, words: dict[str, Any], seconds: float, as_json: bool) ->
     return 1 if any(word in said for word in ("failed: ", "refused: ", " stayed (")) else 0
 
 
-def given(options: dict[str, Any]) -> dict[str, Any]:
-    """Return those options that were typed: where they were not, the site's policy has a word."""
-    source = click.get_current_context().get_parameter_source
-    return {name: value for name, value in options.items() if source(name) is not click.core.ParameterSource.DEFAULT}
-
-
 def _only(route: Route, also: set[str]) -> None:
     """Raise UsageError for options that were given and that an agent does not take: the site's settings hold there."""
-    context = click.get_current_context()
     taken = {"job", "as_json", "nodes", "cpus", "strategy", *also}
-    given = [
-        parameter.opts[0]
-        for parameter in context.command.params
-        if parameter.name not in taken
-        and context.get_parameter_source(parameter.name or "") is not click.core.ParameterSource.DEFAULT
-    ]
-    if given:
-        raise UsageError(f"{', '.join(given)}: not through {route.value}; the settings of the job's hosts hold there")
-
-
-def show_outcome(outcome: dict[str, Any], as_json: bool) -> int:
-    """Print what became of every page; return the exit code."""
-    from pageferry import report
-
-    if as_json:
-        click.echo(json.dumps(outcome))
-    else:
-        click.echo("\n".join(report.outcome_lines(outcome)))
-    return 0 if outcome["complete"] else 1
-
-
-def read_request(
-    *,
-    nodes: str | None,
-    sources: str | None,
-    strategy: str,
-    order: str,
-    when_full: str,
-    spill_to: str | None,
-    reserve: str | None,
-    stay: tuple[str, ...],
-    no_reference_count: bool,
-    no_xattrs: bool,
-    hot: float | None = None,
-    workers: int | None = None,
-    budget: float | None = None,
-    topology: Topology | None = None,
-) -> Request:
-    """Return what the options ask for, on a host of this topology (None: this one). Raises UsageError."""
-    from pageferry.ferry import Request
-    from pageferry.kernel.topology import read_topology
-    from pageferry.mover import Limits
-    from pageferry_planner.model import Order, Strategy, Target, WhenFull
-    from pageferry_planner.policy import Rules
-
-    topology = topology or read_topology()
-    spill = _list(spill_to, "--spill-to") if spill_to is not None else topology.nodes_with_memory()
-    return Request(
-        target=Target(
-            nodes=_ordered(nodes) if nodes is not None else (),
-            strategy=Strategy(strategy),
-            sources=_list(sources, "--from") if sources is not None else None,
-            when_full=WhenFull(when_full),
-            spill=spill,
-            order=Order(order),
-        ),
-        rules=Rules(stay=stay, reference_count=not no_reference_count, xattrs=not no_xattrs),
-        limits=Limits(workers=workers, seconds=budget),
-        reserve_bytes=_size(reserve, "--reserve") if reserve is not None else None,
-        hot_seconds=hot,
-    )
-
-
-def _ordered(nodes: str) -> tuple[int, ...]:
-    """Return the nodes of --to in the order asked, each once."""
-    return tuple(dict.fromkeys(node for part in nodes.split(",") for node in sorted(_list(part, "--to", whole=nodes))))
-
-
-def _list(text: str, option: str, whole: str | None = None) -> frozenset[int]:
-    from pageferry.kernel.lists import parse_list
-
-    try:
-        members = parse_list(text)
-    except ValueError as error:
-        raise UsageError(f"{option}: {error}") from error
-    if not members:
-        raise UsageError(f"{option}: names nothing: {(whole or text)[:80]!a}")
-    return members
-
-
-def _size(text: str, option: str) -> int:
-    units = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
-    number = text[:-1] if text[-1:].upper() in units else text
-    if not (number.isascii() and number.isdigit() and len(number) < 16):
-        raise UsageError(f"{option}: not a size such as 512M: {text[:80]!a}")
-    return int(number) * units.get(text[-1:].upper(), 1)
-
-
-@contextmanager
-def _progress(as_json: bool) -> Iterator[Callable[[int, int], None]]:
-    """Yield what is told of the progress: a bar on a terminal, plain lines in a log, nothing for a program."""
-    if as_json:
-        yield lambda _done, _of: None
-    elif not sys.stderr.isatty():
-        yield _plain_progress()
-    else:
-        import mmap
-
-        from rich.console import Console
-        from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
-
-        columns = (BarColumn(), DownloadColumn(binary_units=True), TransferSpeedColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=Console(stderr=True)) as bar:
-            task = bar.add_task("move", total=None)
-            yield lambda done, of: bar.update(task, completed=done * mmap.PAGESIZE, total=of * mmap.PAGESIZE)
-
-
-def _plain_progress() -> Callable[[int, int], None]:
-    said = 0
-
-    def say(done: int, of: int) -> None:
-        nonlocal said
-        tenth = done * 10 // max(of, 1)
-        if tenth > said:
-            said = tenth
-            click.echo(f"pageferry: {done} of {of} pages", err=True)
-
-    return say
+    options = {option.name or "": option.opts[0] for option in click.get_current_context().command.params}
+    typed = given({name: shown for name, shown in options.items() if name not in taken})
+    if typed:
+        raise UsageError(
+            f"{', '.join(typed.values())}: not through {route.value}; the settings of the job's hosts hold there"
+        )

@@ -19,7 +19,7 @@ from pageferry.cli import policy as cli_policy
 from pageferry.cli import replay as cli_replay
 from pageferry.cli import report as cli_report
 from pageferry.cli import site as cli_site
-from pageferry.cli.job import complain
+from pageferry.cli.says import complain
 from pageferry.errors import PageferryError
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pageferry.cli.job import complain
+from pageferry.cli.says import complain
 
 if TYPE_CHECKING:
     from pageferry.pbs.event import Event
@@ -44,19 +44,20 @@ def pbs_event(config: Path | None) -> int:
 
 
 def _job(event: Event, settings: Any) -> int:
-    from pageferry.pbs import hold, record, serve
+    from pageferry.pbs import at_once, hold, record, serve
+    from pageferry.pbs.case import Case
     from pageferry.pbs.event import Kind
 
     (job,), hosts, refused = event.jobs, frozenset(event.hosts), ""
     with suppress(Exception):  # what was left by another is no reason not to serve this one
         hold.release_left()
     if event.event is Kind.BEGIN:
-        serve.begin(job, hosts)
+        at_once.begin(job, hosts)
         _say({"begun": True})
         return 0
     if event.event is Kind.PRERESUME:
         with record.alone(job.id, until=lambda: True) as ours:
-            found = serve.ready(serve.Case(event.event, job, hosts, settings, until=event.until))
+            found = at_once.ready(Case(event.event, job, hosts, settings, until=event.until))
         refused = found.refused
         if ours and found.settled:
             _say({"done": True, "told": refused or record.load(job.id).told})
@@ -64,13 +65,13 @@ def _job(event: Event, settings: Any) -> int:
     else:
         _say({"begun": True})
         if event.event is Kind.POSTSUSPEND:
-            serve.unsettle(job)
+            at_once.unsettle(job)
 
     def say(message: Mapping[str, Any]) -> None:
         if message.get("held"):
             _say({"held": True, "told": refused or "moving"})
 
-    served = serve.serve(serve.Case(event.event, job, hosts, settings, until=event.until), say)
+    served = serve.serve(Case(event.event, job, hosts, settings, until=event.until), say)
     _say({"done": True, "told": refused or record.load(job.id).told})
     if served.error:
         complain(f"job {job.id}: {served.error}")
@@ -78,7 +79,8 @@ def _job(event: Event, settings: Any) -> int:
 
 
 def _periodic(event: Event, settings: Any) -> int:
-    from pageferry.pbs import hold, record, serve
+    from pageferry.pbs import at_once, hold, record, serve
+    from pageferry.pbs.case import Case
 
     hosts = frozenset(event.hosts)
     with suppress(Exception):
@@ -87,19 +89,21 @@ def _periodic(event: Event, settings: Any) -> int:
     _say({"outcomes": outcomes})
     record.forget_others([*event.keep, *(job.id for job in event.jobs)])
     for job in event.jobs:
-        if serve.take_note(job, hosts):
-            serve.serve(serve.Case(event.event, job, hosts, settings), lambda _message: None)
+        if at_once.take_note(job, hosts):
+            serve.serve(Case(event.event, job, hosts, settings), lambda _message: None)
     return 0
 
 
 def _ended(event: Event, settings: Any) -> int:
-    from pageferry.pbs import record, serve
+    from pageferry.pbs import record
 
     _say({"begun": True})
     record.forget(event.jobs[0].id)
     if settings.spills:
-        time.sleep(serve.WAIT_SECONDS)
-        serve.bring_home(settings, lambda _message: None)
+        from pageferry.pbs import homecoming
+
+        time.sleep(homecoming.WAIT_SECONDS)
+        homecoming.bring_home(settings, lambda _message: None)
     return 0
 
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pageferry.cli.job import STRATEGIES, complain, given, show_outcome, warn_of_gaps
+from pageferry.cli.options import STRATEGIES, given
+from pageferry.cli.says import complain, show_outcome, warn_of_gaps
 from pageferry.errors import ConfigError, PageferryError
 
 if TYPE_CHECKING:

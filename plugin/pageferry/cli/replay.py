@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pageferry.cli.job import FROM_SNAPSHOT, named, read_request, request_options, warn_of_gaps, warn_of_use
+from pageferry.cli.options import FROM_SNAPSHOT, named, read_request, request_options
+from pageferry.cli.says import warn_of_gaps, warn_of_use
 from pageferry.errors import UsageError
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from pageferry.cli.job import complain
+from pageferry.cli.says import complain
 from pageferry.cli.site import ask
 from pageferry.errors import UsageError
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import click
 
-from pageferry.cli.job import complain, one_line
+from pageferry.cli.says import complain, one_line
 from pageferry.errors import KernelError, UsageError
 
 LOG_LEVELS = ("debug", "info", "warning", "error")

@@ -1,0 +1,152 @@
+"""The options that several commands take: which job, and what a plan is to be for; and the request that these make.
+
+What is heavy is imported when it is needed, as in the commands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pageferry.errors import UsageError
+
+if TYPE_CHECKING:
+    from pageferry.ferry import Request
+    from pageferry.kernel.topology import Topology
+
+STRATEGIES = ("relative", "local", "interleave", "pack")
+WHEN_FULL = ("refuse", "partial", "spill")
+ORDERS = ("worth", "address")
+
+Command = Callable[..., Any]
+
+FROM_SNAPSHOT = click.option(
+    "--from-snapshot",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Instead of a job: what `pageferry snapshot` wrote, on any host.",
+)
+
+
+def named(command: Command) -> Command:
+    """Have a command be about a job, processes or a cgroup."""
+    for option in (
+        click.option("--cgroup", type=click.Path(), help="All processes of a cgroup (absolute, or below the mount)."),
+        click.option("--pid", type=click.IntRange(min=1), multiple=True, help="A process and all its children."),
+        click.argument("job", required=False),
+    ):
+        command = option(command)
+    return command
+
+
+def request_options(command: Command, *, where_to: bool = False) -> Command:
+    """Have a command take what a plan is to be for; `where_to`: it must be said."""
+    for option in (
+        click.option("--no-xattrs", is_flag=True, help="Do not ask files for user.pageferry, trusted.pageferry."),
+        click.option("--no-reference-count", is_flag=True, help="Move files that other processes map, too."),
+        click.option("--stay", multiple=True, metavar="GLOB", help="Files that never move (may be repeated)."),
+        click.option(
+            "--reserve",
+            metavar="SIZE",
+            help="Left free on each target node, as 512M [default: 1/64 of it].",
+        ),
+        click.option("--spill-to", metavar="NODES", help="Nodes that --when-full spill may use [default: all]."),
+        click.option(
+            "--order",
+            type=click.Choice(ORDERS),
+            default="worth",
+            show_default=True,
+            help="What goes first: what most processes map, or what comes first.",
+        ),
+        click.option(
+            "--hot",
+            type=click.FloatRange(0.1, 3600),
+            metavar="SECONDS",
+            help="First see for so long what the job uses, while it runs: that goes first.",
+        ),
+        click.option("--when-full", type=click.Choice(WHEN_FULL), default="refuse", show_default=True),
+        click.option("--strategy", type=click.Choice(STRATEGIES), default="relative", show_default=True),
+        click.option("--from", "sources", metavar="NODES", help="Old nodes of the relative map [default: by memory]."),
+        click.option(
+            "--to", "nodes", metavar="NODES", required=where_to, help="Target nodes, as 2-3 (pack: in order)."
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def given(options: dict[str, Any]) -> dict[str, Any]:
+    """Return those options that were typed: where they were not, the site's policy has a word."""
+    source = click.get_current_context().get_parameter_source
+    return {name: value for name, value in options.items() if source(name) is not click.core.ParameterSource.DEFAULT}
+
+
+def read_request(
+    *,
+    nodes: str | None,
+    sources: str | None,
+    strategy: str,
+    order: str,
+    when_full: str,
+    spill_to: str | None,
+    reserve: str | None,
+    stay: tuple[str, ...],
+    no_reference_count: bool,
+    no_xattrs: bool,
+    hot: float | None = None,
+    workers: int | None = None,
+    budget: float | None = None,
+    topology: Topology | None = None,
+) -> Request:
+    """Return what the options ask for, on a host of this topology (None: this one). Raises UsageError."""
+    from pageferry.ferry import Request
+    from pageferry.kernel.topology import read_topology
+    from pageferry.mover import Limits
+    from pageferry_planner.model import Order, Strategy, Target, WhenFull
+    from pageferry_planner.policy import Rules
+
+    topology = topology or read_topology()
+    spill = listed(spill_to, "--spill-to") if spill_to is not None else topology.nodes_with_memory()
+    return Request(
+        target=Target(
+            nodes=ordered_nodes(nodes) if nodes is not None else (),
+            strategy=Strategy(strategy),
+            sources=listed(sources, "--from") if sources is not None else None,
+            when_full=WhenFull(when_full),
+            spill=spill,
+            order=Order(order),
+        ),
+        rules=Rules(stay=stay, reference_count=not no_reference_count, xattrs=not no_xattrs),
+        limits=Limits(workers=workers, seconds=budget),
+        reserve_bytes=_size(reserve, "--reserve") if reserve is not None else None,
+        hot_seconds=hot,
+    )
+
+
+def ordered_nodes(nodes: str) -> tuple[int, ...]:
+    """Return the nodes of --to in the order asked, each once. Raises UsageError."""
+    return tuple(dict.fromkeys(node for part in nodes.split(",") for node in sorted(listed(part, "--to", whole=nodes))))
+
+
+def listed(text: str, option: str, whole: str | None = None) -> frozenset[int]:
+    """Return the members of an option's list; an error shows all of its text, `whole`. Raises UsageError."""
+    from pageferry.kernel.lists import parse_list
+
+    try:
+        members = parse_list(text)
+    except ValueError as error:
+        raise UsageError(f"{option}: {error}") from error
+    if not members:
+        raise UsageError(f"{option}: names nothing: {(whole or text)[:80]!a}")
+    return members
+
+
+def _size(text: str, option: str) -> int:
+    units = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+    number = text[:-1] if text[-1:].upper() in units else text
+    if not (number.isascii() and number.isdigit() and len(number) < 16):
+        raise UsageError(f"{option}: not a size such as 512M: {text[:80]!a}")
+    return int(number) * units.get(text[-1:].upper(), 1)
