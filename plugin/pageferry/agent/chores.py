@@ -19,7 +19,7 @@ from pageferry import applied, spill
 from pageferry.agent.errand import Say
 from pageferry.applied import Destination
 from pageferry.config import Settings
-from pageferry.errors import KernelError, SchedulerError, UsageError, Vanished
+from pageferry.errors import KernelError, SchedulerError, Stopped, UsageError, Vanished
 from pageferry.kernel.topology import read_topology
 from pageferry.mems.narrowing import Mems, Narrowed
 from pageferry.mems.record import FOLDER
@@ -131,7 +131,7 @@ def bring_home(jobs: Mapping[int, Facts | None], settings: Settings, snapshots: 
 
     `jobs`: what is known of each; Slurm is asked about others with enough away, if the rules want to know, and what it
     says is passed on. Said then is how much is away on each node. Each is looked at again when its turn comes: it may
-    have been given other nodes, or suspended.
+    have been given other nodes, or suspended. What begins is said; SIGINT stops it, and goes on with the next.
     """
 
     def work(say: Say) -> Mapping[str, Any]:
@@ -142,10 +142,12 @@ def bring_home(jobs: Mapping[int, Facts | None], settings: Settings, snapshots: 
             policy = policies[job]
             if slurm_job_suspension(job).asked or not (fresh := applied.homecomings({job: policy})):
                 continue
+            say({"begins": job})
             try:
-                with kept.recording(snapshots, job) as seen:
-                    outcome = applied.carried(policy, slurm_job_user_pids(job), fresh[0].request, seen=seen)
-            except Vanished:
+                with applied.interruptible() as moving, kept.recording(snapshots, job) as seen:
+                    pids, asked = slurm_job_user_pids(job), fresh[0].request
+                    outcome = applied.carried(policy, pids, asked, lambda _done, _of: moving(), seen)
+            except (Vanished, Stopped):
                 continue
             moved += 1
             say({"job": job, "nodes": fresh[0].request.target.nodes, "outcome": outcome, "rule": policy.rule})

@@ -15,6 +15,7 @@ from typing import Any
 
 import click
 
+from pageferry.cli.options import CONFIG
 from pageferry.cli.says import complain, one_line
 from pageferry.errors import KernelError, UsageError
 
@@ -22,9 +23,7 @@ LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
 @click.command()
-@click.option(
-    "--config", type=click.Path(path_type=Path), help="The settings [default: /etc/pageferry/pageferry.toml]."
-)
+@CONFIG
 @click.option("--run-folder", type=click.Path(path_type=Path), default=Path("/run/pageferry"), show_default=True)
 @click.option(
     "--history-file",
