@@ -184,6 +184,13 @@ class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             "back before it goes on."
         ),
     ] = None
+    narrow_mems: Annotated[
+        bool | None,
+        Meta(
+            description="After a move, the cpuset.mems of the job's steps is narrowed to the nodes of its memory and "
+            "its CPUs. Slurm's jobs alone."
+        ),
+    ] = None
     owners_may_ask: Annotated[
         bool | None,
         Meta(
@@ -243,6 +250,7 @@ class Policy:
     reference_count: bool = True
     leave_filesystems: tuple[str, ...] = ()
     park: tuple[int, ...] = ()
+    narrow_mems: bool = False
     owners_may_ask: bool = False
     spill_enabled: bool = True
     spill_least_bytes: int = 16 << 20
@@ -307,6 +315,8 @@ def faults(rules: Sequence[Rule]) -> Iterator[tuple[Key, str]]:
             least, most = getattr(rule.match, f"min_{size}"), getattr(rule.match, f"max_{size}")
             if least is not None and most is not None and least > most:
                 yield ("rule", place, "match", f"min_{size}"), f"more than max_{size} = {most}: no job can match"
+        if rule.narrow_mems and rule.match.scheduler == "pbs":
+            yield ("rule", place, "narrow_mems"), "for Slurm's jobs: PBS reads in cpuset.mems what it gave a job"
 
 
 def _differs(name: str, fact: str | None, globs: Globs) -> str:

@@ -68,6 +68,26 @@ history --json` (`rule`) and in `pageferry explain`.
   Each page comes back to its node if the job has as many nodes as it was parked on; else to where the processes run
   that use it, or as `strategy` says. A job without a cpuset is not parked, and none on nodes of its own. Where none of
   the nodes has memory, the rule does as without it; the log, `pageferry doctor` and `pageferry explain` say so.
+- `narrow_mems`: for jobs that are to stay where they were moved, also with what they allocate later, and with what a
+  program binds elsewhere. When a move has ended, `cpuset.mems` of the job's steps has the nodes that it was moved to,
+  those of its CPUs, and those where it still has memory. Before a move elsewhere Slurm's own is written back, and so it
+  is after a move that failed or that the rule no longer narrows. The agent's log says `narrowed` or `not narrowed`, and
+  why; the move itself does not fail for it. What it costs, and what it cannot do:
+  - **It is a limit.** Where none of the nodes has room beyond `reserve`, the job is not narrowed; one that needs more
+    than they have later is short of memory though other nodes have some: the kernel swaps, and then kills a process
+    that may use these nodes, perhaps of another job. Raise `reserve`, and give such jobs a memory limit. Huge pages
+    that a program has reserved must be free there, or it gets SIGBUS.
+  - On cgroup version 2 the kernel moves by itself whatever lies outside, so there the nodes of what rules keep are left
+    in, such as those of libraries that others map, too: often that is all there are, and the log says so. On version 1
+    (`cpuset.memory_migrate` 0) nothing is moved, and these nodes are left out.
+  - On version 2 the kernel looks through all of the job's memory once for each thread and node that is left out, while
+    the job is held: seconds for gigabytes in small pages with dozens of threads. On both, memory policies of a
+    program (`numactl`, mbind) are translated to the narrower set, and not back when it is widened, unless it asked for
+    MPOL_F_STATIC_NODES.
+  - Steps that begin later have Slurm's `cpuset.mems`, until the next move. Memory that comes home is moved within the
+    nodes that there are. `pageferry move` by hand widens, and narrows nothing; `pageferry plan` does neither, and says
+    that the target is outside.
+  - PBS reads in the `cpuset.mems` of jobs what it gave them, so PBS's jobs are not narrowed.
 - Whoever moves memory by hand (`pageferry move` as root, but for `--cpus` through the agent) is not asked for a rule.
 """
 
@@ -99,9 +119,6 @@ _TAIL = """
 
 - **Huge pages** move as a whole where the target node has a free huge page; where it has none, the kernel splits
   them, and move_pages(2) has no word to forbid it. So there is no key that promises either.
-- **Narrowing cpuset.mems** after a move: on cgroup version 2 the kernel then moves by itself whatever lies outside,
-  libraries of the whole host and all that a rule keeps; and Slurm writes the file again for each step. So
-  `cpuset.mems` is left as the scheduler has it.
 """
 
 
@@ -168,6 +185,7 @@ _HOSTS = {
     "xattr": "`true`",
     "reference_count": "`true`",
     "leave_filesystems": "none",
+    "narrow_mems": "`false`",
     "owners_may_ask": "`false`",
 }
 """What holds where neither the rule nor the host has a key; a test compares it with `Policy`."""

@@ -27,7 +27,7 @@ from pageferry.schedulers.slurm import Slurm
 class Found:
     """A target: its name for people, its processes, the version 2 groups that hold them, and its cpusets.
 
-    `pbs_job`: PBS's ID of a job, which hooks of PBS's may be moving as well.
+    `pbs_job`: PBS's ID of a job, which hooks of PBS's may be moving as well; `slurm_job`: Slurm's.
     """
 
     name: str
@@ -35,6 +35,7 @@ class Found:
     holds: tuple[Path, ...]
     cpusets: Cpusets
     pbs_job: str = ""
+    slurm_job: int = 0
 
 
 class Route(Enum):
@@ -95,8 +96,8 @@ def scheduled(job: str) -> Job:
 def _job(job: Job) -> Found:
     if not job.pids:
         raise UsageError(f"job {job.id} has no processes on this host")
-    pbs_job = job.id if job.scheduler == "pbs" else ""
-    return Found(f"job {job.id}", job.pids, job.holds, Cpusets(job.cpusets_outer, job.cpusets_inner), pbs_job)
+    ids = (job.id, 0) if job.scheduler == "pbs" else ("", int(job.id))
+    return Found(f"job {job.id}", job.pids, job.holds, Cpusets(job.cpusets_outer, job.cpusets_inner), *ids)
 
 
 def _processes(pids: Collection[int]) -> Found:

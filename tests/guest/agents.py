@@ -1,4 +1,7 @@
-"""The agent on the guest: started as systemd would, asked over its socket, killed, and started again."""
+"""The agent on the guest: started as systemd would, asked over its socket, killed, and started again.
+
+It comes out of a nursery unless a test looks at the process itself.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from guest import nursery
+from guest.nursery import Child
 from guest.vm.jobs import wait_until
 from pageferry import wire
 
@@ -20,9 +25,9 @@ SOCKET = RUN / "agent.sock"
 
 
 @contextmanager
-def agent(log: Path, *words: str, environment: Mapping[str, str] | None = None) -> Iterator[Agent]:
-    """Run an agent; at the end it is stopped, if it still runs, and must have ended well."""
-    made = Agent(log, words, environment or {})
+def agent(log: Path, *words: str, environment: Mapping[str, str] | None = None, loads: bool = False) -> Iterator[Agent]:
+    """Run an agent; at the end it is stopped, if it still runs, and must have ended well. `loads`: what it needs."""
+    made = Agent(log, words, environment or {}, loads)
     made.start()
     try:
         yield made
@@ -38,19 +43,23 @@ class Agent:
     log: Path
     words: tuple[str, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
-    process: subprocess.Popen[bytes] | None = None
+    loads: bool = False
+    process: subprocess.Popen[bytes] | Child | None = None
 
     def start(self) -> None:
         """Start it, and wait until it answers."""
-        with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "pageferry", "agent", *self.words],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                env={**os.environ, **self.environment},
-                start_new_session=True,
-            )
+        words = ("agent", *self.words)
+        with self.log.open("ab") as log, Path(os.devnull).open("rb") as nothing:
+            if self.loads:
+                command = [sys.executable, "-m", "pageferry", *words]
+                variables = {**os.environ, **self.environment}
+                self.process = subprocess.Popen(
+                    command, stdin=nothing, stdout=log, stderr=log, env=variables, start_new_session=True
+                )
+            else:
+                self.process = nursery.start(
+                    *words, stdin=nothing, stdout=log, stderr=log, environment=self.environment
+                )
         wait_until(self.answers, f"the agent answers:\n{self.said()}", 90)
 
     def answers(self) -> bool:

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from guest import agents
+from guest import agents, nursery
 from guest.demo_rank import SHARED_BYTES
 from guest.steady import Steady
 from guest.steady import submit as submit_steady
@@ -38,7 +38,7 @@ def main() -> int:
     """Show the main job; return the exit code."""
     slurm = start_site()
     log = daemons.log_folder() / "agent.log"
-    with agents.agent(log):
+    with agents.agent(log, loads=True):
         say("Slurm runs with the files of `pageferry render slurm`, and `pageferry agent` beside it")
         prepare()
         job = submit(slurm)
@@ -148,7 +148,7 @@ def came_home(job: Steady) -> bool:
 
 def history(job: int) -> list[dict[str, Any]]:
     """Return what the agent has recorded of a job."""
-    rows: list[dict[str, Any]] = asked("pageferry", "history", str(job), "--json")["migrations"]
+    rows: list[dict[str, Any]] = asked("history", str(job))["migrations"]
     return rows
 
 
@@ -161,14 +161,14 @@ def comment(job: int) -> str:
 
 def status(job: int) -> dict[str, Any]:
     """Return what `pageferry status` says of the one job."""
-    (one,) = asked("pageferry", "status", str(job), "--json")
+    (one,) = asked("status", str(job))
     answer: dict[str, Any] = one
     return answer
 
 
-def asked(*command: str) -> Any:
-    """Return the answer of a command as a program reads it."""
-    return json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True, timeout=120).stdout)
+def asked(*words: str) -> Any:
+    """Return the answer of one of our commands as a program reads it."""
+    return json.loads(nursery.run(*words, "--json").stdout)
 
 
 def shown(*command: str, fails: bool = False) -> None:

@@ -42,6 +42,7 @@ class PbsJob:
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
     comment: str = ""
     exec_vnode: str = ""
+    queue: str = ""
 
     @property
     def steady(self) -> Steady:
@@ -107,6 +108,7 @@ class PbsJob:
             "exec_vnode": self.exec_vnode,
             "session_id": self.pids[0] if self.pids else None,
             "euser": "root",
+            "queue": self.queue,
             "server_comment": self.comment,
         }
         config, event = (self.folder / f"hook.{name}" for name in ("config", "event"))
@@ -149,11 +151,12 @@ def pbs_job(
     ranks: int = 1,
     mib: int = 16,
     shared: int = 0,
+    queue: str = "",
 ) -> Iterator[PbsJob]:
     """Start a job whose memory is on the node of its CPUs."""
     folder = Path("/dev/shm") / f"pbs-{time.monotonic_ns()}"
     folder.mkdir()
-    made = PbsJob(job_id, cgroup, folder, config, exec_vnode=f"(guest[{node}]:ncpus=2)")
+    made = PbsJob(job_id, cgroup, folder, config, exec_vnode=f"(guest[{node}]:ncpus=2)", queue=queue)
     try:
         for group in made.groups():
             _make(group, cgroup)

@@ -22,7 +22,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from guest import freezing, nursery
+from guest import agents, freezing
 from guest.agents import RUN, Agent
 from guest.steady import Steady, submit
 from guest.vm import slurm as daemons
@@ -200,7 +200,7 @@ def main() -> int:
     folder = Path(tempfile.mkdtemp(prefix="soak-"))
     (folder / "pageferry.toml").write_text(SETTINGS)
     words = ("--config", str(folder / "pageferry.toml"), "--history-file", str(folder / "history.sqlite3"))
-    with nursery.agent(Path(os.environ["PAGEFERRY_RESULTS"]) / "agent-soak.log", *words) as agent:
+    with agents.agent(Path(os.environ["PAGEFERRY_RESULTS"]) / "agent-soak.log", *words) as agent:
         samples = run(soak, agent)
     soak.report(samples)
     return 1 if soak.faults else 0

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from guest import agents
+from guest import agents, nursery
 from guest.agents import Agent
 from guest.ranks import cpus_of
 from guest.steady import Steady, stood_still, submit
@@ -91,8 +90,7 @@ def test_an_agent_at_debug_level_keeps_what_gives_the_plan_again(slurm: Slurm, r
             job.end()
     path = min((tmp_path / "snapshots").iterdir())
     assert f"job {job.id}: snapshot: {path}" in log.read_text()
-    command = [sys.executable, "-m", "pageferry", "plan", "--from-snapshot", str(path), "--json"]
-    plan = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    plan = json.loads(nursery.run("plan", "--from-snapshot", path, "--json").stdout)
     assert plan["move_bytes"] == migration["bytes"] > 0
 
 

@@ -42,7 +42,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def agent(slurm: Slurm, settings: Path, results: Path) -> Iterator[Agent]:
     """An agent for all tests that need nothing special of it."""
     words = ("--config", str(settings), "--history-file", str(settings.with_name("history.sqlite3")))
-    with nursery.agent(results / "agent-failures.log", *words) as made:
+    with agents.agent(results / "agent-failures.log", *words) as made:
         yield made
 
 
@@ -186,7 +186,7 @@ def test_a_freeze_that_is_not_ours_outlasts_us(agent: Agent, job: Steady) -> Non
     agent.start()
     freezing.write(job.slurm, job.id, False)
     wait_until(lambda: settled(agent, job), "released what is ours")
-    subprocess.run(["pageferry", "release", "--force"], check=True)
+    assert nursery.run("release", "--force").returncode == 0
     assert theirs.stands(), "after an agent's death, and pageferry release"
     assert job.counts() == count
     theirs.thaw()
@@ -303,7 +303,7 @@ def test_a_full_disk_loses_history_and_nothing_else(
     with tiny(tmp_path / "state") as folder:
         ballast = fill(folder)
         words = ("--config", str(settings), "--history-file", str(folder / "history.sqlite3"))
-        with nursery.agent(results / "agent-full.log", *words) as unheard:
+        with agents.agent(results / "agent-full.log", *words) as unheard:
             wait_until(lambda: settled(unheard, job), "it knows the job")
             freezing.write(job.slurm, job.id, True)
             wait_until(lambda: unheard.count("held") == 1, "held")
@@ -328,7 +328,7 @@ def test_where_no_hold_can_be_recorded_none_is_set_and_the_memory_moves_live(
     with tiny(tmp_path / "run") as folder, monkeypatch.context() as patch:
         patch.setattr(agents, "SOCKET", folder / "agent.sock")
         words = ("--config", str(settings), "--history-file", str(tmp_path / "history.sqlite3"))
-        with nursery.agent(results / "agent-unrecorded.log", *words, "--run-folder", str(folder)) as unheld:
+        with agents.agent(results / "agent-unrecorded.log", *words, "--run-folder", str(folder)) as unheld:
             wait_until(lambda: settled(unheld, job), "it knows the job")
             ballast = fill(folder)
             spread(job)
@@ -355,7 +355,8 @@ def test_a_planner_that_raises_is_recorded_and_the_job_is_released_at_its_resume
         "placement.place = place\n"
     )
     words = ("--config", str(settings), "--history-file", str(tmp_path / "history.sqlite3"))
-    with agents.agent(results / "agent-planless.log", *words, environment={"PYTHONPATH": str(tmp_path)}) as planless:
+    environment = {"PYTHONPATH": str(tmp_path)}
+    with agents.agent(results / "agent-planless.log", *words, environment=environment, loads=True) as planless:
         spread(job)
         suspended(planless, job)
         assert held(job.slurm, job.id)

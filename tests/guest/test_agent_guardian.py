@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from guest import freezing, nursery
+from guest import agents, freezing, nursery
 from guest.agents import Agent
 from guest.freezing import happens, held, stopped_errand
 from guest.steady import Steady, submit
@@ -29,7 +28,7 @@ def shared(slurm: Slurm, results: Path, tmp_path_factory: pytest.TempPathFactory
     folder = tmp_path_factory.mktemp("agent")
     (folder / "pageferry.toml").write_text(SETTINGS)
     words = ("--config", str(folder / "pageferry.toml"), "--history-file", str(folder / "history.sqlite3"))
-    with nursery.agent(results / "agent-guardian.log", *words) as made:
+    with agents.agent(results / "agent-guardian.log", *words) as made:
         yield made
 
 
@@ -117,7 +116,7 @@ def test_when_both_are_killed_what_systemd_runs_afterwards_releases(agent: Agent
     count = job.counts()
     assert held(job.slurm, job.id)
     assert not happens(lambda: job.counts() != count, 0.5), "nobody is there to release it"
-    said = subprocess.run(["pageferry", "release"], capture_output=True, text=True, check=True).stdout
+    said = nursery.run("release").stdout
     assert said == f"job {job.id}: released\n"
     assert not held(job.slurm, job.id)
     assert job.runs()

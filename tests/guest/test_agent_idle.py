@@ -99,7 +99,7 @@ def options(folder: Path) -> tuple[str, ...]:
 
 
 def test_an_idle_agent_makes_no_system_call(slurm: Slurm, jobs: list[Steady], results: Path, tmp_path: Path) -> None:
-    with agents.agent(results / "agent-idle.log", *options(tmp_path)) as agent:
+    with agents.agent(results / "agent-idle.log", *options(tmp_path), loads=True) as agent:
         comes_and_goes(agent, jobs[0])
         metrics = (tmp_path / "pageferry.prom").read_text()
         assert "\npageferry_holds_total 1\n" in metrics

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from guest import freezing, nursery
+from guest import agents, freezing
 from guest.agents import RUN, Agent
 from guest.freezing import held, stopped_errand
 from guest.steady import Steady, submit
@@ -38,7 +38,7 @@ def shared(slurm: Slurm, results: Path, tmp_path_factory: pytest.TempPathFactory
     folder = tmp_path_factory.mktemp("agent")
     (folder / "pageferry.toml").write_text(SETTINGS)
     words = ("--config", str(folder / "pageferry.toml"), "--history-file", str(folder / "history.sqlite3"))
-    with nursery.agent(results / "agent-killed.log", *words) as made:
+    with agents.agent(results / "agent-killed.log", *words) as made:
         yield made
 
 

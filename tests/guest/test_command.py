@@ -12,17 +12,12 @@ from typing import Any
 
 import pytest
 
+from guest.nursery import run as pageferry
 from guest.ranks import SHARED, Job, job
 from guest.vm.layouts import Layout
 from guest.witness import census, vmstat
 
 CGROUP = Path("/sys/fs/cgroup/pageferry-command")
-
-
-def pageferry(*words: object, user: int = 0) -> subprocess.CompletedProcess[str]:
-    become = ["setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups"] if user else []
-    command = [*become, sys.executable, "-m", "pageferry", *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
 
 
 def answer(*words: object, code: int = 0) -> Any:

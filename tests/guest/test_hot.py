@@ -10,8 +10,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from guest import nursery
 from guest.ranks import SHARED, Job, Memory, Rank, job
 from guest.witness import queried_nodes
 from pageferry import ferry, hotness, mover
@@ -194,8 +193,7 @@ def test_the_commands_say_what_was_in_use_and_the_file_keeps_it(tmp_path: Path) 
 
 def pageferry(*words: str, code: int | None = 0) -> str:
     """Run the command as an operator does; return what it printed."""
-    command = [sys.executable, "-m", "pageferry", *words]
-    said = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
+    said = nursery.run(*words, timeout=200)
     assert code is None or said.returncode == code, said.stderr
     assert "Traceback" not in said.stderr
     return said.stdout

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from guest import agents, freezing
+from guest import agents, freezing, nursery
 from guest.agents import Agent
 from guest.freezing import happens
 from guest.pbs import PbsJob, pbs_job
@@ -326,12 +326,12 @@ def test_a_resume_that_mom_gave_up_on_is_not_served_and_the_next_one_is(agent: A
 
 
 def test_a_job_by_its_id_is_found_by_the_commands(job: PbsJob, agent: Agent) -> None:
-    words = [sys.executable, "-m", "pageferry", "move", job.id, "--to", "2", "--freeze"]
-    subprocess.run(words, check=True, capture_output=True)
+    words = ("move", job.id, "--to", "2", "--freeze")
+    assert nursery.run(*words).returncode == 0
     assert far(job, 2) < MIB, "what it touched since is on the node of its CPUs"
     assert record.load(job.id).homes == (2,), "it stays there when another job ends"
     assert job.steady.runs()
-    refused = subprocess.run([*words, "--cpus", "2-3"], check=False, capture_output=True, text=True)
+    refused = nursery.run(*words, "--cpus", "2-3")
     assert refused.returncode == 2
     assert "keeps the CPUs that PBS gave it" in refused.stderr
     assert bool(pbs_job_freezers(job.id)) == (job.cgroup == "v2")

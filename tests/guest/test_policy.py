@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from guest import agents
+from guest import agents, nursery
 from guest.agents import Agent
 from guest.steady import Steady, submit
 from guest.vm.jobs import Slurm, wait_until
@@ -130,8 +129,7 @@ def test_a_job_is_moved_by_the_rule_that_knows_it_and_explain_says_which(
     job.slurm.resume(job.id)
     assert nodes(job) <= {"2"}
     assert agent.migrations(job.id)[0]["rule"] == "moved"
-    command = [sys.executable, "-m", "pageferry", "explain", str(job.id), "--config", str(settings), "--json"]
-    answer = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    answer = json.loads(nursery.run("explain", job.id, "--config", settings, "--json").stdout)
     assert answer["rule"] == "moved"
     assert [entry["rule"] for entry in answer["passed_over"]] == ["left alone", "watched"]
     private = next(entry for entry in answer["mappings"] if entry["what"] == "private memory")

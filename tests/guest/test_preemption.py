@@ -6,7 +6,6 @@ Nobody asks for anything here but by submitting jobs; the agent sees Slurm's fre
 from __future__ import annotations
 
 import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -14,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from guest import agents, freezing
+from guest import agents, freezing, nursery
 from guest.agents import Agent
 from guest.ranks import cpus_of
 from guest.steady import Steady, stood_still, submit
@@ -80,8 +79,7 @@ def memory(job: Steady) -> Counter[int]:
 
 def move(job: Steady, to: str) -> None:
     """Move a job's memory and leave its CPUs, as an operator does."""
-    command = [sys.executable, "-m", "pageferry", "move", str(job.id), "--to", to]
-    said = subprocess.run(command, capture_output=True, text=True, check=False)
+    said = nursery.run("move", job.id, "--to", to)
     assert said.returncode == 0, said.stderr
 
 

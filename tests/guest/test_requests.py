@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
@@ -14,6 +13,7 @@ import pytest
 
 from guest import agents, freezing
 from guest.agents import Agent
+from guest.nursery import run as pageferry
 from guest.ranks import cpus_of
 from guest.steady import Steady, submit
 from guest.test_capacity import LEFT_PAGES, ballast
@@ -225,12 +225,6 @@ def test_of_what_does_not_fit_a_part_moves_and_the_operator_is_told_what_stayed(
 
 
 # The command line
-
-
-def pageferry(*words: object, user: int = 0) -> subprocess.CompletedProcess[str]:
-    become = ["setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups"] if user else []
-    command = [*become, sys.executable, "-m", "pageferry", *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
 
 
 def test_a_move_with_cpus_goes_through_the_agent_and_the_tables_show_it(agent: Agent, job: Steady) -> None:

@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 
+from guest import nursery
 from guest.ranks import SHARED, filled, job
 from guest.vm import slurm as daemons
 from guest.vm.jobs import Slurm, wait_until
@@ -73,8 +74,9 @@ def heard(agent: socket.socket, verb: str) -> dict[str, Any]:
 
 def doctor(*prefix: str) -> dict[str, tuple[str, list[str]]]:
     """Return what doctor says: by subject, the worst grade and the texts."""
-    command = [*prefix, sys.executable, "-m", "pageferry", "doctor", "--json"]
-    answer = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    words = ["doctor", "--json"]
+    command = [*prefix, sys.executable, "-m", "pageferry", *words]
+    answer = subprocess.run(command, capture_output=True, text=True, check=False) if prefix else nursery.run(*words)
     found: dict[str, tuple[str, list[str]]] = {}
     for finding in json.loads(answer.stdout):
         grade, texts = found.get(finding["subject"], ("ok", []))

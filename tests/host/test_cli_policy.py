@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from pageferry import config, targets, wire
+from pageferry import targets, wire
 from pageferry.cli import main as cli
 from pageferry.cli import policy as commands
 from pageferry.cpus.assign import Cpusets
@@ -22,16 +22,18 @@ from pageferry.targets import Found
 from support.children import python, said
 
 
-def run(*words: str) -> Result:
-    return CliRunner().invoke(cli.commands, words, standalone_mode=False)
+def run(*words: str, **environment: str) -> Result:
+    return CliRunner(env=environment).invoke(cli.commands, words, standalone_mode=False)
 
 
-def test_right_files_are_named_and_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("said_by", ["option", "environment"])
+def test_right_files_are_named_and_counted(tmp_path: Path, said_by: str) -> None:
     (tmp_path / "policy.d").mkdir()
     (tmp_path / "pageferry.toml").write_text('[[rule]]\nname = "a"\n')
     (tmp_path / "policy.d/b.toml").write_text('[[rule]]\nname = "b"\n')
-    monkeypatch.setattr(config.read, "__defaults__", (tmp_path / "pageferry.toml",))
-    answer = run("check-config")
+    path = f"{tmp_path}/pageferry.toml"
+    words, variables = (("--config", path), {}) if said_by == "option" else ((), {"PAGEFERRY_CONFIG": path})
+    answer = run("check-config", *words, **variables)
     assert answer.return_value == 0
     assert answer.stdout.splitlines() == [
         f"read {tmp_path}/pageferry.toml",

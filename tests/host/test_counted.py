@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
+from pageferry import applied, ferry, spill
 from pageferry.agent import chores, homecoming
 from pageferry.agent.chronicle import Chronicle
 from pageferry.agent.counts import Release
@@ -24,6 +27,7 @@ from pageferry.history.store import Store
 from pageferry.kernel.topology import read_topology
 from pageferry.pbs import at_once
 from pageferry.policy import Policy
+from pageferry_planner.model import Target
 
 MIB = 1 << 20
 Said = Callable[[Mapping[str, Any]], None]
@@ -74,6 +78,61 @@ def test_what_a_homecoming_sees_is_counted_until_no_job_is_left(
     assert chronicle.counts.far() == {0: 0, 1: 0}
 
 
+def test_only_a_homecoming_of_the_job_that_is_suspended_stops(
+    chronicle: Chronicle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(homecoming, "WAIT_SECONDS", 0.0)
+    stopped: list[bool] = []
+
+    class Interruptible(Sent):
+        def send(self, *words: Any, **more: Any) -> Any:
+            super().send(*words, **more)
+            return SimpleNamespace(interrupt=lambda: stopped.append(True))
+
+    sent = Interruptible()
+    ours = Homecoming(
+        {job: Tended(job) for job in (999_999_998, 999_999_999)}, sent.errands, chronicle, Site(Settings())
+    )
+    ours.suspended(999_999_999)
+    ours.ended()
+    ours.due()
+    ours.suspended(999_999_999)
+    sent.said[0]({"begins": 999_999_998})
+    ours.suspended(999_999_999)
+    assert not stopped
+    sent.said[0]({"begins": 999_999_999})
+    ours.suspended(999_999_999)
+    assert stopped == [True]
+    sent.ended[0](Result({"jobs": 0}, None))
+    ours.suspended(999_999_999)
+    assert stopped == [True]
+
+
+def test_a_homecoming_that_is_stopped_leaves_that_job_and_goes_on_with_the_next(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    homes = [spill.Homecoming(job, ferry.Request(Target((0,))), 1, 1) for job in (7, 8, 9)]
+
+    def candidates(jobs: list[int], **_: object) -> list[spill.Homecoming[int]]:
+        return [home for home in homes if home.job in jobs]
+
+    def carried(
+        _policy: object, pids: tuple[int], _asked: object, progress: Callable[[int, int], None], _seen: object
+    ) -> dict[str, Any]:
+        if pids == (8,):
+            progress(1, 2)  # what comes later is the move's own matter
+        if pids != (9,):
+            os.kill(os.getpid(), signal.SIGINT)
+        return {"pid": pids[0]}
+
+    monkeypatch.setattr(spill, "candidates", candidates)
+    monkeypatch.setattr(applied, "carried", carried)
+    monkeypatch.setattr(chores, "slurm_job_user_pids", lambda job: (job,))
+    said: list[Mapping[str, Any]] = []
+    assert chores.bring_home(dict.fromkeys((7, 8, 9)), Settings())(said.append) == {"jobs": 2}
+    assert [word.get("begins", word.get("job")) for word in said[1:]] == [7, 8, 8, 9, 9]
+
+
 def test_a_look_for_spilled_memory_says_first_what_it_saw() -> None:
     said: list[Mapping[str, Any]] = []
     assert chores.bring_home({999_999_999: None}, Settings())(said.append) == {"jobs": 0}
@@ -94,6 +153,8 @@ def test_progress_is_said_now_and_then_and_not_at_every_call(monkeypatch: pytest
 
 class Placed:
     """Stands for what a migration needs besides."""
+
+    mems = Path("/nowhere")
 
     def nodes(self, _job: int) -> tuple[int, ...]:
         return (1,)
@@ -188,14 +249,28 @@ def test_a_hold_of_pbs_is_counted_while_it_lasts_and_by_how_it_ended(
 
 
 def test_one_hold_that_two_events_wait_for_is_counted_once(chronicle: Chronicle, sent: Sent, events: PbsEvents) -> None:
-    for _ in range(2):
+    for said in ({"held": True}, {"held": True, "already": True}):
         resumes(events)
-        sent.said[-1]({"held": True})
+        sent.said[-1](said)
     sent.ended[1](Result(SERVED, None))
     assert events.held() == 1
     sent.ended[0](Result(SERVED, None))
     assert events.held() == 0
     assert chronicle.counts.holds == chronicle.counts.releases.total() == 1
+
+
+def test_a_hold_that_follows_another_whose_errand_has_not_ended_is_counted_as_long_as_it_lasts(
+    chronicle: Chronicle, sent: Sent, events: PbsEvents
+) -> None:
+    for _ in range(2):
+        resumes(events)
+        sent.said[-1]({"held": True})
+    assert events.held() == 1, "it is one job"
+    sent.ended[0](Result(SERVED, None))
+    assert events.held() == 1
+    sent.ended[1](Result(SERVED, None))
+    assert events.held() == 0
+    assert chronicle.counts.holds == chronicle.counts.releases.total() == 2
 
 
 def test_a_job_that_was_not_held_is_no_hold(chronicle: Chronicle, sent: Sent, events: PbsEvents) -> None:

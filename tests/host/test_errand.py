@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from pageferry import hotness
 from pageferry.agent.errand import Errand, Result, Say, begin
 from pageferry.errors import UsageError
 
@@ -60,6 +61,20 @@ def test_a_child_that_is_killed_is_an_answer(number: signal.Signals) -> None:
         return {}
 
     assert finished(begin(work))[1].error == f"the errand was ended by {number.name}"
+
+
+def test_a_child_that_waits_can_be_hurried_at_any_time_and_never_ends_by_it() -> None:
+    def work(_say: Say) -> dict[str, float]:
+        began = time.monotonic()
+        hotness.pause(60.0)
+        return {"waited": time.monotonic() - began}
+
+    errand = begin(work)
+    errand.hurry()  # perhaps before it waits, or has run at all
+    value = finished(errand)[1].value
+    assert value is not None
+    assert value["waited"] < 20
+    assert hotness.HURRY not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
 
 
 def test_a_child_that_exits_without_a_word_is_an_answer() -> None:

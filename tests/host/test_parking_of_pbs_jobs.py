@@ -184,23 +184,72 @@ class Sent:
         return SimpleNamespace(interrupt=lambda: self.interrupted.append(number))
 
 
-@pytest.mark.parametrize("parks", [True, False])
-def test_a_parking_that_is_under_way_at_the_resume_is_stopped_and_no_other_move_is(pbs: Pbs, parks: bool) -> None:
-    sent = Sent()
-    site = Site(Settings(agent=Agent(slurm_user="root"), rule=(PARKS,)))
-    events = PbsEvents(cast(Errands, sent), Chronicle(Store(pbs.folder / "history.sqlite3")), site, pbs.folder)
+class Mom:
+    """Says what happens to a job to an agent whose errands are stand-ins."""
 
-    def happens(kind: Kind) -> None:
+    def __init__(self, folder: Path) -> None:
+        self.sent = Sent()
+        site = Site(Settings(agent=Agent(slurm_user="root"), rule=(PARKS,)))
+        chronicle = Chronicle(Store(folder / "history.sqlite3"))
+        self.events = PbsEvents(cast(Errands, self.sent), chronicle, site, folder)
+
+    def says(self, kind: Kind) -> None:
         message = {"event": kind.value, "hosts": ["here"], "jobs": [{"id": JOB.id, "exec_vnode": JOB.exec_vnode}]}
-        events.happened(message, lambda _answer: None, os.getpid())
+        self.events.happened(message, lambda _answer: None, os.getpid())
 
-    happens(Kind.POSTSUSPEND)
+    def parks(self, number: int) -> None:
+        self.sent.said[number]({"parks": True})
+
+    def ends(self, number: int, event: str) -> None:
+        self.sent.ended[number](Result(Served(JOB.id, event).as_dict(), None))
+
+
+@pytest.fixture
+def mom(pbs: Pbs) -> Mom:
+    return Mom(pbs.folder)
+
+
+@pytest.mark.parametrize("parks", [True, False])
+def test_a_parking_that_is_under_way_at_the_resume_is_stopped_and_no_other_move_is(mom: Mom, parks: bool) -> None:
+    mom.says(Kind.POSTSUSPEND)
     if parks:
-        sent.said[0]({"parks": True})
-    happens(Kind.PRERESUME)
-    assert sent.interrupted == ([0] if parks else [])
-    event = "park" if parks else "execjob_postsuspend"
-    sent.ended[0](Result(Served(JOB.id, event).as_dict(), None))
-    assert (events.due() is not None) == parks, "the memory of others may come home"
-    happens(Kind.PRERESUME)
-    assert len(sent.interrupted) == int(parks), "it has ended"
+        mom.parks(0)
+    mom.says(Kind.PRERESUME)
+    assert mom.sent.interrupted == ([0] if parks else [])
+    mom.ends(0, "park" if parks else "execjob_postsuspend")
+    assert (mom.events.due() is not None) == parks, "the memory of others may come home"
+    mom.says(Kind.PRERESUME)
+    assert len(mom.sent.interrupted) == int(parks), "it has ended"
+
+
+@pytest.mark.parametrize("order", [(0,), (1, 0)])
+def test_a_parking_that_begins_after_the_resume_is_stopped_before_anything_moves(
+    mom: Mom, order: tuple[int, ...]
+) -> None:
+    mom.says(Kind.RESIZE)
+    mom.says(Kind.POSTSUSPEND)
+    mom.says(Kind.PRERESUME)
+    mom.parks(0)
+    assert mom.sent.interrupted == [0], "it had been sent, and had not got so far"
+    for number in order:
+        mom.ends(number, "park")
+    mom.parks(2)
+    assert mom.sent.interrupted == [0, 2], "it had waited for another"
+
+
+def test_a_parking_of_a_job_that_is_suspended_once_more_is_not_stopped(mom: Mom) -> None:
+    mom.says(Kind.POSTSUSPEND)
+    mom.says(Kind.PRERESUME)
+    mom.says(Kind.POSTSUSPEND)
+    mom.parks(0)
+    assert mom.sent.interrupted == []
+    mom.says(Kind.PRERESUME)
+    assert mom.sent.interrupted == [0]
+
+
+def test_a_resume_stops_no_parking_that_comes_after_all_that_was_under_way_then(mom: Mom) -> None:
+    mom.says(Kind.PRERESUME)
+    mom.ends(0, "unpark")
+    mom.says(Kind.RESIZE)  # whatever stopped it: MoM has told us of no suspension
+    mom.parks(1)
+    assert mom.sent.interrupted == []

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import signal
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -19,7 +20,7 @@ import pytest
 from pageferry import spill
 from pageferry.agent import chores, loop, tending
 from pageferry.agent.chronicle import Chronicle
-from pageferry.agent.counts import Counts
+from pageferry.agent.counts import Counts, Release
 from pageferry.agent.errand import Result
 from pageferry.agent.errands import Errands
 from pageferry.agent.homes import Homes
@@ -32,7 +33,7 @@ from pageferry.applied import Destination
 from pageferry.comment import Wish
 from pageferry.config import Agent, Folder, Settings, Spill
 from pageferry.config import Metrics as ConfigMetrics
-from pageferry.errors import SchedulerError, UsageError
+from pageferry.errors import KernelError, SchedulerError, UsageError
 from pageferry.history.store import Migration as StoredMigration
 from pageferry.history.store import Store
 from pageferry.policy import Facts, Globs, Match, Name, Policy, Rule, RuleSpill
@@ -50,10 +51,14 @@ class World:
 
     sent: list[tuple[Any, ...]] = field(default_factory=list)
     interrupted: int = 0
+    hurried: int = 0
     running: list[bool] = field(default_factory=list)
+    settling: list[bool] = field(default_factory=list)
+    mems: Path = Path("/nowhere")
     given: list[Wish] = field(default_factory=list)
     settled: list[tuple[int, ...]] = field(default_factory=list)
     holds: set[int] = field(default_factory=set)
+    refuses: bool = False
     told: list[str] = field(default_factory=list)
     ended: list[Migration] = field(default_factory=list)
     suspended: bool = True
@@ -71,10 +76,13 @@ class World:
     # As Errands: the last chore's end is kept, for the test to bring about.
     def send(self, chore: Any, ended: Callable[[Result], None], *_said: Any, **_words: Any) -> Any:
         self.sent.append((*chore, ended))
-        return SimpleNamespace(interrupt=self.interrupt)
+        return SimpleNamespace(interrupt=self.interrupt, hurry=self.hurry)
 
     def interrupt(self) -> None:
         self.interrupted += 1
+
+    def hurry(self) -> None:
+        self.hurried += 1
 
     def due(self) -> None:
         return None
@@ -84,6 +92,8 @@ class World:
         self.holds.add(job)
 
     def release(self, job: int) -> None:
+        if self.refuses:
+            raise KernelError("the kernel does not let us")
         self.holds.discard(job)
 
     def held(self) -> dict[int, Any]:
@@ -155,11 +165,16 @@ def world_of(monkeypatch: pytest.MonkeyPatch) -> World:
     made = World()
     monkeypatch.setattr(chores, "ask", lambda jobs: ("ask", jobs))
 
-    def move(job: int, where: Any, policy: Any, _snapshots: object, *, runs: bool) -> tuple[Any, ...]:
+    def move(
+        job: int, where: Any, policy: Any, _snapshots: object, *, runs: bool, settles: bool, mems: Path
+    ) -> tuple[Any, ...]:
+        assert mems == made.mems
         made.running.append(runs)
+        made.settling.append(settles)
         return "move", job, where, policy
 
     monkeypatch.setattr(chores, "move", move)
+    monkeypatch.setattr(chores, "widen", lambda job, _mems: ("widen", job))
     monkeypatch.setattr(chores, "write_back", lambda _job, _hosts, text, _served: ("write", text))
     monkeypatch.setattr(tending, "Errands", lambda: made)
     monkeypatch.setattr(tending, "slurm_job_user_groups", lambda _job: ())
@@ -322,6 +337,38 @@ def test_a_move_that_has_not_begun_when_the_hold_ends_begins_or_is_left(world: W
     assert [one.error for one in world.ended] == (
         ["max_hold was used up before its memory began to move"] if chore == "ask" else []
     )
+
+
+def test_a_release_that_the_kernel_refused_first_is_counted_for_its_own_reason(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tending, "AGAIN_SECONDS", 0.0)
+    ours, _ = jobs_of(world, OFF, max_hold_seconds=600.0)
+    ours.look(7)
+    world.suspended, world.refuses = False, True
+    ours.look(7)
+    answered(world, said("debug"))
+    ours.due()
+    assert world.holds == {7}
+    assert of(ours).phase is Phase.WAITS
+    world.refuses = False
+    ours.due()
+    assert not world.holds
+    assert world.counts.releases == Counter({Release.POLICY: 1})
+
+
+def test_a_job_that_is_suspended_while_it_is_watched_is_watched_no_longer(world: World) -> None:
+    ours, _ = jobs_of(world, rule("long", "main"))
+    world.suspended = False
+    ours.look(7)
+    ours.request(7, Wish((1,)), lambda _answer: None, hold=False, precopy=False)
+    answered(world, said("main"))
+    assert world.running == [True]
+    assert world.hurried == 0
+    world.suspended = True
+    ours.look(7)
+    assert world.hurried == 1
+    assert world.interrupted == 0, "it moves"
 
 
 def test_where_slurm_cannot_be_asked_only_a_rule_that_asks_nothing_of_the_job_holds_and_the_log_says_so(

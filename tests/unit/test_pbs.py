@@ -8,7 +8,7 @@ import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import msgspec
 import pytest
@@ -391,6 +391,18 @@ def test_a_held_job_is_moved_no_longer_than_it_is_held_if_its_rule_leaves_the_re
     assert held == [30.0]
     assert seen[1] is None, "nothing holds it"
     assert (seen[0] is not None and 20 < seen[0] <= 30) == limited
+
+
+def test_who_waits_for_a_job_that_is_held_already_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def hold(*_: object) -> NoReturn:
+        raise pbs_hold.HeldAlreadyError("for an earlier resume")
+
+    told: list[Mapping[str, Any]] = []
+    monkeypatch.setattr(serve, "_move", lambda *_: {"refused": False, "complete": True, "moved_bytes": 0})
+    monkeypatch.setattr(pbs_hold, "held", hold)
+    served = serve.serve(case(PbsJob("99.s", asked="nodes=0"), tmp_path), told.append)
+    assert told == [{"held": True, "already": True}], "MoM may go on, and the hold is another's"
+    assert served.seconds_stopped == 0
 
 
 def test_a_job_of_which_nobody_says_where_it_belongs_has_nothing_to_wait_for(tmp_path: Path) -> None:

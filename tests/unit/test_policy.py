@@ -85,6 +85,7 @@ def test_every_key_of_a_rule_is_in_the_policy() -> None:
         reference_count=False,
         leave_filesystems=globs("nfs"),
         park=Nodes((4, 5)),
+        narrow_mems=True,
         owners_may_ask=True,
         spill=RuleSpill(enabled=False, least_bytes=Bytes(1)),
     )
@@ -131,6 +132,13 @@ def test_any_feature_may_match_and_none_matches_nothing() -> None:
 )
 def test_sizes_are_limits_that_include_themselves(match: Match, why: str | None) -> None:
     assert why_not(match, JOB) == why
+
+
+def test_a_rule_for_pbs_cannot_narrow() -> None:
+    rules = [rule("a", narrow_mems=True), rule("b", Match(scheduler="pbs"), narrow_mems=True)]
+    ((key, why),) = policy.faults(rules)
+    assert key == ("rule", 1, "narrow_mems")
+    assert why.startswith("for Slurm's jobs")
 
 
 def test_a_size_that_is_not_known_is_no_size() -> None:

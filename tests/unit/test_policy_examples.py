@@ -76,6 +76,11 @@ def parks_what_is_preempted(policy: Callable[..., Policy]) -> None:
     assert policy().park == ()
 
 
+def has_jobs_stay(policy: Callable[..., Policy]) -> None:
+    assert (policy(partition="pinned").narrow_mems, policy(partition="pinned").reserve) == (True, 4 << 30)
+    assert not policy().narrow_mems
+
+
 def holds_for_all_others(policy: Callable[..., Policy]) -> None:
     assert policy().mode is Mode.OBSERVE
     assert policy(**dict.fromkeys(("cluster", "partition", "user", "nodes", "cpus"))).mode is Mode.OBSERVE
@@ -91,6 +96,7 @@ EXAMPLES: dict[str, Check] = {
     "70-owners-may-ask": lets_owners_ask,
     "80-spilled-memory": brings_memory_home,
     "85-park-preempted": parks_what_is_preempted,
+    "87-stay-where-moved": has_jobs_stay,
     "90-all-others": holds_for_all_others,
 }
 
@@ -125,6 +131,7 @@ def test_every_example_is_looked_at_and_all_of_them_go_together() -> None:
         "latency matters": {"job_name": "a-latency-b"},
         "streams": {"user": "stream1"},
         "park what is preempted": {"partition": "scavenge"},
+        "stay where moved": {"partition": "pinned"},
         "all others": {},
     }
     assert {name: together.policy(replace(JOB, **facts)).rule for name, facts in decides.items()} == {

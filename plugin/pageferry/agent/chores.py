@@ -19,9 +19,11 @@ from pageferry import applied, spill
 from pageferry.agent.errand import Say
 from pageferry.applied import Destination
 from pageferry.config import Settings
-from pageferry.errors import SchedulerError, UsageError, Vanished
+from pageferry.errors import KernelError, SchedulerError, Stopped, UsageError, Vanished
 from pageferry.kernel.topology import read_topology
-from pageferry.policy import Facts, Policy
+from pageferry.mems.narrowing import Mems, Narrowed
+from pageferry.mems.record import FOLDER
+from pageferry.policy import Facts, Mode, Policy
 from pageferry.replay import kept
 from pageferry.schedulers.control import nodes_here, write_outcome
 from pageferry.schedulers.slurm_cgroups import slurm_job_suspension, slurm_job_user_pids
@@ -64,17 +66,45 @@ def ask(jobs: Sequence[int]) -> Chore:
 
 
 def move(
-    job: int, destination: Destination, policy: Policy, snapshots: Path | None = None, *, runs: bool = False
+    job: int,
+    destination: Destination,
+    policy: Policy,
+    snapshots: Path | None = None,
+    *,
+    runs: bool = False,
+    settles: bool = False,
+    mems: Path = FOLDER,
 ) -> Chore:
     """Move a job's memory as its policy says, or only plan to, and say now and then how far it is.
 
-    The answer is the outcome. `snapshots`: where what the plan is made from is kept; `runs`: the job does, meanwhile.
+    The answer is the outcome, with `mems` if its cpuset.mems was to be narrowed (`Narrowed`, as plain data), or could
+    not be widened. `snapshots`: where what the plan is made from is kept; `runs`: the job does, meanwhile; `settles`:
+    its memory is to stay there; `mems`: where is recorded what is narrowed.
     """
 
     def work(say: Say) -> Mapping[str, Any]:
+        narrows = settles and policy.narrow_mems and policy.mode is Mode.MOVE
         with applied.interruptible() as moving, kept.recording(snapshots, job) as seen:
             asked = applied.request(policy, destination, read_topology(), runs=runs)
-            return applied.carried(policy, slurm_job_user_pids(job), asked, _progress(say, moving), seen)
+            ours, narrowed = Mems(job, mems), None
+            groups = ours.groups() if narrows else ()
+            try:
+                ours.admit(asked.target) if narrows else ours.widen()
+            except KernelError as error:
+                narrowed = Narrowed(why=str(error))
+            outcome = applied.carried(policy, slurm_job_user_pids(job), asked, _progress(say, moving), seen)
+            if narrows and not outcome["refused"]:
+                narrowed = ours.narrow(groups, outcome, asked.target.nodes, asked.reserve_bytes)
+        return outcome | ({"mems": narrowed.as_plain()} if narrowed is not None else {})
+
+    return work
+
+
+def widen(job: int, mems: Path) -> Chore:
+    """Give a job back the cpuset.mems that Slurm wrote, if it is narrowed; say whether it was."""
+
+    def work(_say: Say) -> Mapping[str, Any]:
+        return {"widened": Mems(job, mems).widen()}
 
     return work
 
@@ -101,7 +131,7 @@ def bring_home(jobs: Mapping[int, Facts | None], settings: Settings, snapshots: 
 
     `jobs`: what is known of each; Slurm is asked about others with enough away, if the rules want to know, and what it
     says is passed on. Said then is how much is away on each node. Each is looked at again when its turn comes: it may
-    have been given other nodes, or suspended.
+    have been given other nodes, or suspended. What begins is said; SIGINT stops it, and goes on with the next.
     """
 
     def work(say: Say) -> Mapping[str, Any]:
@@ -112,10 +142,12 @@ def bring_home(jobs: Mapping[int, Facts | None], settings: Settings, snapshots: 
             policy = policies[job]
             if slurm_job_suspension(job).asked or not (fresh := applied.homecomings({job: policy})):
                 continue
+            say({"begins": job})
             try:
-                with kept.recording(snapshots, job) as seen:
-                    outcome = applied.carried(policy, slurm_job_user_pids(job), fresh[0].request, seen=seen)
-            except Vanished:
+                with applied.interruptible() as moving, kept.recording(snapshots, job) as seen:
+                    pids, asked = slurm_job_user_pids(job), fresh[0].request
+                    outcome = applied.carried(policy, pids, asked, lambda _done, _of: moving(), seen)
+            except (Vanished, Stopped):
                 continue
             moved += 1
             say({"job": job, "nodes": fresh[0].request.target.nodes, "outcome": outcome, "rule": policy.rule})

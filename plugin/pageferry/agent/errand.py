@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from pageferry.errors import PageferryError
+from pageferry.hotness import HURRY
 from pageferry.kernel.prctl import end_with_parent
 
 Say = Callable[[Mapping[str, Any]], None]
@@ -78,6 +79,11 @@ class Errand:
         if self.result is None:
             os.kill(self.pid, signal.SIGINT)
 
+    def hurry(self) -> None:
+        """Have the child wait no longer for what the job does: it stands still. What it has to do, it does."""
+        if self.result is None:
+            os.kill(self.pid, HURRY)
+
     def reap(self) -> bool:
         """Say whether a child that was killed is gone. Never blocks."""
         return os.waitpid(self.pid, os.WNOHANG)[0] != 0
@@ -105,13 +111,18 @@ def begin(work: Callable[[Say], Mapping[str, Any]]) -> Errand:
     try:
         sys.stdout.flush()
         sys.stderr.flush()
-        pid = os.fork()
+        # Blocked in the child from its first instruction on, where it is waited for and never ends it.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {HURRY})
+        try:
+            pid = os.fork()
+            if pid == 0:
+                _work(work, write_end, parent)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
     except OSError:
         os.close(read_end)
         os.close(write_end)
         raise
-    if pid == 0:
-        _work(work, write_end, parent)
     os.close(write_end)
     os.set_blocking(read_end, False)
     return Errand(pid, read_end)

@@ -9,7 +9,7 @@ from typing import Any
 
 from pageferry.agent import chores
 from pageferry.agent.chronicle import Chronicle
-from pageferry.agent.errand import Result
+from pageferry.agent.errand import Errand, Result
 from pageferry.agent.errands import MOVE_SECONDS, Errands
 from pageferry.agent.site import Site
 from pageferry.agent.tended import Cause, Migration, Phase, Stage, Tended
@@ -29,7 +29,15 @@ class Homecoming:
         self._chronicle = chronicle
         self._site = site
         self._at: float | None = None
+        self._errand: Errand | None = None
         self._under_way = False
+        self._on_its_way: int | None = None
+        """The job whose memory is being brought home, if any."""
+
+    def suspended(self, job: int) -> None:
+        """A job is suspended: what comes home of it stops, and is another migration's when it goes on."""
+        if self._errand is not None and self._on_its_way == job:
+            self._errand.interrupt()
 
     def ended(self) -> None:
         """A job has ended, or its memory has been moved away: see soon whose memory can come home."""
@@ -51,7 +59,7 @@ class Homecoming:
             self._under_way = True
             of = {job: self._jobs[job].facts for job in free}
             chore = chores.bring_home(of, self._site.settings, self._chronicle.snapshots)
-            self._errands.send(chore, self._done, self._came, seconds=MOVE_SECONDS)
+            self._errand = self._errands.send(chore, self._done, self._came, seconds=MOVE_SECONDS)
         return None
 
     def _came(self, message: Mapping[str, Any]) -> None:
@@ -60,6 +68,8 @@ class Homecoming:
         elif "known" in message:
             if (tended := self._jobs.get(message["known"])) is not None:
                 tended.facts = tended.facts or Facts.from_plain(message["facts"])
+        elif "begins" in message:
+            self._on_its_way = message["begins"]
         elif (tended := self._jobs.get(message["job"])) is not None:
             outcome = message["outcome"]
             migration = Migration(Cause.SPILL, Stage.MOVES, nodes=tuple(message["nodes"]), outcome=outcome)
@@ -69,6 +79,6 @@ class Homecoming:
             self._chronicle.ended(tended, migration)
 
     def _done(self, result: Result) -> None:
-        self._under_way = False
+        self._errand, self._under_way, self._on_its_way = None, False, None
         if result.error:
             self._chronicle.tell(None, "spilled memory stays", result.error, logging.ERROR)

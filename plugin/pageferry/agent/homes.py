@@ -22,6 +22,7 @@ class Homes:
     """
 
     def __init__(self, folder: Path = Path("/run/pageferry")) -> None:
+        self.folder = folder
         self._path = folder / "homes.json"
         self._nodes: dict[int, tuple[int, ...]] = {}
         self._served: dict[int, str] = {}

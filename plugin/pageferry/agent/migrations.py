@@ -25,6 +25,7 @@ from pageferry.agent import chores
 from pageferry.agent.chronicle import Chronicle
 from pageferry.agent.errand import Result
 from pageferry.agent.errands import ASK_SECONDS, MOVE_SECONDS, Errands
+from pageferry.agent.narrowing import Narrowing
 from pageferry.agent.parking import Parking, broken_off
 from pageferry.agent.placing import Placing
 from pageferry.agent.requests import Requests
@@ -72,6 +73,7 @@ class Migrations:
         self._let_go = let_go
         self._idle = idle
         self._room = room
+        self._narrowing = Narrowing(errands, placing, chronicle)
         self.parking = Parking(placing, chronicle, site)
         self.requests = Requests(jobs, errands, placing=placing, chronicle=chronicle, site=site, begin=self.begin)
 
@@ -156,6 +158,8 @@ class Migrations:
         migration.stage = Stage.ASKS  # until all is known; the job may be let go meanwhile
         policy = migration.policy = self.parking.policy(tended)
         self._ruled(tended)
+        if policy.mode is Mode.OFF:
+            self._narrowing.widen(tended)
         tended.placed_for = self._placing.nodes(tended.job)
         if policy.mode is Mode.OFF and not migration.text and migration.reply is None:
             self._chronicle.tell(tended, "left alone", f'{policy.named()}, mode = "off"')
@@ -207,6 +211,7 @@ class Migrations:
         if migration.late and migration.policy.when_hold_ends == "leave":
             migration.outcome = migration.copied
             migration.error = "max_hold was used up before its memory began to move"
+            self._narrowing.widen(tended)  # its CPUs may be elsewhere
             self._finish(tended, migration)
             return
         if tended.phase is Phase.WAITS and migration.copied is not None and _is_there(tended, migration):
@@ -231,7 +236,15 @@ class Migrations:
         migration.progress = None
         destination = self._destination(tended, migration)
         runs = migration.copied is None and tended.phase is Phase.RUNS
-        chore = chores.move(tended.job, destination, migration.policy, self._chronicle.snapshots, runs=runs)
+        chore = chores.move(
+            tended.job,
+            destination,
+            migration.policy,
+            self._chronicle.snapshots,
+            runs=runs,
+            settles=migration.stage is not Stage.COPIES and migration.cause is not Cause.PARK,
+            mems=self._placing.mems,
+        )
         migration.reached("copying" if migration.stage is Stage.COPIES else "moving")
         ended = partial(then, tended, migration)
         advanced = partial(_advanced, migration)
@@ -258,6 +271,7 @@ class Migrations:
         if not self._is_present(tended, migration):
             self._chronicle.ended(tended, migration)
             return
+        self._narrowing.moved(tended, result)
         if migration.cause in {Cause.PARK, Cause.UNPARK}:
             self._room()
         arrived = (of := migration.outcome) is not None and not of["refused"]

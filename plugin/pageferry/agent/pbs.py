@@ -44,8 +44,9 @@ class PbsEvents:
         self._site = site
         self._folder = folder
         self._under_way: Counter[str] = Counter()
-        self._held: set[str] = set()
+        self._held: Counter[str] = Counter()  # by the errands that do: one may follow another that has not ended yet
         self._parking: dict[str, Errand] = {}
+        self._resumed: set[str] = set()
         self._waiting: dict[str, list[Callable[[], None]]] = {}
         self._home_at: float | None = None
         self._coming_home = False
@@ -77,6 +78,7 @@ class PbsEvents:
         if event.event is Kind.PRERESUME:
             return self._resumes(event, hosts, reply, peer)
         if event.event is Kind.POSTSUSPEND:
+            self._resumed.discard(job.id)
             at_once.unsettle(job, self._folder)
         self._begin(Case(event.event, job, hosts, self._site.settings, self._folder), lambda _answer: None)
         return {}
@@ -89,6 +91,7 @@ class PbsEvents:
         found = at_once.ready(case)
         if found.settled and not self._under_way[job.id]:
             return {"done": True, "told": found.refused or record.load(job.id, self._folder).told}
+        self._resumed.add(job.id)
         if job.id in self._parking:
             self._parking[job.id].interrupt()
         self._begin(case, reply, found.refused)
@@ -115,7 +118,7 @@ class PbsEvents:
 
     def close(self) -> None:
         """Take note that the errands are ended, and with them their holds."""
-        for _ in self._held:
+        for _ in self._held.elements():
             self._chronicle.counts.released(Release.STOPPED)
         self._held.clear()
 
@@ -140,11 +143,11 @@ class PbsEvents:
         def said(message: Mapping[str, Any]) -> None:
             nonlocal holds
             if message.get("parks") and sent is not None:
-                self._parking[job.id] = sent
+                self._parks(job, sent)
             elif message.get("held"):
-                if job.id not in self._held:  # else it is held already, by the errand before
+                if not message.get("already"):
                     holds = True
-                    self._held.add(job.id)
+                    self._held[job.id] += 1
                     self._chronicle.counts.held()
                 self._chronicle.tell(None, "held", "until its memory is there", pbs_job=job.id)
                 reply({"held": True, "told": refused or "moving"})
@@ -155,7 +158,7 @@ class PbsEvents:
             self._under_way -= Counter({job.id: 1})
             self._parked(job, sent, result)
             if holds:
-                self._held.discard(job.id)
+                self._held -= Counter({job.id: 1})
                 self._chronicle.counts.released(_release(result, case.policy.max_hold_seconds))
             if result.value is None:
                 self._chronicle.tell(None, "not done", result.error or "", logging.ERROR, pbs_job=job.id)
@@ -164,9 +167,17 @@ class PbsEvents:
             reply({"done": True, "told": refused or record.load(job.id, self._folder).told})
             for begin in self._waiting.pop(job.id, []):
                 begin()
+            if not self._under_way[job.id]:
+                self._resumed.discard(job.id)
 
         sent: Errand | None = None
         sent = self._errands.send(work, ended, said, seconds=MOVE_SECONDS)
+
+    def _parks(self, job: PbsJob, sent: Errand) -> None:
+        """From now on an errand that parks a job can be stopped; so it is if the resume was there before it."""
+        self._parking[job.id] = sent
+        if job.id in self._resumed:
+            sent.interrupt()
 
     def _parked(self, job: PbsJob, sent: Errand | None, result: Result) -> None:
         """An errand that may have parked a job has ended: there is nothing more to be stopped, and room for others."""

@@ -15,6 +15,7 @@ from pageferry.comment import Wish
 from pageferry.cpus.assignments import Assignments
 from pageferry.errors import UsageError
 from pageferry.kernel.topology import read_topology
+from pageferry.mems import record
 from pageferry.policy import Policy
 from pageferry_planner.model import Target
 
@@ -30,6 +31,8 @@ class Placing:
         self._homes = homes
         self._site = site
         self._settling_since: float | None = None
+        self.mems = homes.folder / "mems"
+        """Where is recorded whose cpuset.mems is narrowed."""
 
     def see(self, job: int) -> None:
         """Bring a job's cpusets in line with the map, after they or its steps have changed. Raises KernelError."""
@@ -102,7 +105,9 @@ class Placing:
     def gone(self, job: int, left: Iterable[int]) -> None:
         """Forget a job; `left` are those that are still there."""
         self._assignments.gone(job)
-        self._homes.keep(left)
+        kept = tuple(left)
+        self._homes.keep(kept)
+        record.keep(kept, self.mems)
 
     def due(self) -> float | None:
         """Look at tasks that are being launched; return when to come again (monotonic), None if there are none."""

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pageferry import parking
+from pageferry.agent.counts import Release
 from pageferry.agent.errand import Errand
 from pageferry.comment import Wish
 from pageferry.policy import Facts, Policy
@@ -171,6 +172,9 @@ class Tended:
     unheld: bool = False
     thawed_at: float = 0.0
     deadline: float | None = None
+    unreleased: Release | None = None
+    """Why it is to be let go, while the kernel does not let us."""
+
     held_at: float = 0.0
     look_at: float = 0.0
     reassigned_at: float | None = None
@@ -182,6 +186,11 @@ class Tended:
         self.facts = Facts.from_plain(answer["facts"])
         self.hosts, self.name = tuple(answer["hosts"]), answer.get("name", "")
         self.uid = self.uid if answer["uid"] is None else answer["uid"]
+
+    def hurry(self) -> None:
+        """It stands still: what is being watched of it need not be watched longer."""
+        if self.migration is not None and self.migration.errand is not None:
+            self.migration.errand.hurry()
 
     def queued(self, cause: Cause) -> bool:
         """Say whether a migration for this cause waits already: one will do for both."""

@@ -106,7 +106,7 @@ class Tending:
         if tended.phase is Phase.HELD and not suspended:
             self._thawed(tended)
         elif tended.phase is Phase.WAITS and suspended:
-            tended.phase, tended.deadline = Phase.HELD, None
+            tended.phase, tended.deadline, tended.unreleased = Phase.HELD, None, None
             _reached(tended, "resumed", None)
             if self._parking.nodes(tended):  # whatever has come back
                 self._parking.suspended(tended)
@@ -195,8 +195,9 @@ class Tending:
         elif not held and tended.phase is not Phase.RUNS:
             self._lost(tended)
         if tended.deadline is not None and now >= tended.deadline:
-            self._migrations.hold_ended(tended)
-            self._let_go(tended, Release.MAX_HOLD)
+            if tended.unreleased is None:
+                self._migrations.hold_ended(tended)
+            self._let_go(tended, tended.unreleased or Release.MAX_HOLD)
         if tended.reassigned_at is not None and tended.migration is None and now >= tended.reassigned_at:
             tended.reassigned_at = None
             self._follow(tended)
@@ -287,6 +288,8 @@ class Tending:
                 tended.look_at = 0.0
                 self._chronicle.counts.held()
                 self._chronicle.tell(tended, "held", "Slurm suspends it")
+        tended.hurry()
+        self._homecoming.suspended(tended.job)
         self._parking.suspended(tended)
         self._migrations.begin(tended, Migration(Cause.SUSPEND, Stage.ASKS, moments=seen))
         self._migrations.advance(tended)
@@ -297,6 +300,7 @@ class Tending:
             self._gate.hold(tended.job)
             self._chronicle.counts.held()
             tended.phase, tended.stop = Phase.WAITS, Stop({"held": time.time()})
+            tended.hurry()
             if tended.migration is not None:
                 tended.migration.stop = tended.stop
             self._count_down(tended)
@@ -317,14 +321,16 @@ class Tending:
     def _released(self, tended: Tended, cause: Release) -> bool:
         """Have the gate release a job, and say whether it could; else it waits, and it is tried again soon."""
         tended.phase, tended.deadline = Phase.RUNS, None
+        cause = tended.unreleased or cause
         held = tended.job in self._gate.held()
         try:
             self._gate.release(tended.job)
         except KernelError as error:
             self._chronicle.tell(tended, "not released", str(error), logging.CRITICAL)
-            tended.phase = Phase.WAITS
+            tended.phase, tended.unreleased = Phase.WAITS, cause
             tended.deadline = tended.look_at = time.monotonic() + AGAIN_SECONDS
             return False
+        tended.unreleased = None
         if held:
             self._chronicle.counts.released(cause)
         self._over(tended)

@@ -25,7 +25,7 @@ from pageferry.cli.options import (
     request_options,
 )
 from pageferry.cli.says import complain, progress, show_outcome, warn_of_gaps, warn_of_use
-from pageferry.errors import PageferryError, UsageError
+from pageferry.errors import Denied, PageferryError, UsageError
 
 if TYPE_CHECKING:
     from pageferry.targets import Found, Route
@@ -193,12 +193,16 @@ def _directly(target: Found, as_json: bool, cpus: str | None, *, freeze: bool, p
     from pageferry.cpus import assign
     from pageferry.gate import gate
     from pageferry.kernel.topology import read_topology
+    from pageferry.mems.narrowing import Mems
     from pageferry.pbs import by_hand
 
     request = asked = read_request(**options)
     warn_of_gaps()
     ferry.check(request.target, read_topology())
     wanted = listed(cpus, "--cpus") if cpus is not None else None
+    if target.slurm_job:
+        with suppress(Denied):  # where nobody but root may look, nobody else may widen: the ferry says what that means
+            Mems(target.slurm_job).admit(request.target)
     first: dict[str, Any] | None = None
 
     def seen(inputs: ferry.Inputs) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from pathlib import Path
 
 import click
 
@@ -19,6 +20,7 @@ from pageferry.cli import policy as cli_policy
 from pageferry.cli import replay as cli_replay
 from pageferry.cli import report as cli_report
 from pageferry.cli import site as cli_site
+from pageferry.cli.options import CONFIG
 from pageferry.cli.says import complain
 from pageferry.errors import PageferryError
 
@@ -52,15 +54,17 @@ def commands(debug: bool) -> None:
 
 
 @commands.command()
+@CONFIG
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def doctor(as_json: bool) -> int:
+def doctor(config: Path | None, as_json: bool) -> int:
     """Say what of kernel, capabilities, cgroups and Slurm is there, and what to change.
 
     Exit code 4 if pageferry cannot work here.
     """
+    from pageferry import config as settings
     from pageferry.doctor import examine as examination
 
-    findings = examination.examine()
+    findings = examination.examine(config or settings.PATH)
     if as_json:
         click.echo(json.dumps([finding.as_dict() for finding in findings]))
     else:

@@ -1,4 +1,4 @@
-"""The options that several commands take: which job, and what a plan is to be for; and the request that these make.
+"""The options that several commands take: which settings, which job, what a plan is to be for; the request they make.
 
 What is heavy is imported when it is needed, as in the commands.
 """
@@ -22,6 +22,15 @@ WHEN_FULL = ("refuse", "partial", "spill")
 ORDERS = ("worth", "address")
 
 Command = Callable[..., Any]
+
+CONFIG = click.option(
+    "--config",
+    type=click.Path(path_type=Path),
+    envvar="PAGEFERRY_CONFIG",
+    show_envvar=True,
+    help="The settings; beside them, policy.d [default: /etc/pageferry/pageferry.toml].",
+)
+"""A unit's drop-in that sets the variable has said it once: for the agent, and for what checks them at a reload."""
 
 FROM_SNAPSHOT = click.option(
     "--from-snapshot",

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pageferry.cli.options import CONFIG
 from pageferry.cli.says import complain
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @click.command("pbs-event", hidden=True)
-@click.option("--config", type=click.Path(path_type=Path), help="The settings [default: the site's].")
+@CONFIG
 def pbs_event(config: Path | None) -> int:
     """Serve an event of PBS's, a line of JSON on standard input, without an agent: for its hook.
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pageferry.cli.options import STRATEGIES, given
+from pageferry.cli.options import CONFIG, STRATEGIES, given
 from pageferry.cli.says import complain, show_outcome, warn_of_gaps
 from pageferry.errors import ConfigError, PageferryError
 
@@ -20,15 +20,17 @@ if TYPE_CHECKING:
 
 @click.command("check-config")
 @click.argument("files", type=click.Path(path_type=Path), nargs=-1)
+@CONFIG
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def check_config(files: tuple[Path, ...], as_json: bool) -> int:
-    """Say whether the settings are right: those of the site, or of FILES, each over those before it.
+def check_config(files: tuple[Path, ...], config: Path | None, as_json: bool) -> int:
+    """Say whether the settings are right: those that an agent would read, or FILES, each over those before it.
 
     Each fault is one line, with file, line, key and value; exit code 3 if there is one.
     """
-    from pageferry import config
+    from pageferry import config as settings
 
-    reading = config.read_files(files) if files else config.read()
+    path = config or settings.PATH
+    reading = settings.read_files(files) if files else settings.read(path)
     names = [str(path) for path in reading.files]
     if as_json:
         answer = {"files": names, "rules": [rule.name for rule in reading.settings.rule], "faults": reading.faults}
@@ -41,14 +43,14 @@ def check_config(files: tuple[Path, ...], as_json: bool) -> int:
         for name in names:
             click.echo(f"read {safe(name)}")
         if not names:
-            click.echo(f"there is no {config.PATH}: all defaults")
+            click.echo(f"there is no {safe(str(path))}: all defaults")
         click.echo(f"{len(reading.settings.rule)} rules, no fault")
     return ConfigError.exit_code if reading.faults else 0
 
 
 @click.command()
 @click.argument("job")
-@click.option("--config", type=click.Path(path_type=Path), help="The settings [default: the site's].")
+@CONFIG
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def explain(job: str, config: Path | None, as_json: bool) -> int:
     """Say which rule holds for a job of this host and why the earlier ones do not, and what of its memory may move."""

@@ -15,6 +15,7 @@ from typing import Any
 
 import click
 
+from pageferry.cli.options import CONFIG
 from pageferry.cli.says import complain, one_line
 from pageferry.errors import KernelError, UsageError
 
@@ -22,9 +23,7 @@ LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
 @click.command()
-@click.option(
-    "--config", type=click.Path(path_type=Path), help="The settings [default: /etc/pageferry/pageferry.toml]."
-)
+@CONFIG
 @click.option("--run-folder", type=click.Path(path_type=Path), default=Path("/run/pageferry"), show_default=True)
 @click.option(
     "--history-file",
@@ -57,7 +56,9 @@ def agent(config: Path | None, run_folder: Path, history_file: Path, log_level: 
 @click.command()
 @click.option("--run-folder", type=click.Path(path_type=Path), default=Path("/run/pageferry"), show_default=True)
 @click.option("--force", is_flag=True, help="Also while an agent listens, which may hold them again.")
-@click.option("--cpus", is_flag=True, help="Also give moved jobs Slurm's CPUs back, since no agent will follow.")
+@click.option(
+    "--cpus", is_flag=True, help="Also give jobs back Slurm's CPUs and cpuset.mems, since no agent will follow."
+)
 def release(run_folder: Path, force: bool, cpus: bool) -> int:
     """Release every job that an agent left held; for systemd's ExecStopPost=, and for emergencies."""
     from pageferry import wire
@@ -68,17 +69,28 @@ def release(run_folder: Path, force: bool, cpus: bool) -> int:
         raise UsageError("the agent runs, and would hold them again: stop or restart it (systemctl restart pageferry)")
 
     released = [*map(str, gate.release_all(run_folder / "holds")), *hold.release_left(run_folder / "pbs")]
-    for job in released:
-        click.echo(f"job {job}: released")
+    for held in released:
+        click.echo(f"job {held}: released")
+    code = 0
     if cpus:
         from pageferry.cpus.assignments import Assignments
+        from pageferry.mems import record
+        from pageferry.mems.narrowing import Mems
 
+        mems = run_folder / "mems"
+        for job in record.jobs(mems):
+            try:
+                if Mems(job, mems).widen():
+                    click.echo(f"job {job}: may allocate on all of Slurm's nodes again")
+            except KernelError as error:  # the others and the CPUs are still to be given back
+                complain(str(error))
+                code = KernelError.exit_code
         assignments = Assignments(run_folder)
         for text in assignments.restore():
             complain(text)
         for moved in assignments.give_back():
             click.echo(f"job {moved}: on Slurm's CPUs again")
-    return 0
+    return code
 
 
 @click.command()

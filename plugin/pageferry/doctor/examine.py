@@ -10,10 +10,12 @@ import mmap
 import os
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 
-from pageferry import hotness
+from pageferry import config, hotness
 from pageferry.doctor.agent import examine_agent, examine_settings, examine_watching
 from pageferry.doctor.findings import Finding, Grade
 from pageferry.doctor.metrics import examine_metrics
@@ -31,10 +33,14 @@ from pageferry.kernel.topology import read_topology
 __all__ = ["Finding", "Grade", "examine"]
 
 
-def examine() -> list[Finding]:
-    """Look at everything; what a check cannot find out is a finding, too."""
+def examine(settings: Path = config.PATH) -> list[Finding]:
+    """Look at everything, with these settings; what a check cannot find out is a finding, too."""
+    checks = _CHECKS | {
+        "settings": partial(examine_settings, settings),
+        "metrics": partial(examine_metrics, settings),
+    }
     findings: list[Finding] = []
-    for subject, check in _CHECKS.items():
+    for subject, check in checks.items():
         findings += _guarded(subject, check)
     return findings
 

@@ -20,6 +20,7 @@ from pageferry.schedulers.pbs import job_pids
 Say = Callable[[Mapping[str, Any]], None]
 """Who waits for the job is told {"held": true}, and lets it go on; or {"live": why}, and can only wait for the end.
 
+With "already": true it is held by another of ours, for an earlier resume.
 {"parks": true} is for whoever may want a suspended job's move to be stopped, by SIGINT from then on.
 """
 

@@ -69,7 +69,7 @@ def _hold(holding: ExitStack, case: Case, say: Say) -> bool:
         try:
             holding.enter_context(hold.held(case.job.id, case.pids(), policy.max_hold_seconds, case.folder))
         except hold.HeldAlreadyError:
-            say({"held": True})
+            say({"held": True, "already": True})
             return False
         except KernelError as error:
             why = str(error)

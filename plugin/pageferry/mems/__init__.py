@@ -1,0 +1,1 @@
+"""Which nodes a job may allocate on: its cpuset.mems, narrowed to where its memory is, and widened again."""

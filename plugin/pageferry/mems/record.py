@@ -1,0 +1,99 @@
+"""The record of narrowed jobs: a file for each, with what the scheduler had written to each of its groups.
+
+It is there before anything is narrowed, and gone when all is as the scheduler had it. It outlives the agent, since an
+upgrade leaves jobs narrowed, and holds for one boot, as /run does. What is written to groups, and when, is left to
+`narrowing`.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import msgspec
+
+from pageferry.errors import KernelError, Vanished
+from pageferry.kernel.files import numbered, read_bytes, translated
+
+FOLDER = Path("/run/pageferry/mems")
+_SUFFIX = ".json"
+_LOCK = ".lock"
+
+
+class Group(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A group whose cpuset.mems is narrowed, by path and inode: what the scheduler wrote, and what we write.
+
+    Both are as the kernel tells them, without the end of the line.
+    """
+
+    path: str
+    inode: int
+    scheduler: str
+    ours: str
+
+
+def load(job: int, folder: Path) -> tuple[Group, ...]:
+    """Return what of a job is narrowed, as far as we wrote it. Raises KernelError for a record that cannot be used."""
+    path = folder / f"{job}{_SUFFIX}"
+    try:
+        return msgspec.json.decode(read_bytes(path), type=tuple[Group, ...])
+    except Vanished:
+        return ()
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise KernelError(f"{path}: damaged, not used: {error}") from error
+
+
+def save(job: int, groups: Iterable[Group], folder: Path) -> None:
+    """Replace a job's record, whole or not at all; none without groups. Raises KernelError."""
+    path = folder / f"{job}{_SUFFIX}"
+    fresh = path.with_suffix(".new")
+    try:
+        if kept := tuple(groups):
+            fresh.write_bytes(msgspec.json.encode(kept))
+            fresh.replace(path)
+        else:
+            path.unlink(missing_ok=True)
+    except OSError as error:
+        raise KernelError(str(translated(error, fresh))) from error
+
+
+def is_recorded(job: int, folder: Path) -> bool:
+    """Say whether something of a job may be narrowed."""
+    return (folder / f"{job}{_SUFFIX}").exists()
+
+
+def jobs(folder: Path) -> tuple[int, ...]:
+    """Return the jobs of which something may be narrowed, ascending. Raises KernelError."""
+    try:
+        return tuple(numbered(folder, suffix=_SUFFIX))
+    except Vanished:
+        return ()
+
+
+def keep(left: Iterable[int], folder: Path) -> None:
+    """Forget all other jobs: they have ended, and their groups with them."""
+    here = set(left)
+    with suppress(KernelError):
+        for job in set(jobs(folder)) - here:
+            for suffix in (_SUFFIX, _LOCK):
+                with suppress(OSError):
+                    (folder / f"{job}{suffix}").unlink(missing_ok=True)
+
+
+@contextmanager
+def alone(job: int, folder: Path) -> Iterator[None]:
+    """Keep others from a job's record, and wait until they are done with it. Raises KernelError."""
+    path = folder / f"{job}{_LOCK}"
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except OSError as error:
+        raise KernelError(str(translated(error, path))) from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
