@@ -5,12 +5,14 @@ A move never reclaims what others need: pages without room go to the next neares
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 
-from pageferry_planner.columns import Ints
+from pageferry_planner.columns import Bools, Ints
 from pageferry_planner.model import Host, Runs, Target, WhenFull
 
 _NODE_BITS = 16
@@ -23,13 +25,17 @@ HUGE_PAGES = 512
 class Fit:
     """Runs, cut where room ended, the node each ends on (`final`; its own node: it stays), and when (`stage`).
 
-    `lacking`: pages per node that it had no room for.
+    `huge`: which are of huge pages. `lacking`: pages per node that it had no room for; `short`: those of huge pages for
+    which it had room, but no free huge page; `unmet`: which runs stay for that.
     """
 
     runs: Runs
     final: Ints
     stage: Ints
+    huge: Bools
+    unmet: Bools
     lacking: dict[int, int]
+    short: dict[int, int]
 
 
 def pages_per_node(node: Ints, count: Ints) -> dict[int, int]:
@@ -57,33 +63,42 @@ def stages(source: Ints, target: Ints) -> Ints:
     return np.array([stage[edge] for edge in edges], np.int64)[inverse]
 
 
-def fit(runs: Runs, wanted: Ints, target: Target, host: Host) -> Fit:
-    """Return where each run can go, given the host's room and what the target says of a full node."""
-    room = dict(host.room)
-    lacking: dict[int, int] = {}
+def fit(runs: Runs, wanted: Ints, huge: Bools, target: Target, host: Host) -> Fit:
+    """Return where each run can go, given the host's room and what the target says of a full node.
+
+    `huge`: which runs are of huge pages and go to free huge pages alone, before others take these apart.
+    """
+    room, free = Counter(host.room), Counter({node: count * HUGE_PAGES for node, count in host.huge.items()})
+    lacking, short = Counter[int](), Counter[int]()
     stage = stages(runs.node, wanted)
+    kinds = (True, False) if huge.any() else (False,)
     parts: list[Runs] = []
-    finals: list[Ints] = []
-    when: list[int] = []
+    found: list[tuple[int, int, bool, bool]] = []
     for number in range(int(stage.max(initial=-1)) + 1):
-        left: dict[int, int] = {}
-        for here, there in _edges(runs.node[stage == number], wanted[stage == number]):
-            rest = runs.take((stage == number) & (runs.node == here) & (wanted == there))
-            for choice in _choices(here, there, target, host):
-                taken, rest = first_pages(rest, room[choice])
+        left, freed = Counter[int](), Counter[int]()
+        edges = _edges(runs.node[stage == number], wanted[stage == number])
+        for whole, (here, there) in product(kinds, edges):
+            rest = runs.take((stage == number) & (huge == whole) & (runs.node == here) & (wanted == there))
+            unmet = False
+            for choice in _choices(here, there, target, host) if len(rest) else ():
+                taken, rest = first_pages(rest, min(room[choice], free[choice]) if whole else room[choice])
                 room[choice] -= taken.pages()
-                left[here] = left.get(here, 0) + taken.pages()
+                left[here] += taken.pages()
+                if whole:
+                    free[choice] -= taken.pages()
+                    freed[here] += taken.pages()
                 parts.append(taken)
-                finals.append(np.full(len(taken), choice, np.int64))
+                found.append((choice, number, whole, False))
                 if choice == there and len(rest):
-                    lacking[there] = lacking.get(there, 0) + rest.pages()
+                    unmet = whole and room[there] >= HUGE_PAGES
+                    (short if unmet else lacking)[there] += rest.pages()
             parts.append(rest)
-            finals.append(rest.node)
-        for node, pages in left.items():
-            room[node] = room.get(node, 0) + pages
-        when += [number] * (len(parts) - len(when))
-    final = np.concatenate(finals) if finals else np.zeros(0, np.int64)
-    return Fit(Runs.concatenate(parts), final, np.repeat(np.array(when, np.int64), list(map(len, parts))), lacking)
+            found.append((here, number, whole, unmet))
+        room += left
+        free += freed
+    columns = np.repeat(np.array(found, np.int64).reshape(-1, 4), list(map(len, parts)), axis=0).T
+    final, when, of_huge, unmets = columns[0], columns[1], columns[2] != 0, columns[3] != 0
+    return Fit(Runs.concatenate(parts), final, when, of_huge, unmets, dict(lacking), dict(short))
 
 
 def _choices(here: int, there: int, target: Target, host: Host) -> Iterable[int]:

@@ -44,7 +44,7 @@ def by_piece(snapshot: Snapshot, pieces: Pieces) -> Snapshot:
     alike = _summed(found, (found.run[1:] != found.run[:-1]) | (level[1:] != level[:-1]))
     later = np.append(False, alike.run[1:] == alike.run[:-1])
     offset = alike.piece[later] * PIECE_PAGES - snapshot.runs.page[alike.run[later]]
-    runs, of = _cut(snapshot.runs, alike.run[later], offset)
+    runs, of = cut(snapshot.runs, alike.run[later], offset)
     share = np.full(len(runs), _WHOLE)
     share[np.isin(of, alike.run)] = -(-alike.used * _WHOLE // alike.pages)
     return _with(snapshot, runs, share)
@@ -68,7 +68,7 @@ def by_mapping(snapshot: Snapshot, pages: Ints, used: Ints) -> Snapshot:
         rows.append(np.repeat(of_runs, inside))
         offsets.append(edges[which] - np.repeat(at, inside))
     nothing = np.zeros(0, np.int64)
-    runs, _ = _cut(snapshot.runs, np.concatenate([nothing, *rows]), np.concatenate([nothing, *offsets]))
+    runs, _ = cut(snapshot.runs, np.concatenate([nothing, *rows]), np.concatenate([nothing, *offsets]))
     found = np.full(len(runs), _WHOLE)
     for of_runs, of_vmas, at, begin in _spaces(runs, snapshot.vmas):
         mapped = begin, begin + snapshot.vmas.count[of_vmas]
@@ -85,7 +85,7 @@ def _summed(pieces: Pieces, apart: Bools) -> Pieces:
     return Pieces(pieces.run[begin], pieces.piece[begin], pages, used)
 
 
-def _cut(runs: Runs, row: Ints, offset: Ints) -> tuple[Runs, Ints]:
+def cut(runs: Runs, row: Ints, offset: Ints) -> tuple[Runs, Ints]:
     """Cut runs at places inside them, each given once; return the parts in order, and which run each is of."""
     of, at = np.concatenate([np.arange(len(runs)), row]), np.concatenate([np.zeros(len(runs), np.int64), offset])
     order = np.lexsort((at, of))

@@ -25,7 +25,7 @@ Ledger = Counter[Key]
 _Identity = tuple[str, int, str] | None
 
 _FEW = 1 << 20
-_LEFT = frozenset({Bucket.VANISHED, Bucket.PINNED, Bucket.NO_ROOM, Bucket.DENIED, Bucket.NOT_REACHED})
+_LEFT = frozenset(Bucket) - {Bucket.MOVED, Bucket.IN_PLACE, Bucket.EXCLUDED}
 """What a second round looks for again."""
 
 

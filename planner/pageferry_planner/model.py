@@ -89,12 +89,24 @@ class Runs(Columns):
 
 
 @dataclass(frozen=True, slots=True)
+class Huge(Columns):
+    """Pages [page, page + count) of a process that are of transparent huge pages (int64 columns); none overlap.
+
+    A row is of whole huge pages, and begins and ends at multiples of their size; or else of a part of one.
+    """
+
+    process: Ints
+    page: Ints
+    count: Ints
+
+
+@dataclass(frozen=True, slots=True)
 class Snapshot:
     """A job at one moment: its processes, what they map, what rules say of it, and where each resident page is.
 
     `vmas`: all VMAs that memory of the job can be in. `asked_per_process`: what asking every process for every resident
-    page of what it maps would request, in pages. `referenced`: how many pages of each run were used of late; None: not
-    known.
+    page of what it maps would request, in pages. `referenced`: how many pages of each run were used of late; `huge`:
+    what of the runs is huge; None: not known.
     """
 
     page_bytes: int
@@ -105,6 +117,7 @@ class Snapshot:
     runs: Runs
     asked_per_process: int
     referenced: Ints | None = None
+    huge: Huge | None = None
 
     def movable(self) -> Bools:
         """Return which runs may move, by the rules."""
@@ -137,6 +150,13 @@ class WhenFull(StrEnum):
     SPILL = "spill"
 
 
+class HugePages(StrEnum):
+    """What becomes of a transparent huge page whose target has none free: the kernel may split it, or it stays."""
+
+    SPLIT = "split"
+    KEEP = "keep"
+
+
 @dataclass(frozen=True, slots=True)
 class Target:
     """Where a job's memory shall go.
@@ -151,14 +171,19 @@ class Target:
     when_full: WhenFull = WhenFull.REFUSE
     spill: frozenset[int] = frozenset()
     order: Order = Order.WORTH
+    huge_pages: HugePages = HugePages.SPLIT
 
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """What placement must know of the host: free room in pages per node, and for each node all others by distance."""
+    """What placement must know of the host: free room in pages per node, and for each node all others by distance.
+
+    `huge`: free huge pages per node, for a target that keeps them.
+    """
 
     room: Mapping[int, int]
     nearest: Mapping[int, tuple[int, ...]]
+    huge: Mapping[int, int] = field(default_factory=dict)
 
 
 class Bucket(StrEnum):
@@ -169,6 +194,7 @@ class Bucket(StrEnum):
     EXCLUDED = "excluded"
     PINNED = "pinned"
     NO_ROOM = "no_room"
+    NO_HUGE_PAGE = "no_huge_page"
     DENIED = "denied"
     VANISHED = "vanished"
     NOT_REACHED = "not_reached"
@@ -202,7 +228,9 @@ class Plan:
     `stage`: runs of a lower stage leave a node before runs of a higher one need its room. `excluded` and the other
     counts are base pages. `need`, `room`: pages per node. `lacking`: pages per node that have no room there; when it is
     not empty, nothing at all may be moved. `stays`: the pages that are in no move. `rank`: within a stage, runs of a
-    lower one go first; None: all are alike.
+    lower one go first; None: all are alike. `huge`: the moves that are of huge pages, which must not be split; None:
+    they may be. `no_huge_page`: pages that stay for that; `short`: how many of them, per node, a free huge page there
+    would help.
     """
 
     page_bytes: int
@@ -220,10 +248,13 @@ class Plan:
     lacking: Mapping[int, int]
     stays: Flows = field(default_factory=Flows.empty)
     rank: Ints | None = None
+    huge: Bools | None = None
+    no_huge_page: int = 0
+    short: Mapping[int, int] = field(default_factory=dict)
 
     def total(self) -> int:
         """Return the resident base pages of the job that the plan accounts for."""
-        return self.moves.pages() + self.in_place + sum(self.excluded.values()) + self.no_room
+        return self.moves.pages() + self.in_place + sum(self.excluded.values()) + self.no_room + self.no_huge_page
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,7 +262,8 @@ class Tally:
     """What became of every resident page, in base pages, and what it cost.
 
     `requested`: base pages asked of the kernel, the first time; `retried`: again; `addresses`: entries in
-    move_pages(2) calls (one per huge page); `calls`: move_pages(2) calls.
+    move_pages(2) calls (one per huge page); `calls`: move_pages(2) calls. `split`: huge pages that the kernel split to
+    migrate them, whosever they were, while this was to keep them.
     """
 
     pages: Mapping[Bucket, int] = field(default_factory=dict)
@@ -240,6 +272,7 @@ class Tally:
     retried: int = 0
     addresses: int = 0
     calls: int = 0
+    split: int = 0
 
     def __getitem__(self, bucket: Bucket) -> int:
         return self.pages.get(bucket, 0)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from pageferry_planner.capacity import fit, pages_per_node
+from pageferry_planner.huge import cut_huge, whole
 from pageferry_planner.ledger import staying
-from pageferry_planner.model import Bucket, Flows, Host, Plan, Snapshot, Target, WhenFull
+from pageferry_planner.model import Bucket, Flows, Host, HugePages, Plan, Runs, Snapshot, Target, WhenFull
 from pageferry_planner.strategies import sources_of, wanted_nodes
 from pageferry_planner.worth import ranks
 
@@ -12,7 +15,8 @@ from pageferry_planner.worth import ranks
 def place(snapshot: Snapshot, target: Target, host: Host) -> Plan:
     """Return the plan that brings the snapshot's movable pages to the target, each page at most once.
 
-    Raises ValueError if the target names no node, or one that the host has no memory on.
+    Raises ValueError if the target names no node, or one that the host has no memory on, or is to keep huge pages and
+    nobody knows which they are.
     """
     unknown = sorted(set(target.nodes) - set(host.room))
     if unknown or not target.nodes:
@@ -28,14 +32,26 @@ def place(snapshot: Snapshot, target: Target, host: Host) -> Plan:
     movable, wanted = wanted_nodes(snapshot, movable, sources, target, host)
     misplaced = wanted != movable.node
     moves, wanted = movable.take(misplaced), wanted[misplaced]
-    placed = fit(moves, wanted, target, host)
+    need = pages_per_node(wanted, moves.count)
+    huge, torn = np.zeros(len(moves), bool), Runs.empty()
+    keeps = target.huge_pages is HugePages.KEEP
+    if keeps:
+        if snapshot.huge is None:
+            raise ValueError("it is not known which pages are huge")
+        moves, of, huge = cut_huge(moves, snapshot.huge)
+        can = ~huge | whole(moves)
+        torn, moves, wanted, huge = moves.take(~can), moves.take(can), wanted[of][can], huge[can]
+    placed = fit(moves, wanted, huge, target, host)
     going = placed.final != placed.runs.node
     final = placed.final[going]
     going_runs = placed.runs.take(going)
+    unmet = Runs.concatenate([torn, placed.runs.take(~going & placed.unmet)])
+    no_room = placed.runs.take(~going & ~placed.unmet)
     stays = (
         staying(runs.take(kept), Bucket.EXCLUDED),
         staying(movable.take(~misplaced), Bucket.IN_PLACE),
-        staying(placed.runs.take(~going), Bucket.NO_ROOM),
+        staying(no_room, Bucket.NO_ROOM),
+        staying(unmet, Bucket.NO_HUGE_PAGE),
     )
     return Plan(
         page_bytes=snapshot.page_bytes,
@@ -43,14 +59,17 @@ def place(snapshot: Snapshot, target: Target, host: Host) -> Plan:
         moves=going_runs,
         target=final,
         stage=placed.stage[going],
-        in_place=movable.pages() - moves.pages(),
+        in_place=movable.pages() - moves.pages() - torn.pages(),
         excluded=excluded,
-        no_room=moves.pages() - going_runs.pages(),
+        no_room=no_room.pages(),
         sources=tuple(sorted(sources)),
-        need=pages_per_node(wanted, moves.count),
+        need=need,
         room=dict(host.room),
         asked_per_process=snapshot.asked_per_process,
         lacking=placed.lacking if target.when_full is WhenFull.REFUSE else {},
         stays=Flows.concatenate(stays),
         rank=ranks(snapshot, going_runs, target.order),
+        huge=placed.huge[going] if keeps else None,
+        no_huge_page=unmet.pages(),
+        short=placed.short,
     )

@@ -65,6 +65,7 @@ def request(
             sources=frozenset(sources) if sources is not None else None,
             when_full=destination.when_full or policy.when_full,
             spill=topology.nodes_with_memory() if destination.spill is None else destination.spill,
+            huge_pages=policy.huge_pages,
         ),
         rules=rules(policy),
         limits=Limits(workers=policy.workers, seconds=seconds, bytes_per_second=policy.rate),
@@ -100,7 +101,9 @@ def homecomings(
             )
             # What comes in slices is not watched for each of them: others wait.
             hot = policy.hot_seconds if seconds is None else None
-            found += [replace(home, request=replace(home.request, hot_seconds=hot)) for home in homes]
+            for home in homes:
+                target = replace(home.request.target, huge_pages=policy.huge_pages)
+                found.append(replace(home, request=replace(home.request, target=target, hot_seconds=hot)))
     seen(far)
     return sorted(found, key=lambda home: -home.gain)
 

@@ -8,19 +8,21 @@ from __future__ import annotations
 import mmap
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 
-from pageferry import hotness
-from pageferry.errors import KernelError, UsageError, Vanished
+from pageferry import hotness, keeping
+from pageferry.errors import KernelError, PageferryError, UsageError, Vanished
 from pageferry.kernel import capabilities, libnuma
+from pageferry.kernel.huge_pages import compact, read_free_huge_pages
 from pageferry.kernel.lists import format_list
 from pageferry.kernel.topology import Topology, read_topology
 from pageferry.kernel.watermarks import read_kept_free
 from pageferry.mover import Limits, carry
 from pageferry.snapshot import Taken, take
+from pageferry_planner.capacity import HUGE_PAGES
 from pageferry_planner.ledger import Ledger, buckets, ledger, merged, unmoved
-from pageferry_planner.model import Bucket, Host, Plan, Snapshot, Tally, Target
+from pageferry_planner.model import Bucket, Host, HugePages, Plan, Snapshot, Tally, Target
 from pageferry_planner.placement import place
 from pageferry_planner.policy import Facts, Rules
 
@@ -49,6 +51,7 @@ class Inputs:
     """All that a plan is made from: what was seen of the job and of the host, and what was asked for.
 
     `facts`: what the rules were asked of each backing. `kept_free`: bytes per node that the kernel keeps for itself.
+    `free_huge`: free huge pages per node, looked at if they are to be kept.
     """
 
     snapshot: Snapshot
@@ -56,6 +59,12 @@ class Inputs:
     topology: Topology
     kept_free: Mapping[int, int]
     request: Request
+    free_huge: Mapping[int, int] = field(default_factory=dict)
+
+    @property
+    def keeps(self) -> bool:
+        """True when huge pages are not to be split."""
+        return self.request.target.huge_pages is HugePages.KEEP
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +123,8 @@ def plan_from(inputs: Inputs) -> Plan:
     Raises UsageError and KernelError as `plan` does.
     """
     check(inputs.request.target, inputs.topology)
+    if inputs.keeps and inputs.snapshot.huge is None:
+        raise UsageError("which pages are huge was not looked at: ask for --huge-pages keep when the snapshot is made")
     return _made(inputs)
 
 
@@ -134,7 +145,7 @@ def move(
     pids = frozenset(pids)
     libnuma.require()
     move_all = "CAP_SYS_NICE" in capabilities.effective()
-    with _planned(pids, request, seen) as (taken, first):
+    with _planned(pids, request, seen, compacts=True) as (taken, first):
         planning = time.monotonic() - began
         if first.lacking:
             stays = ledger(taken.snapshot, [unmoved(first)])
@@ -187,31 +198,40 @@ def host(
     reserve_bytes: int | None,
     kept_free: Mapping[int, int] | None = None,
     page_bytes: int = mmap.PAGESIZE,
+    free_huge: Mapping[int, int] | None = None,
 ) -> Host:
     """Return what placement must know of the host.
 
     Room is what is free and what clean, inactive page cache takes (the kernel drops it without I/O), less the reserve,
-    which is never less than what the kernel keeps free for itself (`kept_free`; None: this host's).
+    which is never less than what the kernel keeps free for itself (`kept_free`; None: this host's). Of the free huge
+    pages (`free_huge`; None: nobody asks) as many are as leave the reserve free.
     """
-    room = {}
+    room, huge = {}, {}
     kept_free = read_kept_free() if kept_free is None else kept_free
     for node in topology.nodes:
         if node.total_bytes:
             reserve = max(16 << 20, node.total_bytes // 64) if reserve_bytes is None else reserve_bytes
             reserve = max(reserve, kept_free.get(node.number, 0))
             room[node.number] = max(0, node.free_bytes + node.file_cache_bytes - reserve) // page_bytes
-    return Host(room, {number: topology.nearest(number)[1:] for number in room})
+            unused = max(0, node.free_bytes - reserve) // (HUGE_PAGES * page_bytes)
+            huge[node.number] = min((free_huge or {}).get(node.number, 0), unused)
+    return Host(room, {number: topology.nearest(number)[1:] for number in room}, huge)
 
 
 @contextmanager
 def _planned(
-    pids: Iterable[int], request: Request, seen: Callable[[Inputs], None] = lambda _inputs: None
+    pids: Iterable[int],
+    request: Request,
+    seen: Callable[[Inputs], None] = lambda _inputs: None,
+    *,
+    compacts: bool = False,
 ) -> Iterator[tuple[Taken, Plan]]:
     topology = read_topology()
     check(request.target, topology)
     with take(pids, request.rules, topology) as whole:
         taken = _watched(whole, request)
         inputs = _inputs(taken, topology, request)
+        inputs = _compacted(inputs) if compacts else inputs
         seen(inputs)
         yield taken, _made(inputs)
 
@@ -221,7 +241,21 @@ def _watched(taken: Taken, request: Request) -> Taken:
 
 
 def _inputs(taken: Taken, topology: Topology, request: Request) -> Inputs:
-    return Inputs(taken.snapshot, taken.facts, topology, read_kept_free(), request)
+    inputs = Inputs(taken.snapshot, taken.facts, topology, read_kept_free(), request)
+    if not inputs.keeps:
+        return inputs
+    return replace(inputs, snapshot=keeping.marked(taken).snapshot, free_huge=read_free_huge_pages())
+
+
+def _compacted(inputs: Inputs) -> Inputs:
+    """Return the inputs after the nodes were compacted that have too few free huge pages for those to be kept."""
+    if not inputs.keeps:
+        return inputs
+    with suppress(PageferryError):  # of a plan that cannot be made: it is said when it is made
+        if short := _made(inputs).short:
+            compact(short)
+            return replace(inputs, free_huge=read_free_huge_pages())
+    return inputs
 
 
 def _made(inputs: Inputs) -> Plan:
@@ -234,7 +268,7 @@ def _made(inputs: Inputs) -> Plan:
             "the kernel would refuse; widen cpuset.mems first, which moves nothing"
         )
     target = replace(request.target, spill=request.target.spill & allowed)
-    room = host(inputs.topology, request.reserve_bytes, inputs.kept_free, snapshot.page_bytes)
+    room = host(inputs.topology, request.reserve_bytes, inputs.kept_free, snapshot.page_bytes, inputs.free_huge)
     return place(snapshot, target, room)
 
 
@@ -264,6 +298,7 @@ def _refused(made: Plan) -> Tally:
             Bucket.IN_PLACE: made.in_place,
             Bucket.EXCLUDED: sum(made.excluded.values()),
             Bucket.NO_ROOM: made.no_room + made.moves.pages(),
+            Bucket.NO_HUGE_PAGE: made.no_huge_page,
         },
         excluded=dict(made.excluded),
     )
@@ -278,4 +313,5 @@ def _merge(first: Tally, again: Tally, both: Ledger) -> Tally:
         retried=first.retried + again.retried,
         addresses=first.addresses + again.addresses,
         calls=first.calls + again.calls,
+        split=first.split + again.split,
     )

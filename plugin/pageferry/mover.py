@@ -14,7 +14,7 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,12 +22,14 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from pageferry.kernel import libnuma
-from pageferry.kernel.pageflags import flags_of, joined_to_previous
+from pageferry.kernel.huge_pages import on_one_cpu, read_free_huge_pages, read_splits
+from pageferry.kernel.pageflags import flags_of, huge_pages, joined_to_previous
 from pageferry.kernel.processes import ProcessHandle
 from pageferry.kernel.residency import PageTables
 from pageferry.pace import Pace
 from pageferry_planner.capacity import HUGE_PAGES, first_pages
 from pageferry_planner.columns import Bools, Ints
+from pageferry_planner.huge import mapped_whole
 from pageferry_planner.ledger import ended
 from pageferry_planner.model import FATES, SELF, Bucket, Flows, Plan, Ranges, Runs, Tally
 from pageferry_planner.pages import Entries
@@ -113,7 +115,8 @@ def batches(plan: Plan, workers: int = 1, most: int | None = None) -> Iterator[l
     """Return the plan's stages, each a list of batches that may be worked on side by side.
 
     The lowest rank goes first, of one rank the largest batch. A batch has at most `most` pages (None: BATCH_PAGES), but
-    always room for a huge page.
+    always room for a huge page. Huge pages that must not be split go before all else of their stage, which would take
+    the target's free huge pages apart.
 
     What one process carries is shared out among the workers, if it is much: a page that all ranks map takes many times
     as long as one of a single rank, so the carrier of shared memory would else keep one worker busy to the end.
@@ -121,8 +124,9 @@ def batches(plan: Plan, workers: int = 1, most: int | None = None) -> Iterator[l
     moves = plan.moves
     top = BATCH_PAGES if most is None else max(HUGE_PAGES, most)
     ranks = plan.rank if plan.rank is not None else np.zeros(len(moves), np.int64)
-    for stage in np.unique(plan.stage).tolist():
-        rows = np.flatnonzero(plan.stage == stage)
+    turns = plan.stage * 2 + ~plan.huge if plan.huge is not None else plan.stage
+    for turn in np.unique(turns).tolist():
+        rows = np.flatnonzero(turns == turn)
         rows = rows[np.lexsort((moves.page[rows], plan.target[rows], moves.process[rows], ranks[rows]))]
         process, target, rank = moves.process[rows], plan.target[rows], ranks[rows]
         changes = (process[1:] != process[:-1]) | (target[1:] != target[:-1]) | (rank[1:] != rank[:-1])
@@ -160,7 +164,9 @@ def carry(
     workers = limits.workers or max(1, min(len(os.sched_getaffinity(0)), pages // WORKER_PAGES))
     pace = Pace(limits.bytes_per_second) if limits.bytes_per_second is not None else None
     most = pace.call_bytes(BATCH_PAGES * mmap.PAGESIZE) // mmap.PAGESIZE if pace is not None else None
-    worker = _Worker(handles, tables, limits.move_all, stopped, pace)
+    kept = {node: threading.Lock() for node in plan.target.tolist()} if plan.huge is not None else None
+    splits = read_splits() if kept is not None else 0
+    worker = _Worker(handles, tables, limits.move_all, stopped, pace, kept)
     accounts: list[_Account] = []
     with _interrupt_sets(stop), ThreadPoolExecutor(workers, "pageferry-mover") as pool:
         try:
@@ -180,7 +186,8 @@ def carry(
     lost = any(account.lost for account in accounts)
     flows = Flows.concatenate([account.flows for account in accounts])
     every = Flows.concatenate([plan.stays, flows])
-    return Carried(_tally(plan, flows, accounts), every, carrier_lost=lost and not stop.is_set())
+    splits = read_splits() - splits if kept is not None else 0
+    return Carried(_tally(plan, flows, accounts, splits), every, carrier_lost=lost and not stop.is_set())
 
 
 def _loads(stage: Sequence[Batch]) -> Iterator[list[Batch]]:
@@ -211,22 +218,30 @@ def _interrupt_sets(stop: threading.Event) -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-class _Worker:
-    """Works on one batch at a time per thread; holds nothing that changes."""
+_Ask = Callable[[Batch, Entries, _Account, bool], Entries]
 
-    def __init__(
+
+class _Worker:
+    """Works on one batch at a time per thread; holds nothing that changes.
+
+    `kept`: who has a node's lock may ask for huge pages to go there, as many as it has free; None: they may be split.
+    """
+
+    def __init__(  # noqa: PLR0917 - one caller
         self,
         handles: Sequence[ProcessHandle],
         tables: PageTables,
         move_all: bool,
         stopped: Callable[[], bool],
         pace: Pace | None,
+        kept: Mapping[int, threading.Lock] | None,
     ) -> None:
         self._handles = handles
         self._tables = tables
         self._flags = libnuma.MPOL_MF_MOVE_ALL if move_all else libnuma.MPOL_MF_MOVE
         self._stopped = stopped
         self._pace = pace
+        self._kept = kept
 
     def carry_all(self, load: Sequence[Batch]) -> list[_Account]:
         return [self.carry(batch) for batch in load]
@@ -248,13 +263,25 @@ class _Worker:
         there = found.node == batch.target
         account.fates.settle(Bucket.IN_PLACE, found.page[there])
         left = found.take(~there)
+        if self._kept is not None:
+            huge = huge_pages(left.pfn, HUGE_PAGES)
+            whole = mapped_whole(np.zeros_like(left.row), left.page, left.pfn, huge)
+            account.fates.settle(Bucket.NO_HUGE_PAGE, left.page[huge & ~whole])
+            self._insist(batch, left.take(whole), account, self._ask_whole)
+            left = left.take(~huge)
+        self._insist(batch, left, account, self._ask)
+
+    def _insist(self, batch: Batch, left: Entries, account: _Account, ask: _Ask) -> None:
+        """Ask for pages until each has ended in a bucket."""
+        first = True
         stalled = 0
         while len(left):
             if account.calls and self._stopped():
                 account.fates.settle(Bucket.NOT_REACHED, left.page)
                 break
             before = len(left)
-            left = self._ask(batch, left, account)
+            left = ask(batch, left, account, first)
+            first = False
             stalled = stalled + 1 if len(left) == before else 0
             if stalled > STALLED_ROUNDS:
                 account.fates.settle(Bucket.PINNED, left.page)
@@ -269,12 +296,24 @@ class _Worker:
             pidfd = None if process == SELF else self._handles[process].pidfd
             self._pace.pay(pages * mmap.PAGESIZE, self._stopped, pidfd)
 
-    def _ask(self, batch: Batch, left: Entries, account: _Account) -> Entries:
-        """Make one moving call; account for the pages that it settled and return the others, in the order to ask."""
+    def _ask_whole(self, batch: Batch, left: Entries, account: _Account, first: bool) -> Entries:
+        """Do as `_ask` does for as many huge pages as their target has free now; the others stay."""
+        assert self._kept is not None
+        huge = huge_pages(left.pfn, HUGE_PAGES)
+        with self._kept[batch.target], on_one_cpu():
+            most = read_free_huge_pages().get(batch.target, 0)
+            may = huge & (np.cumsum(~self._joined(left)) <= most)
+            account.fates.settle(Bucket.NO_HUGE_PAGE, left.page[~may])
+            return self._ask(batch, left.take(may), account, first) if may.any() else left.take(may)
+
+    def _ask(self, batch: Batch, left: Entries, account: _Account, first: bool) -> Entries:
+        """Make one moving call; account for the pages that it settled and return the others, in the order to ask.
+
+        `first`: these pages are asked for the first time.
+        """
         heads = ~self._joined(left)
         addresses = left.page[heads].astype(np.uint64) * np.uint64(mmap.PAGESIZE)
         pid = os.getpid() if batch.process == SELF else self._handles[batch.process].pid
-        first = account.calls == 0
         account.calls += 1
         account.addresses += len(addresses)
         account.requested += len(left) if first else 0
@@ -352,12 +391,13 @@ def _pieces(runs: Runs, most: int) -> Iterator[Runs]:
         yield piece
 
 
-def _tally(plan: Plan, flows: Flows, accounts: Sequence[_Account]) -> Tally:
+def _tally(plan: Plan, flows: Flows, accounts: Sequence[_Account], split: int) -> Tally:
     counted = np.bincount(flows.fate, flows.count, len(FATES)).astype(np.int64)
     pages = Counter(dict(zip(FATES, counted.tolist(), strict=True)))
     pages[Bucket.IN_PLACE] += plan.in_place
     pages[Bucket.EXCLUDED] += sum(plan.excluded.values())
     pages[Bucket.NO_ROOM] += plan.no_room
+    pages[Bucket.NO_HUGE_PAGE] += plan.no_huge_page
     return Tally(
         pages=dict(pages),
         excluded=dict(plan.excluded),
@@ -365,4 +405,5 @@ def _tally(plan: Plan, flows: Flows, accounts: Sequence[_Account]) -> Tally:
         retried=sum(account.retried for account in accounts),
         addresses=sum(account.addresses for account in accounts),
         calls=sum(account.calls for account in accounts),
+        split=split,
     )

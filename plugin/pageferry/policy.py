@@ -18,7 +18,7 @@ from msgspec import Meta
 
 from pageferry.kernel.lists import parse_list
 from pageferry.toml_file import Bytes, Key
-from pageferry_planner.model import Strategy, WhenFull
+from pageferry_planner.model import HugePages, Strategy, WhenFull
 
 NAME_CHARACTERS = 64
 _GLOB_CHARACTERS = 1024
@@ -154,6 +154,13 @@ class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         Literal["partial", "refuse", "spill"] | None,
         Meta(description="Where there is no room: move what fits, nothing, or the rest to the next nearest node."),
     ] = None
+    huge_pages: Annotated[
+        Literal["split", "keep"] | None,
+        Meta(
+            description="Transparent huge pages for which the target node has none free: the kernel splits and moves "
+            "them, or they stay, whole."
+        ),
+    ] = None
     hot_seconds: Annotated[
         Annotated[float, Meta(gt=0, le=60)] | None,
         Meta(
@@ -244,6 +251,7 @@ class Policy:
     rate: int | None = None
     reserve: int | None = None
     when_full: WhenFull = WhenFull.PARTIAL
+    huge_pages: HugePages = HugePages.SPLIT
     hot_seconds: float | None = None
     libraries: tuple[str, ...] = ()
     xattr: bool = True
@@ -332,7 +340,12 @@ def _over(host: Policy, rule: Rule) -> Policy:
     said |= {"spill_enabled": rule.spill.enabled, "spill_least_bytes": rule.spill.least_bytes}
     # What its rule says of a rate holds for each of its moves.
     said |= {"rule": str(rule.name), "spill_rate": rule.rate}
-    enums: dict[str, type[StrEnum]] = {"mode": Mode, "strategy": Strategy, "when_full": WhenFull}
+    enums: dict[str, type[StrEnum]] = {
+        "mode": Mode,
+        "strategy": Strategy,
+        "when_full": WhenFull,
+        "huge_pages": HugePages,
+    }
     given: dict[str, Any] = {
         key: enums[key](value) if key in enums else value for key, value in said.items() if value is not None
     }

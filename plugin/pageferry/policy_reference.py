@@ -68,6 +68,15 @@ history --json` (`rule`) and in `pageferry explain`.
   Each page comes back to its node if the job has as many nodes as it was parked on; else to where the processes run
   that use it, or as `strategy` says. A job without a cpuset is not parked, and none on nodes of its own. Where none of
   the nodes has memory, the rule does as without it; the log, `pageferry doctor` and `pageferry explain` say so.
+- `huge_pages = "keep"`: no transparent huge page of the job is split by a move. As many as the target node has free
+  ones for move, whole and before all else; those that have none stay, or, with `when_full = "spill"`, go whole to
+  the next nearest node that has (`no_huge_page` in outcomes and metrics). Everything else moves as ever. If there are
+  too few, the node is compacted first (`/sys/devices/system/node/nodeN/compact`): the kernel then moves pages of all
+  processes on it, within the node, for up to seconds on a large one, which count as the move's; a plan does not do
+  that, and may say less. What is left to chance: who takes a free huge page between the last count and the call
+  (milliseconds) may have the kernel split one; the outcome says if it split any meanwhile, on this host
+  (`huge_pages_split`). A huge page that the job maps only in part stays; so may folios smaller than huge pages be
+  split. hugetlb pages are never split, whatever is said here. It takes CAP_SYS_ADMIN to see which pages are huge.
 - `narrow_mems`: for jobs that are to stay where they were moved, also with what they allocate later, and with what a
   program binds elsewhere. When a move has ended, `cpuset.mems` of the job's steps has the nodes that it was moved to,
   those of its CPUs, and those where it still has memory. Before a move elsewhere Slurm's own is written back, and so it
@@ -114,13 +123,6 @@ _HOST = """
 They hold for each job whose rule does not say otherwise.
 """
 
-_TAIL = """
-## What a rule cannot say
-
-- **Huge pages** move as a whole where the target node has a free huge page; where it has none, the kernel splits
-  them, and move_pages(2) has no word to forbid it. So there is no key that promises either.
-"""
-
 
 def reference() -> str:
     """Return docs/policy.md."""
@@ -130,7 +132,7 @@ def reference() -> str:
     for name, kind in get_type_hints(config.Settings).items():
         if name != "rule":
             parts += [f"\n### `[{name}]`\n", *_table(kind)]
-    return "".join([*parts, _TAIL])
+    return "".join(parts)
 
 
 def _table(kind: type[msgspec.Struct], without: tuple[str, ...] = ()) -> Iterator[str]:
@@ -180,6 +182,7 @@ _HOSTS = {
     "when_hold_ends": '`"go on"`',
     "rate": "no limit",
     "reserve": "1/64 of it, at least 16 MiB",
+    "huge_pages": '`"split"`',
     "hot_seconds": "it is not looked at",
     "libraries": "none",
     "xattr": "`true`",

@@ -25,7 +25,7 @@ from pageferry_planner.model import ANONYMOUS, SELF, Bucket, Plan, Runs, Snapsho
 OUTCOMES = ("complete", "in place", "partial", "refused", "failed", "nothing", "observed")
 """What `outcome_word` may say."""
 
-_STAYS = ("pinned", "no_room", "denied", "not_reached")
+_STAYS = ("pinned", "no_room", "no_huge_page", "denied", "not_reached")
 _UNITS = ("KiB", "MiB", "GiB", "TiB")
 
 
@@ -95,6 +95,7 @@ def plan_json(snapshot: Snapshot, plan: Plan) -> dict[str, Any]:
         "in_place_bytes": plan.in_place * page,
         "excluded_bytes": {rule: pages * page for rule, pages in plan.excluded.items()},
         "no_room_bytes": plan.no_room * page,
+        "no_huge_page_bytes": plan.no_huge_page * page,
         "in_use_bytes": _in_use(snapshot),
         "lacking_bytes": {str(node): pages * page for node, pages in plan.lacking.items()},
         "nodes": {
@@ -152,6 +153,7 @@ def outcome_json(outcome: Outcome) -> dict[str, Any]:
         "retried_pages": tally.retried,
         "addresses": tally.addresses,
         "calls": tally.calls,
+        **({"huge_pages_split": tally.split} if tally.split else {}),
         "asked_per_process_pages": outcome.plan.asked_per_process,
         "seconds": round(outcome.seconds, 6),
         "seconds_planning": round(outcome.seconds_planning, 6),
@@ -175,10 +177,12 @@ def joined(first: Mapping[str, Any], again: Mapping[str, Any]) -> dict[str, Any]
         "moved": again["pages"]["moved"] + arrived,
         "in_place": again["pages"]["in_place"] - arrived,
     }
+    split = first.get("huge_pages_split", 0) + again.get("huge_pages_split", 0)
     summed = ("requested_pages", "retried_pages", "addresses", "calls", "seconds", "seconds_planning")
     return {
         **again,
         **{key: first[key] + again[key] for key in summed},
+        **({"huge_pages_split": split} if split else {}),
         **ledger,
         "pages": pages,
         "moved_bytes": pages["moved"] * again["page_bytes"],
@@ -192,7 +196,12 @@ def observed_json(plan: Plan, seconds: float) -> dict[str, Any]:
 
     `would_move_bytes`, `would_request_pages`: what a move would have asked for.
     """
-    pages = {Bucket.IN_PLACE: plan.in_place, Bucket.EXCLUDED: sum(plan.excluded.values()), Bucket.NO_ROOM: plan.no_room}
+    pages = {
+        Bucket.IN_PLACE: plan.in_place,
+        Bucket.EXCLUDED: sum(plan.excluded.values()),
+        Bucket.NO_ROOM: plan.no_room,
+        Bucket.NO_HUGE_PAGE: plan.no_huge_page,
+    }
     return {
         "complete": True,
         "observed": True,
@@ -285,6 +294,10 @@ def outcome_lines(outcome: Mapping[str, Any]) -> list[str]:
         f"requested {outcome['requested_pages']} pages ({outcome['retried_pages']} again) by {outcome['addresses']} "
         f"addresses in {outcome['calls']} calls; asking every process would be {outcome['asked_per_process_pages']}"
     )
+    if (split := outcome.get("huge_pages_split")) is not None:
+        lines.append(
+            f"{split} huge pages were split on this host meanwhile: others took free ones after they were counted"
+        )
     rate = f", {size(moved / seconds)}/s" if moved and seconds else ""
     lines.append(f"{seconds:.2f} s, {outcome['seconds_planning']:.2f} s of it to plan{rate}")
     if (stopped := outcome.get("seconds_stopped")) is not None:

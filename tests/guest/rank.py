@@ -20,7 +20,7 @@ from typing import Any
 PAGE = os.sysconf("SC_PAGE_SIZE")
 MAP_SHARED, MAP_PRIVATE, MAP_FIXED, MAP_ANONYMOUS = 0x01, 0x02, 0x10, 0x20
 MPOL_DEFAULT, MPOL_BIND = 0, 2
-MADV_NOHUGEPAGE = 15
+MADV_DONTNEED, MADV_NOHUGEPAGE = 4, 15
 SYS_MBIND, SYS_SET_MEMPOLICY, SYS_IO_URING_SETUP, SYS_IO_URING_REGISTER = 237, 238, 425, 427
 IPC_CREAT, IPC_RMID = 0o1000, 0
 CLONE_NEWIPC = 0x08000000
@@ -173,6 +173,12 @@ def pin(address: int, pages: int) -> int:
     return ring
 
 
+def leave_each(address: int, stride: int, count: int) -> None:
+    """Give back all but the first page of every so many."""
+    for number in range(count):
+        madvise(address + (number * stride + 1) * PAGE, stride - 1, MADV_DONTNEED)
+
+
 def threads(count: int, pages: int, cpus: Sequence[int]) -> list[int]:
     """Start threads, the i-th pinned to the i-th CPU in turn, that each write pages of their own and stand still."""
     ready, forever = _thread.allocate_lock(), _thread.allocate_lock()
@@ -249,7 +255,7 @@ REQUESTS: dict[str, Callable[..., Any]] = {
     function.__name__.rstrip("_"): function
     for function in (
         map_, memfd, system_v, unmap, write, write_each, read, seal, broken, madvise, mprotect, mlock, set_mempolicy,
-        mbind, pin, threads, use, use_on, affinity, load, close, unshare_ipc, drop_to,
+        mbind, pin, leave_each, threads, use, use_on, affinity, load, close, unshare_ipc, drop_to,
     )
 }  # fmt: skip
 

@@ -33,6 +33,17 @@ StandardOutput=truncate:/dev/shm/doctor.json
 SuccessExitStatus=4
 """
 
+COMPACTS = """
+[Service]
+Type=oneshot
+Restart=no
+WatchdogSec=0
+ExecStartPre=
+ExecStart=
+ExecStart=test -w /sys/devices/system/node/node0/compact
+ExecStopPost=
+"""
+
 
 @pytest.fixture(scope="module", params=["v2", "v1"])
 def version(request: pytest.FixtureRequest) -> str:
@@ -104,12 +115,7 @@ def test_the_agent_has_the_capabilities_of_the_unit_and_no_others(agent: Host) -
 
 def test_all_that_moving_needs_is_there_under_the_units_restrictions(agent: Host) -> None:
     """Doctor tries what a move does; under the unit it finds nothing less than without."""
-    units = agent.path("/etc/systemd/system")
-    (units / "examine.service").write_text(agent.path(f"/lib/systemd/system/{UNIT}").read_text())
-    (units / "examine.service.d").mkdir(exist_ok=True)
-    (units / "examine.service.d/doctor.conf").write_text(DOCTOR)
-    agent.run("systemctl", "daemon-reload")
-    agent.run("systemctl", "start", "examine.service")
+    run_confined(agent, DOCTOR)
     confined = json.loads(agent.path("/dev/shm/doctor.json").read_text())
     _, free = agent.ask("pageferry", "doctor", "--json")
 
@@ -119,6 +125,20 @@ def test_all_that_moving_needs_is_there_under_the_units_restrictions(agent: Host
     assert grades(confined) == grades(json.loads(free))
     for subject in ("move_pages", "capabilities", "page frames", "shared objects", "freezer", "agent"):
         assert grades(confined)[subject][0] == "ok", subject
+
+
+def run_confined(agent: Host, instead: str) -> None:
+    """Run something else under the unit's restrictions; fails if it does."""
+    units = agent.path("/etc/systemd/system")
+    (units / "examine.service").write_text(agent.path(f"/lib/systemd/system/{UNIT}").read_text())
+    (units / "examine.service.d").mkdir(exist_ok=True)
+    (units / "examine.service.d/instead.conf").write_text(instead)
+    agent.run("systemctl", "daemon-reload")
+    agent.run("systemctl", "start", "examine.service")
+
+
+def test_nodes_can_be_compacted_under_the_units_restrictions(agent: Host) -> None:
+    run_confined(agent, COMPACTS)
 
 
 def test_the_history_is_written_under_the_units_restrictions(agent: Host) -> None:

@@ -5,6 +5,7 @@ Shares no code with the planner but its values.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -14,8 +15,12 @@ from hypothesis import strategies as st
 from pageferry_planner.columns import Ints
 from pageferry_planner.model import (
     ANONYMOUS,
+    FATES,
     Backing,
+    Bucket,
+    Flows,
     Host,
+    Huge,
     Order,
     Plan,
     Process,
@@ -123,6 +128,14 @@ def brought_to(snapshot: Snapshot, plan: Plan) -> dict[Address, int]:
     return {address: targets.get(address, page.node) for address, page in movable(snapshot).items()}
 
 
+def fates_of(flows: Flows) -> Counter[Bucket]:
+    """Return the pages of flows by the bucket that they ended in."""
+    found = Counter[Bucket]()
+    for fate, count in zip(flows.fate.tolist(), flows.count.tolist(), strict=True):
+        found[FATES[fate]] += count
+    return found
+
+
 @st.composite
 def snapshots(draw: st.DrawFn) -> Snapshot:
     """Draw a job: anonymous memory and files that its processes map in part, in runs of any length on any node."""
@@ -162,6 +175,30 @@ def referenced_of(draw: st.DrawFn, snapshot: Snapshot) -> Ints:
     """Draw how many pages of each run were used of late."""
     shares = st.sampled_from((0, 0.01, 0.5, 1))
     return np.array([int(draw(shares) * count) for count in snapshot.runs.count.tolist()], np.int64)
+
+
+@st.composite
+def huge_of(draw: st.DrawFn, snapshot: Snapshot) -> Huge:
+    """Draw which of the pages are of huge pages: in their places whole ones, or parts of them."""
+    rows: list[tuple[int, int, int]] = []
+    runs = snapshot.runs
+    for process, page, count in zip(runs.process.tolist(), runs.page.tolist(), runs.count.tolist(), strict=True):
+        for place in range(page // HUGE * HUGE, page + count, HUGE):
+            lo, hi = max(place, page), min(place + HUGE, page + count)
+            kind = draw(st.sampled_from(("small", "whole", "part")))
+            if kind == "part":
+                lo = draw(st.integers(lo, hi - 1))
+                hi = draw(st.integers(lo + 1, hi))
+            if kind == "part" or (kind == "whole" and hi - lo == HUGE):
+                rows.append((process, lo, hi - lo))
+    joined: list[tuple[int, int, int]] = []
+    for process, page, count in sorted(rows):
+        last = joined[-1] if joined else (-1, 0, 0)
+        if count == HUGE and page % HUGE == 0 and last[0] == process and last[2] % HUGE == 0 and sum(last[1:]) == page:
+            joined[-1] = (process, last[1], last[2] + HUGE)
+        else:
+            joined.append((process, page, count))
+    return Huge(*np.array(joined, np.int64).reshape(-1, 3).T.copy())
 
 
 @st.composite

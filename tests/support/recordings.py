@@ -17,9 +17,9 @@ from pageferry.ferry import Inputs, Request
 from pageferry.kernel.topology import Node, Topology
 from pageferry.replay.write import Recorded
 from pageferry_planner.columns import Columns
-from pageferry_planner.model import Snapshot, Target
+from pageferry_planner.model import HugePages, Snapshot, Target
 from pageferry_planner.policy import Facts, Rules
-from support.plans import NODES, Row, referenced_of, snapshot_of, snapshots, targets
+from support.plans import NODES, Row, huge_of, referenced_of, snapshot_of, snapshots, targets
 
 HOSTILE = ("ring", "libm.so.6", "naïve", "a\nb", "\x1b[31m", "\u202egnp", "x\udcff", '"', "\\012", " ", "😀", "*.so")
 """Parts of names: line ends, escape codes, direction marks, no UTF-8, and what JSON and globs have for their own."""
@@ -80,13 +80,17 @@ def recordings(draw: st.DrawFn) -> Recorded:
         asked_per_process=7,
         referenced=draw(st.none() | referenced_of(snapshot)) if len(snapshot.runs) else None,
     )
+    keeps = draw(st.booleans())
+    snapshot = replace(snapshot, huge=draw(huge_of(snapshot)) if keeps else None)
+    target = draw(targets())
     request = Request(
-        target=draw(targets()),
+        target=replace(target, huge_pages=HugePages.KEEP) if keeps else target,
         rules=Rules(tuple(draw(st.lists(paths, max_size=2))), draw(st.booleans()), draw(st.booleans())),
         reserve_bytes=draw(st.none() | st.sampled_from((0, 1 << 20, 1 << 40))),
     )
     kept = {node: draw(st.sampled_from((0, 1 << 20))) for node in NODES}
-    return Recorded("job 4711", Inputs(snapshot, tuple(facts), draw(topologies()), kept, request))
+    free_huge = {node: draw(st.integers(1, 3)) for node in NODES} if keeps else {}
+    return Recorded("job 4711", Inputs(snapshot, tuple(facts), draw(topologies()), kept, request, free_huge))
 
 
 def recording_of(rows: Iterable[Row], **asked: Any) -> Recorded:
@@ -117,12 +121,13 @@ def plain(inputs: Inputs) -> Any:
     """Return the inputs as values that can be compared."""
     snapshot = inputs.snapshot
     return (
-        [_columns(table) for table in (snapshot.vmas, snapshot.runs)],
+        [_columns(table) for table in (snapshot.vmas, snapshot.runs, snapshot.huge) if table is not None],
         _without_tables(snapshot),
         inputs.facts,
         inputs.topology,
         dict(inputs.kept_free),
         inputs.request,
+        dict(inputs.free_huge),
     )
 
 
@@ -150,7 +155,16 @@ def same_pages(one: Inputs, other: Inputs) -> bool:
         strict=True,
     )
     counts = [
-        (made.in_place, made.excluded, made.no_room, made.sources, made.need, made.room, made.lacking)
+        (
+            made.in_place,
+            made.excluded,
+            made.no_room,
+            made.no_huge_page,
+            made.sources,
+            made.need,
+            made.room,
+            made.lacking,
+        )
         for made in (plan, again)
     ]
     return all(np.array_equal(column, another) for column, another in tables) and counts[0] == counts[1]

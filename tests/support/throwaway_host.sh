@@ -27,7 +27,9 @@ mount -t proc proc proc
 # What this kernel is set to is not the throw-away host's to change.
 mount --bind proc/sys proc/sys
 mount -o remount,bind,ro proc/sys
-mount -t sysfs -o ro sysfs sys
+mount -t sysfs sysfs sys
+mount --bind sys/devices/system/node sys/devices/system/node # where a unit has to be able to write
+mount -o remount,bind,ro sys
 mount -t tmpfs -o mode=755 tmpfs run
 mount -t tmpfs -o mode=755 tmpfs dev
 mkdir dev/pts dev/shm

@@ -323,7 +323,7 @@ def test_files_that_are_named_have_to_be_there(tmp_path: Path) -> None:
         ('name = "a"\nmatch.user = "a\\tb"', r'3: rule[0].match.user = "a\tb": expected globs that can be printed'),
         ('name = "a"\nmatch.max_nodes = 0', "3: rule[0].match.max_nodes = 0: expected int >= 1"),
         ('name = "a"\nmatch.group = "x"', '3: rule[0].match.group = "x": unknown key; there are scheduler, cluster'),
-        ('name = "a"\nhuge_pages = "keep"', '3: rule[0].huge_pages = "keep": unknown key; there are name, match'),
+        ('name = "a"\nsticky = "yes"', '3: rule[0].sticky = "yes": unknown key; there are name, match'),
         ('name = "a"\nspill.rate = "1M"', '3: rule[0].spill.rate = "1M": unknown key; there are enabled, least_bytes'),
         ('name = "a"\nrate = "1K"', '3: rule[0].rate = "1K": expected at least 1048576 bytes'),
         ('name = " a"', '2: rule[0].name = " a": expected a name that can be printed, without blanks around it'),

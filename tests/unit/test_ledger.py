@@ -193,7 +193,7 @@ def test_pages_that_a_second_round_finds_are_moved_and_what_it_does_not_find_has
 
 
 KEYS = st.sampled_from(
-    [(what, 0, 0, why) for what in (FILE, None) for why in ("in_place", "reference-count", "pinned", "no_room")]
+    [(what, 0, 0, why) for what in (FILE, None) for why in ("in_place", "xattr", "pinned", "no_huge_page")]
     + [(what, 0, 2, why) for what in (FILE, None) for why in ("moved", "in_place")]
     + [(what, 0, GONE, "vanished") for what in (FILE, None)]
 )
@@ -204,7 +204,7 @@ LEDGERS = st.dictionaries(KEYS, st.integers(1, 50)).map(Counter)
 def test_two_rounds_lose_no_page_and_invent_only_those_that_the_second_saw(first: Ledger, again: Ledger) -> None:
     both = merged(first, again)
     assert min(both.values(), default=1) > 0
-    left = {"vanished", "pinned", "no_room"}
+    left = {"vanished", "pinned", "no_huge_page"}
     found = sum(n for (_, here, to, why), n in again.items() if why != "vanished" and (here != to or why in left))
     assert sum(first.values()) <= sum(both.values()) <= sum(first.values()) + found
     assert buckets(both).get(Bucket.MOVED, 0) == sum(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pageferry.policy import Match, Mode, Policy, Rule, RuleSpill
 from pageferry.policy_reference import _HOSTS, reference
-from pageferry_planner.model import Strategy
+from pageferry_planner.model import HugePages, Strategy
 
 WRITTEN = Path(__file__).parents[2] / "docs/policy.md"
 
@@ -24,7 +24,12 @@ def test_every_key_is_in_it_with_a_meaning() -> None:
 
 def test_the_defaults_in_it_are_the_policys() -> None:
     words: dict[object, str] = {True: "`true`", False: "`false`", None: "no limit", (): "none"}
-    words |= {Mode.MOVE: '`"move"`', Strategy.RELATIVE: '`"relative"`', "go on": '`"go on"`'}
+    words |= {
+        Mode.MOVE: '`"move"`',
+        Strategy.RELATIVE: '`"relative"`',
+        "go on": '`"go on"`',
+        HugePages.SPLIT: '`"split"`',
+    }
     host = Policy()
     for key in set(_HOSTS) - {"reserve", "hot_seconds"}:
         assert _HOSTS[key] == words[getattr(host, key)], key

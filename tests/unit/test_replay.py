@@ -71,10 +71,16 @@ def test_all_that_the_planner_takes_is_in_the_file() -> None:
         model.Process: form.ProcessLine,
         model.Ranges: form.VmaRows,
         model.Runs: form.RunRows,
+        model.Huge: form.HugeRows,
         model.Target: form.TargetPart,
     }
     for value, line in written.items():
-        assert {field.name for field in dataclasses.fields(value)} == set(fields(line)) - {"vmas", "runs", "referenced"}
+        assert {field.name for field in dataclasses.fields(value)} == set(fields(line)) - {
+            "vmas",
+            "runs",
+            "huge",
+            "referenced",
+        }
     of_backings = {*names(model.Backing), *names(model.Verdict), "facts"}
     assert of_backings == set(fields(form.BackingLine))
     assert set(names(model.Snapshot)) - {*fields(form.Head), *fields(form.RunRows)} == {"verdicts"}

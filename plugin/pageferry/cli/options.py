@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 STRATEGIES = ("relative", "local", "interleave", "pack")
 WHEN_FULL = ("refuse", "partial", "spill")
+HUGE_PAGES = ("split", "keep")
 ORDERS = ("worth", "address")
 
 Command = Callable[..., Any]
@@ -76,6 +77,13 @@ def request_options(command: Command, *, where_to: bool = False) -> Command:
             metavar="SECONDS",
             help="First see for so long what the job uses, while it runs: that goes first.",
         ),
+        click.option(
+            "--huge-pages",
+            type=click.Choice(HUGE_PAGES),
+            default="split",
+            show_default=True,
+            help="Huge pages for which the target has none free: move split, or stay whole.",
+        ),
         click.option("--when-full", type=click.Choice(WHEN_FULL), default="refuse", show_default=True),
         click.option("--strategy", type=click.Choice(STRATEGIES), default="relative", show_default=True),
         click.option("--from", "sources", metavar="NODES", help="Old nodes of the relative map [default: by memory]."),
@@ -100,6 +108,7 @@ def read_request(
     strategy: str,
     order: str,
     when_full: str,
+    huge_pages: str,
     spill_to: str | None,
     reserve: str | None,
     stay: tuple[str, ...],
@@ -114,7 +123,7 @@ def read_request(
     from pageferry.ferry import Request
     from pageferry.kernel.topology import read_topology
     from pageferry.mover import Limits
-    from pageferry_planner.model import Order, Strategy, Target, WhenFull
+    from pageferry_planner.model import HugePages, Order, Strategy, Target, WhenFull
     from pageferry_planner.policy import Rules
 
     topology = topology or read_topology()
@@ -127,6 +136,7 @@ def read_request(
             when_full=WhenFull(when_full),
             spill=spill,
             order=Order(order),
+            huge_pages=HugePages(huge_pages),
         ),
         rules=Rules(stay=stay, reference_count=not no_reference_count, xattrs=not no_xattrs),
         limits=Limits(workers=workers, seconds=budget),

@@ -27,6 +27,7 @@ _TARGET = {
     "when_full": "when_full",
     "spill_to": "spill",
     "order": "order",
+    "huge_pages": "huge_pages",
 }
 """Option → field of the target."""
 

@@ -57,7 +57,8 @@ def plan_table(plan: Mapping[str, Any]) -> RenderableType:
     words = [
         f"{size(plan['move_bytes'])} to move from node {format_list(plan['from_nodes']) or 'none'}, "
         f"{size(plan['in_place_bytes'])} in place, {size(sum(plan['excluded_bytes'].values()))} stay by rule"
-        + (f", {size(plan['no_room_bytes'])} without room" if plan["no_room_bytes"] else ""),
+        + (f", {size(plan['no_room_bytes'])} without room" if plan["no_room_bytes"] else "")
+        + (f", {size(plan['no_huge_page_bytes'])} without a free huge page" if plan["no_huge_page_bytes"] else ""),
         f"{asked} pages to request; asking every process for all that it maps would be {naive}",
     ]
     if plan["in_use_bytes"] is not None:

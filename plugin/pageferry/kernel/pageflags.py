@@ -38,6 +38,21 @@ def flags_of(pfns: Ints, root: Path = Path("/")) -> npt.NDArray[np.uint64]:
     return flags
 
 
+def huge_pages(pfns: Ints, pages: int, root: Path = Path("/")) -> Bools:
+    """Return which frames are of a transparent huge page of so many `pages`, however it is mapped.
+
+    It begins at a multiple of its size, and all of its frames but the first say that they follow another.
+    """
+    compound = (flags_of(pfns, root) & (COMPOUND_HEAD | COMPOUND_TAIL)) != 0
+    blocks, of = np.unique(pfns[compound] // pages, return_inverse=True)
+    flags = flags_of((blocks[:, None] * pages + np.arange(pages)).ravel(), root).reshape(-1, pages)
+    whole = (flags[:, 0] & (COMPOUND_HEAD | HUGE)) == COMPOUND_HEAD
+    whole &= ((flags[:, 1:] & COMPOUND_TAIL) != 0).all(axis=1)
+    found = np.zeros(len(pfns), bool)
+    found[compound] = whole[of]
+    return found
+
+
 def zero_pages(pfns: Ints, root: Path = Path("/")) -> Bools:
     """Return which frames are the kernel's (huge) zero page, which many processes map and nobody owns."""
     zero: Bools = (flags_of(pfns, root) & ZERO_PAGE) != 0

@@ -22,6 +22,7 @@ _BUCKETS = {
     Bucket.EXCLUDED: "a rule says that it stays",
     Bucket.PINNED: "could not be moved in several rounds: pinned by I/O, a device or the kernel",
     Bucket.NO_ROOM: "its target has no room, and no other node was nearer or allowed",
+    Bucket.NO_HUGE_PAGE: "huge pages that are to stay whole: none was free on the target, or the job maps it in parts",
     Bucket.DENIED: "the kernel refused: a capability is missing, or the cpuset leaves the node out",
     Bucket.VANISHED: "freed, swapped out or gone with its process while we worked",
     Bucket.NOT_REACHED: "the time was used up, or the move was ended, before its turn",
@@ -37,7 +38,9 @@ _RULES = {
     "xattr": "the file is marked to stay",
 }
 _ARRIVED = frozenset({Bucket.MOVED.value, Bucket.IN_PLACE.value})
-_FAILED = frozenset({Bucket.PINNED.value, Bucket.NO_ROOM.value, Bucket.DENIED.value, Bucket.NOT_REACHED.value})
+_FAILED = frozenset(
+    bucket.value for bucket in (Bucket.PINNED, Bucket.NO_ROOM, Bucket.NO_HUGE_PAGE, Bucket.DENIED, Bucket.NOT_REACHED)
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """What a snapshot file may hold, line by line, and how much of it.
 
 Each line is one JSON object, in ASCII: the head, then as many lines of each kind, in this order, as the head says:
-nodes, processes, backings, and the rows of `vmas` and `runs` in pieces. A name that is not UTF-8 has the lone
+nodes, processes, backings, and the rows of `vmas`, `runs` and `huge` in pieces. A name that is not UTF-8 has the lone
 surrogates that Python gives it. The structs know one line each; what lines say of one another is `read`'s to check.
 Rules, and the facts that they were asked of, are as the planner has them: a site's rules become more, and one that an
 older file does not know has its default.
@@ -22,7 +22,7 @@ VERSION = 1
 MOST_BYTES = 256 << 20
 MOST_LINE_BYTES = 4 << 20
 MOST_ROWS = 1 << 21
-"""Of `vmas`, and of `runs`."""
+"""Of `vmas`, of `runs`, and of `huge`."""
 
 PIECE_ROWS = 4096
 """Rows of one line."""
@@ -66,6 +66,7 @@ class TargetPart(Line, frozen=True):
     when_full: Literal["refuse", "partial", "spill"]
     spill: Annotated[tuple[NodeNumber, ...], Meta(max_length=1024)]
     order: Literal["worth", "address"]
+    huge_pages: Literal["split", "keep"] = "split"
 
 
 class Head(Line, frozen=True):
@@ -85,6 +86,7 @@ class Head(Line, frozen=True):
     backings: Count
     vmas: Count
     runs: Count
+    huge: Count | None = None
 
 
 class NodeLine(Line, frozen=True):
@@ -96,6 +98,7 @@ class NodeLine(Line, frozen=True):
     file_cache_bytes: Bytes
     kept_free_bytes: Bytes
     distances: Annotated[tuple[Annotated[int, Meta(ge=0, lt=65536)], ...], Meta(max_length=1024)]
+    free_huge_pages: Bytes = 0
 
 
 class ProcessLine(Line, frozen=True):
@@ -144,3 +147,12 @@ class RunRows(Line, frozen=True):
     backing: Numbers
     index: Numbers
     referenced: Numbers | None = None
+
+
+class HugeRows(Line, frozen=True):
+    """Some rows of what of the runs is huge; a head without `huge`: it was not looked at."""
+
+    huge: Count
+    process: Numbers
+    page: Numbers
+    count: Numbers

@@ -28,6 +28,8 @@ from pageferry_planner.model import (
     ANONYMOUS,
     SELF,
     Backing,
+    Huge,
+    HugePages,
     Order,
     Process,
     Ranges,
@@ -41,7 +43,7 @@ from pageferry_planner.model import (
 from pageferry_planner.policy import Facts
 
 Kind = TypeVar("Kind", bound=form.Line)
-Table = TypeVar("Table", Ranges, Runs)
+Table = TypeVar("Table", Ranges, Runs, Huge)
 
 
 def read(path: Path) -> Recorded:
@@ -67,17 +69,18 @@ class _Reader:
 
     def whole(self) -> Recorded:
         head = self._head()
-        topology, kept_free = self._nodes(head.nodes)
+        topology, kept_free, free_huge = self._nodes(head.nodes)
         processes = tuple(self._process() for _ in range(head.processes))
         files = [self._backing() for _ in range(head.backings)]
         backings, facts, verdicts = zip(*files, strict=True) if files else ((), (), ())
         vmas, _ = _table(Ranges, self._columns(form.VmaRows, head.vmas, head))
         numbers = frozenset(node.number for node in topology.nodes)
         runs, referenced = _table(Runs, self._columns(form.RunRows, head.runs, head, numbers))
+        huge, _ = _table(Huge, self._columns(form.HugeRows, head.huge or 0, head))
         if self._file.read(1):
             self._line += 1
             raise self._fault("more lines than the first one says")
-        if _cuts(runs, vmas) > form.MOST_CUTS:
+        if _cuts(runs, vmas) + _cuts_by_huge(runs, huge) > form.MOST_CUTS:
             raise UsageError(f"{self._name}: its runs have more pages, or parts, than any host's memory")
         snapshot = Snapshot(
             page_bytes=head.page_bytes,
@@ -88,9 +91,11 @@ class _Reader:
             runs=runs,
             asked_per_process=head.asked_per_process,
             referenced=referenced,
+            huge=huge if head.huge is not None else None,
         )
         request = Request(_target(head.target), head.rules, reserve_bytes=head.reserve_bytes)
-        return Recorded(head.of, Inputs(snapshot, facts, topology, kept_free, request), head.anonymised)
+        inputs = Inputs(snapshot, facts, topology, kept_free, request, free_huge)
+        return Recorded(head.of, inputs, head.anonymised)
 
     def _fault(self, what: str) -> UsageError:
         return UsageError(f"{self._name}:{self._line}: {what}")
@@ -133,7 +138,7 @@ class _Reader:
             raise self._fault(f"a snapshot of version {version}; this pageferry reads version {form.VERSION}")
         return self._understood(found, form.Head)
 
-    def _nodes(self, count: int) -> tuple[Topology, dict[int, int]]:
+    def _nodes(self, count: int) -> tuple[Topology, dict[int, int], dict[int, int]]:
         rows = []
         for _ in range(count):
             rows.append(self._next(form.NodeLine))
@@ -154,7 +159,8 @@ class _Reader:
             )
             for row in rows
         )
-        return Topology(nodes), {row.node: row.kept_free_bytes for row in rows}
+        kept_free = {row.node: row.kept_free_bytes for row in rows}
+        return Topology(nodes), kept_free, {row.node: row.free_huge_pages for row in rows if row.free_huge_pages}
 
     def _process(self) -> Process:
         row = self._next(form.ProcessLine)
@@ -184,7 +190,11 @@ class _Reader:
         )
 
     def _columns(
-        self, line: type[form.VmaRows | form.RunRows], rows: int, head: form.Head, nodes: frozenset[int] = frozenset()
+        self,
+        line: type[form.VmaRows | form.RunRows | form.HugeRows],
+        rows: int,
+        head: form.Head,
+        nodes: frozenset[int] = frozenset(),
     ) -> Mapping[str, Ints]:
         """Return the columns of a table, from all of its lines; none if it has no rows."""
         parts: list[Mapping[str, Ints]] = []
@@ -239,6 +249,17 @@ def _cuts(runs: Runs, vmas: Ranges) -> int:
     return int((runs.count / HUGE_PAGES + 2).sum() + by_edges)
 
 
+def _cuts_by_huge(runs: Runs, huge: Huge) -> int:
+    """Return at how many places the runs are cut, at most, around what is huge; runs of a file may overlap."""
+    found = 0
+    for process in np.unique(huge.process).tolist():
+        mine, rows = huge.process == process, runs.process == process
+        edges = np.sort(np.concatenate([huge.page[mine], huge.page[mine] + huge.count[mine]]))
+        lo, hi = runs.page[rows], runs.page[rows] + runs.count[rows]
+        found += int((np.searchsorted(edges, hi) - np.searchsorted(edges, lo) + 2).sum())
+    return found
+
+
 def _target(part: form.TargetPart) -> Target:
     return Target(
         nodes=tuple(dict.fromkeys(part.nodes)),
@@ -247,4 +268,5 @@ def _target(part: form.TargetPart) -> Target:
         when_full=WhenFull(part.when_full),
         spill=frozenset(part.spill),
         order=Order(part.order),
+        huge_pages=HugePages(part.huge_pages),
     )

@@ -1,0 +1,157 @@
+"""What must hold of a move that is to keep huge pages: who asks for it, what is looked at first, and in which order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from typing import cast
+
+import numpy as np
+import pytest
+
+from pageferry import applied, ferry, keeping, spill
+from pageferry.errors import KernelError, UsageError
+from pageferry.kernel import capabilities, huge_pages
+from pageferry.kernel.residency import PageTables
+from pageferry.kernel.topology import Topology, read_topology
+from pageferry.mover import batches
+from pageferry.policy import Policy
+from pageferry.snapshot import Taken
+from pageferry_planner.columns import Bools, Ints
+from pageferry_planner.model import Huge, HugePages, Ranges, Target
+from pageferry_planner.pages import Entries
+from pageferry_planner.placement import place
+from support.plans import AMPLE, HUGE, anonymous, line_host, snapshot_of
+from support.recordings import inputs_of
+
+KEEP = HugePages.KEEP
+
+
+def whole_pages(huge: Huge | None) -> list[tuple[int, int]]:
+    """Return process and page of each whole huge page; fails if there is a part of one."""
+    assert huge is not None
+    assert not (huge.page % HUGE).any()
+    assert not (huge.count % HUGE).any()
+    rows = zip(*(column.tolist() for column in huge.columns()), strict=True)
+    return [(process, at) for process, page, count in rows for at in range(page, page + count, HUGE)]
+
+
+def inputs(pages: int, free: int) -> ferry.Inputs:
+    """Return what a plan is made from for huge pages of a job on node 0 that are to go to node 2."""
+    snapshot = replace(
+        snapshot_of([anonymous(0, 0, pages * HUGE, 0)]), huge=Huge(*np.array([[0], [0], [pages * HUGE]]))
+    )
+    return replace(inputs_of(snapshot, huge_pages=KEEP), free_huge={2: free})
+
+
+def test_a_rule_asks_for_it_in_each_move_of_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = Policy(huge_pages=KEEP)
+    assert applied.request(policy, applied.Destination((0,)), read_topology()).target.huge_pages is KEEP
+    assert applied.request(Policy(), applied.Destination((0,)), read_topology()).target.huge_pages is HugePages.SPLIT
+    monkeypatch.setattr(
+        spill,
+        "candidates",
+        lambda jobs, **_: [spill.Homecoming(job, ferry.Request(Target((0,))), 1, 1) for job in jobs],
+    )
+    homes = applied.homecomings({7: policy, 8: Policy()})
+    assert {home.job: home.request.target.huge_pages for home in homes} == {7: KEEP, 8: HugePages.SPLIT}
+
+
+def test_the_second_half_of_a_move_keeps_them_as_well() -> None:
+    made = ferry.plan_from(inputs(1, 1))
+    assert ferry.after(ferry.Request(Target((1,), huge_pages=KEEP)), made).target.huge_pages is KEEP
+
+
+@pytest.mark.parametrize(("reserve_mib", "free"), [(0, 9), (2, 4), (8, 1), (11, 0), (100, 0)])
+def test_free_huge_pages_within_the_reserve_are_not_counted_on(reserve_mib: int, free: int) -> None:
+    node = replace(inputs(1, 1).topology.nodes[0], free_bytes=11 << 20, file_cache_bytes=1 << 30)
+    many = {0: 9 if reserve_mib == 0 else 100}
+    node = replace(node, free_bytes=(18 << 20) if reserve_mib == 0 else node.free_bytes)
+    assert ferry.host(Topology((node,)), reserve_mib << 20, {}, 4096, many).huge == {0: free}
+
+
+def test_where_pages_were_not_looked_at_there_is_no_plan_that_keeps_them() -> None:
+    asked = inputs(1, 1)
+    with pytest.raises(UsageError, match="--huge-pages keep when the snapshot is made"):
+        ferry.plan_from(replace(asked, snapshot=replace(asked.snapshot, huge=None)))
+
+
+@pytest.mark.parametrize(("free", "compacts"), [(0, True), (2, True), (3, False), (9, False)])
+def test_the_target_is_compacted_if_it_has_too_few_and_counted_again(
+    monkeypatch: pytest.MonkeyPatch, free: int, compacts: bool
+) -> None:
+    asked: list[int] = []
+
+    def compact(nodes: Iterable[int]) -> None:
+        asked.extend(nodes)
+
+    monkeypatch.setattr(ferry, "compact", compact)
+    monkeypatch.setattr(ferry, "read_free_huge_pages", lambda: {2: free + 1})
+    found = ferry._compacted(inputs(3, free))
+    assert asked == [2] * compacts
+    assert found.free_huge == {2: free + compacts}
+
+
+def test_a_plan_that_cannot_be_made_has_nothing_compacted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ferry, "compact", pytest.fail)
+    asked = inputs(3, 0)
+    process = replace(asked.snapshot.processes[0], mems_allowed=frozenset({0}))
+    outside = replace(asked, snapshot=replace(asked.snapshot, processes=(process,)))
+    assert ferry._compacted(outside) is outside
+    with pytest.raises(KernelError, match="cpuset"):
+        ferry.plan_from(outside)
+
+
+def test_huge_pages_go_before_all_else_of_their_stage() -> None:
+    rows = [anonymous(0, 0, HUGE, 0), anonymous(0, HUGE, 5 * HUGE, 0), anonymous(0, 9 * HUGE, HUGE, 0)]
+    snapshot = replace(snapshot_of(rows), huge=Huge(*np.array([[0, 0], [0, 9 * HUGE], [HUGE, HUGE]])))
+    host = replace(line_host([AMPLE] * 4), huge={1: 5})
+    plan = place(snapshot, Target((1,), huge_pages=KEEP), host)
+    turns = [[batch.runs.page.tolist() for batch in turn] for turn in batches(plan)]
+    assert turns == [[[0, 9 * HUGE]], [[HUGE]]]
+    assert len(list(batches(place(snapshot, Target((1,)), host)))) == 1
+
+
+@pytest.mark.parametrize(("size", "held", "said"), [(64 << 10, True, "65536 bytes"), (2 << 20, False, "CAP_SYS_ADMIN")])
+def test_what_cannot_be_kept_is_refused(monkeypatch: pytest.MonkeyPatch, size: int, held: bool, said: str) -> None:
+    monkeypatch.setattr(huge_pages, "read_huge_page_bytes", lambda: size)
+    monkeypatch.setattr(capabilities, "effective", lambda: frozenset({"CAP_SYS_ADMIN"}) if held else frozenset())
+    with pytest.raises(KernelError, match=said):
+        keeping.require()
+
+
+@pytest.mark.parametrize("size", [None, 2 << 20])
+def test_a_kernel_without_huge_pages_has_nothing_to_split(monkeypatch: pytest.MonkeyPatch, size: int | None) -> None:
+    monkeypatch.setattr(huge_pages, "read_huge_page_bytes", lambda: size)
+    monkeypatch.setattr(capabilities, "effective", lambda: frozenset({"CAP_SYS_ADMIN"} if size else ()))
+    keeping.require()
+
+
+class Tables:
+    """Stands in for page tables that are read so many entries at a time; the frame of a page has its number."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+
+    def entries(self, ranges: Ranges) -> Iterator[Entries]:
+        order = np.lexsort((ranges.page, ranges.process))
+        row = np.repeat(order, ranges.count[order])
+        page = np.concatenate([np.arange(ranges.page[at], ranges.page[at] + ranges.count[at]) for at in order])
+        no = np.zeros(len(row), bool)
+        whole = Entries(row, page, np.zeros_like(row), page, no, ~no)
+        for first in range(0, len(row), self._most):
+            yield whole.take(np.arange(first, min(first + self._most, len(row))))
+
+
+@pytest.mark.parametrize("most", [1, 100, 512, 700, 10_000])
+def test_a_huge_page_that_is_read_in_two_parts_is_whole(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
+    def huge_frames(pfns: Ints, _pages: int) -> Bools:
+        huge: Bools = (pfns >= HUGE) & (pfns < 3 * HUGE)
+        return huge
+
+    monkeypatch.setattr(keeping, "require", lambda: None)
+    monkeypatch.setattr(keeping, "huge_frames", huge_frames)
+    rows = [anonymous(0, 300, 1000, 0), anonymous(1, 2 * HUGE, 700, 0), anonymous(0, 1300, HUGE, 0)]
+    taken = Taken(snapshot_of(rows), (), (), cast(PageTables, Tables(most)))
+    found = keeping.marked(taken).snapshot.huge
+    assert whole_pages(found) == [(0, HUGE), (0, 2 * HUGE), (1, 2 * HUGE)]
