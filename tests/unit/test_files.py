@@ -66,5 +66,7 @@ def test_only_whole_names_with_a_number_are_counted(tmp_path: Path) -> None:
     for name in ("node1", "node10", "node2", "node", "nodes3", "xnode4", "node5x", "node-6", "node7\n"):
         (tmp_path / name).touch()
     assert numbered(tmp_path, "node") == [1, 2, 10]
+    (tmp_path / f"{2**32 - 1}.json").touch()
+    assert numbered(tmp_path, suffix=".json") == [2**32 - 1], "the IDs of Slurm's federated jobs have ten digits"
     with pytest.raises(Vanished):
         numbered(tmp_path / "none")

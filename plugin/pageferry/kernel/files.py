@@ -61,7 +61,7 @@ def numbered(directory: Path, prefix: str = "", suffix: str = "") -> list[int]:
         names = os.listdir(directory)  # noqa: PTH208  (thousands of names need no Path each)
     except OSError as error:
         raise translated(error, directory) from error
-    pattern = re.compile(re.escape(prefix) + "([0-9]{1,9})" + re.escape(suffix))
+    pattern = re.compile(re.escape(prefix) + "([0-9]{1,10})" + re.escape(suffix))
     return sorted(int(match[1]) for name in names if (match := pattern.fullmatch(name)))
 
 
