@@ -5,6 +5,7 @@ The groups are files; what the kernel does when they are written is the guest's.
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 
 from pageferry.errors import KernelError
+from pageferry.kernel import locks
 from pageferry.kernel.files import read_bytes
 from pageferry.kernel.lists import format_list, parse_list
 from pageferry.mems import narrowing, record
@@ -311,6 +313,39 @@ def test_jobs_that_have_ended_are_forgotten(host: Host, step: Path) -> None:
     record.keep([5], host.folder)
     assert list(host.folder.iterdir()) == []
     record.keep([5], host.folder / "not there")
+
+
+def test_of_a_job_that_has_ended_nothing_is_left_but_a_lock_that_somebody_has(host: Host) -> None:
+    host.folder.mkdir()
+    for name in ("5.json", "5.lock", "6.json", "6.lock", "7.lock", "8.new", "9.json", "9.new"):
+        (host.folder / name).touch()
+    with record.alone(9, host.folder):
+        record.keep([5], host.folder)
+    assert sorted(path.name for path in host.folder.iterdir()) == ["5.json", "5.lock", "9.lock"]
+
+
+def test_who_waits_for_a_lock_that_is_removed_meanwhile_takes_the_one_that_has_the_name(host: Host) -> None:
+    path, entered, done = host.folder / f"{JOB}.lock", threading.Event(), threading.Event()
+    host.folder.mkdir()
+    removed = locks.taken(path)
+    assert removed is not None
+
+    def other() -> None:
+        with record.alone(JOB, host.folder):
+            entered.set()
+            done.wait(20)
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    assert not entered.wait(0.2), "there is no event for who waits"
+    path.unlink()
+    os.close(removed)
+    assert entered.wait(20)
+    try:
+        assert locks.taken(path) is None, "or two would have it"
+    finally:
+        done.set()
+        thread.join(20)
 
 
 def test_two_do_not_write_a_job_at_once(host: Host, step: Path) -> None:

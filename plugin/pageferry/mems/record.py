@@ -7,7 +7,6 @@ upgrade leaves jobs narrowed, and holds for one boot, as /run does. What is writ
 
 from __future__ import annotations
 
-import fcntl
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -16,10 +15,12 @@ from pathlib import Path
 import msgspec
 
 from pageferry.errors import KernelError, Vanished
+from pageferry.kernel import locks
 from pageferry.kernel.files import numbered, read_bytes, translated
 
 FOLDER = Path("/run/pageferry/mems")
 _SUFFIX = ".json"
+_FRESH = ".new"
 _LOCK = ".lock"
 
 
@@ -49,7 +50,7 @@ def load(job: int, folder: Path) -> tuple[Group, ...]:
 def save(job: int, groups: Iterable[Group], folder: Path) -> None:
     """Replace a job's record, whole or not at all; none without groups. Raises KernelError."""
     path = folder / f"{job}{_SUFFIX}"
-    fresh = path.with_suffix(".new")
+    fresh = path.with_suffix(_FRESH)
     try:
         if kept := tuple(groups):
             fresh.write_bytes(msgspec.json.encode(kept))
@@ -75,12 +76,13 @@ def jobs(folder: Path) -> tuple[int, ...]:
 
 def keep(left: Iterable[int], folder: Path) -> None:
     """Forget all other jobs: they have ended, and their groups with them."""
-    here = set(left)
-    with suppress(KernelError):
-        for job in set(jobs(folder)) - here:
-            for suffix in (_SUFFIX, _LOCK):
-                with suppress(OSError):
-                    (folder / f"{job}{suffix}").unlink(missing_ok=True)
+    here = set(map(str, left))
+    with suppress(OSError):
+        for path in [path for path in folder.iterdir() if path.stem not in here]:
+            if path.suffix == _LOCK:
+                locks.remove(path)
+            elif path.suffix in {_SUFFIX, _FRESH}:
+                path.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -89,11 +91,11 @@ def alone(job: int, folder: Path) -> Iterator[None]:
     path = folder / f"{job}{_LOCK}"
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        while (lock := locks.taken(path, wait=True)) is None:
+            pass  # it was removed: the job had ended
     except OSError as error:
         raise KernelError(str(translated(error, path))) from error
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
         yield
     finally:
         os.close(lock)

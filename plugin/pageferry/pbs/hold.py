@@ -18,8 +18,8 @@ from pageferry.errors import KernelError
 from pageferry.gate import guardian, holdable
 from pageferry.gate.guard import Guard
 from pageferry.gate.holds import Hold
+from pageferry.kernel import locks
 from pageferry.kernel.cgroup import read_hierarchies
-from pageferry.pbs import record
 from pageferry.pbs.record import FOLDER
 from pageferry.schedulers.pbs_cgroups import pbs_job_freezers
 
@@ -75,7 +75,7 @@ def release_left(folder: Path = FOLDER) -> tuple[str, ...]:
     standing: list[str] = []
     for path in sorted(folder.glob(f"*{_SUFFIX}")):
         try:
-            lock = record.taken(path)
+            lock = locks.taken(path)
         except OSError:
             continue
         if lock is None:
@@ -100,7 +100,7 @@ def _recorded(job_id: str, folder: Path) -> Iterator[Path]:
     path = folder / f"{job_id}{_SUFFIX}"
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        lock = record.taken(path)
+        lock = locks.taken(path)
     except OSError as error:
         raise KernelError(f"the hold of job {job_id} cannot be recorded: {error.strerror}") from error
     if lock is None:

@@ -6,7 +6,6 @@ saved. The agent and the command that does without one use the same files.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -16,6 +15,7 @@ from pathlib import Path
 import msgspec
 
 from pageferry.errors import KernelError
+from pageferry.kernel import locks
 from pageferry.kernel.files import read_bytes
 from pageferry.policy import Facts
 
@@ -66,7 +66,7 @@ def forget(job_id: str, folder: Path = FOLDER) -> None:
     """Remove what is known of a job that has ended here."""
     with suppress(OSError):
         (folder / f"{job_id}{_SUFFIX}").unlink(missing_ok=True)
-    _remove_lock(folder / f"{job_id}{_LOCK}")
+    locks.remove(folder / f"{job_id}{_LOCK}")
 
 
 def forget_others(jobs: Iterable[str], folder: Path = FOLDER) -> None:
@@ -77,7 +77,7 @@ def forget_others(jobs: Iterable[str], folder: Path = FOLDER) -> None:
             if path.suffix == _SUFFIX and path.name not in kept:
                 path.unlink(missing_ok=True)
             elif path.suffix == _LOCK and path.name not in kept:
-                _remove_lock(path)
+                locks.remove(path)
 
 
 @contextmanager
@@ -91,30 +91,11 @@ def alone(job_id: str, folder: Path = FOLDER, until: Callable[[], bool] = lambda
     try:
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            while (lock := taken(path)) is None and not until():
+            while (lock := locks.taken(path)) is None and not until():
                 time.sleep(_LOOK_SECONDS)
         except OSError as error:
             raise KernelError(f"{path}: {error.strerror}") from error
         yield lock is not None
     finally:
         if lock is not None:
-            os.close(lock)
-
-
-def taken(path: Path) -> int | None:
-    """Return a lock that we have, None if another has it: of the file that has the name, which others may remove."""
-    lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    with suppress(BlockingIOError, FileNotFoundError):
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if os.fstat(lock).st_ino == path.stat().st_ino:
-            return lock
-    os.close(lock)
-    return None
-
-
-def _remove_lock(path: Path) -> None:
-    """Remove a lock that nobody has."""
-    with suppress(OSError):
-        if path.exists() and (lock := taken(path)) is not None:
-            path.unlink(missing_ok=True)
             os.close(lock)
