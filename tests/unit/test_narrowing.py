@@ -10,11 +10,13 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from pageferry.errors import KernelError
+from pageferry import ferry
+from pageferry.errors import Denied, KernelError
 from pageferry.kernel import locks
 from pageferry.kernel.files import read_bytes
 from pageferry.kernel.lists import format_list, parse_list
@@ -165,15 +167,69 @@ def test_a_group_of_ours_that_was_made_of_a_narrowed_step_is_widened_with_it(leg
     assert (mems(step), mems(ours)) == (ALL, ALL)
 
 
+@pytest.mark.parametrize("nodes", [(1, 2), (1,)])
+def test_what_such_a_group_has_is_never_taken_for_slurms(legacy: Host, nodes: tuple[int, ...]) -> None:
+    step = legacy.group(f"{V1}/step_0", migrates="0")
+    legacy.narrow([1, 1, "in_place", 1], [2, 2, "in_place", 1], targets=(1, 2))
+    ours = legacy.group("sys/fs/cgroup/cpuset/pageferry/slurm.uid_0.job_77.step_0", mems(step), migrates="0")
+    assert legacy.mems().groups() == (ours,), "the step's tasks have all gone there"
+    assert legacy.narrow([1, 1, "in_place", 1], targets=nodes) == Narrowed(frozenset(nodes))
+    assert (mems(step), mems(ours)) == (ALL, format_list(nodes))
+    assert legacy.widen()
+    assert (mems(step), mems(ours)) == (ALL, ALL)
+
+
 def test_a_set_is_written_over_another_only_by_way_of_slurms(host: Host, step: Path) -> None:
     host.narrow(*MOVED)
     host.written.clear()
     host.narrow([1, 2, "moved", 5], targets=(2,))
     assert host.written == [("user", ALL), ("user", "1-2")], "or the kernel would move all of node 1 to node 2"
     host.narrow([2, 1, "moved", 5])
-    assert host.written[2:] == [("user", "1")], "to a part of it it can go at once"
+    assert host.written[2:] == [("user", ALL), ("user", "1")], "to a part of it, too: the record never has what is not"
     host.widen()
     assert mems(step) == ALL, "and what Slurm wrote is not forgotten on the way"
+
+
+class CrashError(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("at", range(4))
+def test_whatever_ends_the_narrowing_of_a_narrowed_job_slurms_text_is_not_lost(host: Host, step: Path, at: int) -> None:
+    other = host.group(f"{V2}/step_1/user")
+    host.narrow(*MOVED)
+    left = iter(range(at))
+
+    def crash(_path: Path, _text: str) -> None:
+        if next(left, None) is None:
+            raise CrashError
+
+    host.refuses = crash
+    with pytest.raises(CrashError):
+        host.narrow([1, 2, "moved", 5], targets=(2,))
+    host.refuses = lambda _path, _text: None
+    host.widen()
+    assert (mems(step), mems(other)) == (ALL, ALL)
+    assert not record.is_recorded(JOB, host.folder)
+
+
+def test_on_version_1_a_narrowed_job_is_narrowed_to_other_nodes_with_all_its_groups(legacy: Host) -> None:
+    groups = [legacy.group(f"{V1}/step_0", migrates="0"), legacy.group(f"{V1}/step_0/task_0", migrates="0")]
+
+    def nested(path: Path, text: str) -> None:
+        """As validate_change() in kernel/cgroup/cpuset.c."""
+        above, below = (parse_list(mems(group)) for group in groups)
+        if path.parent == groups[1] and not parse_list(text) <= above:
+            raise Denied(f"{path}: Permission denied")
+        if path.parent == groups[0] and not below <= parse_list(text):
+            raise KernelError(f"{path}: Device or resource busy")
+
+    legacy.refuses = nested
+    legacy.narrow(*MOVED)
+    assert legacy.narrow([1, 2, "moved", 5], targets=(2,)) == Narrowed(frozenset({1, 2}))
+    assert [mems(group) for group in groups] == ["1-2", "1-2"]
+    legacy.widen()
+    assert [mems(group) for group in groups] == [ALL, ALL]
 
 
 def test_what_stands_already_is_not_written_again(host: Host, step: Path) -> None:
@@ -202,6 +258,14 @@ def test_a_job_is_not_narrowed_to_nodes_that_are_full(host: Host, step: Path) ->
     host.narrow(*MOVED)
     assert host.narrow(*MOVED, reserve=1 << 40).nodes == frozenset()
     assert mems(step) == ALL, "nor does it stay so"
+
+
+def test_room_on_a_node_that_slurm_does_not_let_it_use_is_none(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    step = host.group(f"{V2}/step_0/user", mems="0-1")
+    room = SimpleNamespace(room={1: 0, 2: 1 << 30})
+    monkeypatch.setattr(ferry, "host", lambda _topology, _reserve: room)
+    assert "no room beyond the reserve on node 1" in host.narrow(*MOVED, targets=(1, 2)).why
+    assert mems(step) == "0-1"
 
 
 def test_a_job_that_is_on_all_of_its_nodes_has_nothing_to_narrow(host: Host, step: Path) -> None:
@@ -290,9 +354,6 @@ def test_a_damaged_record_is_told_and_nothing_is_narrowed_by_it(host: Host, step
 
 
 def test_what_was_recorded_and_not_written_is_as_it_was(host: Host, step: Path) -> None:
-    class CrashError(BaseException):
-        pass
-
     def crash(_path: Path, _text: str) -> None:
         raise CrashError
 

@@ -121,26 +121,27 @@ class Mems:
         topology = read_topology(self.root)
         wanted = targets | topology.serving(_cpus(groups))
         wanted |= _occupied(outcome, all_of_it=any(map(_migrates, groups)))
-        room = ferry.host(topology, reserve).room
-        fits = any(room.get(node) for node in wanted)
-        planned = [one for group in groups if (one := _planned(group, known.get(group), wanted)) is not None]
-        if not fits or not known.keys() <= {Path(group.path) for group in planned}:
+        planned = _plan(groups, known, wanted)
+        if planned != known:  # what is on record is what stands: nothing else is written before it is Slurm's again
             self._widen()
-        if not fits:
-            return Narrowed(why=f"no room beyond the reserve on node {format_list(wanted)}")
+            planned = _plan(groups, {}, wanted)
         if not planned:
             return Narrowed(why=f"its memory and CPUs are on nodes {format_list(wanted)}, all that it may have")
-        record.save(self.job, planned, self.folder)
+        nodes, room = _nodes(planned.values()), ferry.host(topology, reserve).room
+        if not any(room.get(node) for node in nodes):
+            self._widen()
+            return Narrowed(why=f"no room beyond the reserve on node {format_list(nodes)}")
+        record.save(self.job, planned.values(), self.folder)
         complaints = []
-        for group in reversed(planned):
+        for path, group in reversed(planned.items()):
             try:
-                _write(group)
+                if not _is_ours(group):
+                    write_text(path / "cpuset.mems", group.ours)
             except Vanished:  # the step has ended
                 continue
             except KernelError as error:
                 complaints.append(str(error))
-        nodes = frozenset().union(*(parse_list(group.ours) for group in planned if _is_ours(group)))
-        return Narrowed(nodes, "; ".join(complaints))
+        return Narrowed(_nodes(filter(_is_ours, planned.values())), "; ".join(complaints))
 
 
 def _cpus(groups: Iterable[Path]) -> set[int]:
@@ -158,25 +159,20 @@ def _occupied(outcome: Mapping[str, Any], *, all_of_it: bool) -> set[int]:
     return set(ledger_json.after(flow for flow in flows if all_of_it or flow[2] in _BUCKETS))
 
 
-def _planned(path: Path, known: Group | None, wanted: frozenset[int]) -> Group | None:
-    """Return how a group is to be narrowed; None if that makes no difference to it, or it is gone."""
-    scheduler = known.scheduler if known is not None else format_list(_stands(path))
-    ours = parse_list(scheduler) & wanted
-    if not ours or ours == parse_list(scheduler):
-        return None
-    try:
-        return Group(str(path), path.stat().st_ino, scheduler, format_list(ours))
-    except OSError:
-        return None
+def _plan(groups: Iterable[Path], known: Mapping[Path, Group], wanted: frozenset[int]) -> dict[Path, Group]:
+    """Return how groups are to be narrowed, in this order, without those to which that makes no difference."""
+    planned = {}
+    for path in groups:
+        scheduler = known[path].scheduler if path in known else format_list(_stands(path))
+        ours = parse_list(scheduler) & wanted
+        if ours and ours != parse_list(scheduler):
+            with suppress(OSError):  # the step has ended
+                planned[path] = Group(str(path), path.stat().st_ino, scheduler, format_list(ours))
+    return planned
 
 
-def _write(group: Group) -> None:
-    stands, wanted = _stands(Path(group.path)), parse_list(group.ours)
-    if stands == wanted:
-        return
-    if not wanted < stands:
-        write_text(Path(group.path) / "cpuset.mems", group.scheduler)
-    write_text(Path(group.path) / "cpuset.mems", group.ours)
+def _nodes(groups: Iterable[Group]) -> frozenset[int]:
+    return frozenset().union(*(parse_list(group.ours) for group in groups))
 
 
 def _is_ours(group: Group) -> bool:
