@@ -5,6 +5,7 @@ Here on stand-ins that take note; what the kernel and Slurm make of it is seen i
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -21,7 +22,7 @@ from pageferry.agent.tended import Cause, Migration, Stage, Tended
 from pageferry.agent.tending import Tending
 from pageferry.applied import Destination
 from pageferry.comment import Wish
-from pageferry.errors import KernelError
+from pageferry.errors import Denied, KernelError
 from pageferry.mems import record
 from pageferry.mems.narrowing import Mems, Narrowed
 from pageferry.mems.record import Group
@@ -153,14 +154,21 @@ def done(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return did
 
 
+def raising(error: Exception) -> Any:
+    def act(*_: object) -> None:
+        raise error
+
+    return act
+
+
 @pytest.mark.parametrize(
     ("said", "settles", "order"),
     [
-        ({}, True, ["groups", "admit", "move", "narrow"]),
+        ({}, True, ["admit", "groups", "move", "narrow"]),
         ({}, False, ["widen", "move"]),
         ({"narrow_mems": False}, True, ["widen", "move"]),
         ({"mode": Mode.OBSERVE}, True, ["widen", "move"]),
-        ({"when_full": WhenFull.REFUSE}, True, ["groups", "admit", "move"]),
+        ({"when_full": WhenFull.REFUSE}, True, ["admit", "groups", "move", "widen"]),
     ],
     ids=["settles", "goes on", "no rule", "observed", "refused"],
 )
@@ -191,13 +199,46 @@ def test_what_is_narrowed_is_what_was_there_before_the_move_by_what_the_rule_say
 def test_a_job_that_cannot_be_widened_is_moved_all_the_same_if_it_can_be(
     tmp_path: Path, done: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def busy(*_: object) -> None:
-        raise KernelError("busy")
-
-    monkeypatch.setattr(Mems, "widen", busy)
+    monkeypatch.setattr(Mems, "widen", raising(KernelError("busy")))
     outcome = chores.move(7, Destination((0,)), Policy(), settles=True, mems=tmp_path)(lambda _message: None)
     assert done == ["move"]
     assert outcome["mems"] == {"nodes": "", "why": "busy"}
+
+
+@pytest.mark.parametrize("error", [KernelError("busy"), Denied("busy")])
+@pytest.mark.parametrize("act", ["admit", "groups"])
+def test_one_that_cannot_be_looked_at_is_moved_and_may_allocate_wherever_slurm_lets_it(
+    tmp_path: Path, done: list[str], monkeypatch: pytest.MonkeyPatch, act: str, error: KernelError
+) -> None:
+    monkeypatch.setattr(Mems, act, raising(error))
+    outcome = chores.move(7, Destination((0,)), NARROWS, settles=True, mems=tmp_path)(lambda _message: None)
+    assert done[-2:] == ["move", "widen"]
+    assert outcome["mems"] == {"nodes": "", "why": "busy"}
+
+
+def test_a_refused_move_of_a_job_that_cannot_be_widened_is_told_with_its_outcome(
+    tmp_path: Path, done: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Mems, "widen", raising(KernelError("busy")))
+    policy = Policy(narrow_mems=True, when_full=WhenFull.REFUSE)
+    outcome = chores.move(7, Destination((0,)), policy, settles=True, mems=tmp_path)(lambda _message: None)
+    assert (outcome["refused"], outcome["mems"]) == (True, {"nodes": "", "why": "busy"})
+
+
+def test_time_that_is_used_up_while_a_job_is_narrowed_changes_neither_that_nor_the_outcome(
+    tmp_path: Path, done: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def narrow(_mems: Mems, *_words: Any) -> Narrowed:
+        signal.raise_signal(signal.SIGINT)
+        return Narrowed(frozenset({0}))
+
+    monkeypatch.setattr(Mems, "narrow", narrow)
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as in an errand
+    try:
+        outcome = chores.move(7, Destination((0,)), NARROWS, settles=True, mems=tmp_path)(lambda _message: None)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert outcome["mems"] == {"nodes": "0", "why": ""}
 
 
 def test_release_gives_jobs_slurms_mems_back_and_says_what_it_cannot(tmp_path: Path) -> None:

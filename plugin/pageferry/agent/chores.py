@@ -84,17 +84,23 @@ def move(
 
     def work(say: Say) -> Mapping[str, Any]:
         narrows = settles and policy.narrow_mems and policy.mode is Mode.MOVE
+        ours, narrowed = Mems(job, mems), None
         with applied.interruptible() as moving, kept.recording(snapshots, job) as seen:
             asked = applied.request(policy, destination, read_topology(), runs=runs)
-            ours, narrowed = Mems(job, mems), None
-            groups = ours.groups() if narrows else ()
             try:
                 ours.admit(asked.target) if narrows else ours.widen()
+                groups = ours.groups() if narrows else ()
             except KernelError as error:
                 narrowed = Narrowed(why=str(error))
             outcome = applied.carried(policy, slurm_job_user_pids(job), asked, _progress(say, moving), seen)
-            if narrows and not outcome["refused"]:
-                narrowed = ours.narrow(groups, outcome, asked.target.nodes, asked.reserve_bytes)
+        # Out here SIGINT, which errands ignore, neither breaks this off nor costs the outcome.
+        if narrows and narrowed is None and not outcome["refused"]:
+            narrowed = ours.narrow(groups, outcome, asked.target.nodes, asked.reserve_bytes)
+        elif narrows:
+            try:
+                ours.widen()
+            except KernelError as error:
+                narrowed = Narrowed(why=str(error))
         return outcome | ({"mems": narrowed.as_plain()} if narrowed is not None else {})
 
     return work
