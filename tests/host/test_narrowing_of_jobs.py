@@ -132,6 +132,26 @@ def test_nothing_is_sent_for_a_job_that_is_not_narrowed_or_stays_where_it_is(wor
     assert world.sent == []
 
 
+@pytest.mark.parametrize("there", [True, False])
+def test_what_an_errand_did_is_told_and_undone_also_if_its_migration_was_given_up(world: World, there: bool) -> None:
+    tended = Tended(7)
+    jobs = {7: tended}
+    ours = migrations(world, jobs, rule("a", narrow_mems=True))
+    for result, after in (
+        (Result(OUTCOME | {"mems": {"nodes": "0", "why": ""}}, None), ([], ["narrowed: cpuset.mems 0"])),
+        (AWAY, (["widen"], [])),
+    ):
+        narrowed(world)
+        world.told.clear()
+        jobs[7] = tended
+        ours.begin(tended, Migration(Cause.CPUSET, Stage.READY))
+        tended.migration = None
+        if not there:
+            jobs[7] = Tended(7)
+        answered(world, result)
+        assert (chores_sent(world), world.told) == (after if there else ([], [])), "another may have its ID"
+
+
 @pytest.fixture
 def done(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What an errand did, in order."""

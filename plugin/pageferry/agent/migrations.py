@@ -268,10 +268,11 @@ class Migrations:
         stopped = broken_off(tended, migration)  # before it began, perhaps, which is no failure
         if result.error and not migration.error and not stopped:
             migration.error, migration.exit_code = result.error, result.exit_code
+        if self._jobs.get(tended.job) is tended:
+            self._narrowing.moved(tended, result)  # also of a migration that was given up
         if not self._is_present(tended, migration):
             self._chronicle.ended(tended, migration)
             return
-        self._narrowing.moved(tended, result)
         if migration.cause in {Cause.PARK, Cause.UNPARK}:
             self._room()
         arrived = (of := migration.outcome) is not None and not of["refused"]
