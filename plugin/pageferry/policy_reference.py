@@ -94,8 +94,8 @@ history --json` (`rule`) and in `pageferry explain`.
     program (`numactl`, mbind) are translated to the narrower set, and not back when it is widened, unless it asked for
     MPOL_F_STATIC_NODES.
   - Steps that begin later have Slurm's `cpuset.mems`, until the next move. Memory that comes home is moved within the
-    nodes that there are. `pageferry move` by hand widens, and narrows nothing; `pageferry plan` does neither, and says
-    that the target is outside.
+    nodes that there are. `pageferry move` by hand widens if its target is outside, and narrows nothing; `pageferry
+    plan` does neither, and says that the target is outside.
   - PBS reads in the `cpuset.mems` of jobs what it gave them, so PBS's jobs are not narrowed.
 - Whoever moves memory by hand (`pageferry move` as root, but for `--cpus` through the agent) is not asked for a rule.
 """

@@ -15,13 +15,15 @@ import pytest
 
 from host.test_cli import pageferry
 from host.test_policy_of_jobs import AWAY, OFF, OUTCOME, World, answered, jobs_of, migrations, of, rule, said, world_of
-from pageferry import applied
+from pageferry import applied, ferry, targets
 from pageferry.agent import chores
 from pageferry.agent.errand import Result
 from pageferry.agent.tended import Cause, Migration, Stage, Tended
 from pageferry.agent.tending import Tending
 from pageferry.applied import Destination
+from pageferry.cli.job import move
 from pageferry.comment import Wish
+from pageferry.cpus.assign import Cpusets
 from pageferry.errors import Denied, KernelError
 from pageferry.mems import record
 from pageferry.mems.narrowing import Mems, Narrowed
@@ -259,6 +261,27 @@ def test_time_that_is_used_up_while_a_job_is_narrowed_changes_neither_that_nor_t
     finally:
         signal.signal(signal.SIGINT, before)
     assert outcome["mems"] == {"nodes": "0", "why": ""}
+
+
+@pytest.mark.parametrize(
+    ("error", "said"), [(KernelError("7.json: damaged"), "pageferry: 7.json: damaged\n"), (Denied("not for you"), "")]
+)
+def test_a_move_by_hand_is_made_also_if_the_job_cannot_be_widened(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: KernelError, said: str
+) -> None:
+    class MovedError(Exception):
+        pass
+
+    found = targets.Found("job 7", frozenset(), (), Cpusets(), slurm_job=7)
+    monkeypatch.setattr(targets, "route", lambda *_, **_words: targets.Route.DIRECT)
+    monkeypatch.setattr(targets, "find", lambda *_: found)
+    monkeypatch.setattr(Mems, "admit", raising(error))
+    monkeypatch.setattr(ferry, "move", raising(MovedError()))
+    monkeypatch.setattr(ferry, "check", lambda *_: None)
+    monkeypatch.setattr("pageferry.cli.job.warn_of_gaps", lambda: None)
+    with pytest.raises(MovedError):
+        move.main(["7", "--to", "0", "--json"], standalone_mode=False)
+    assert capsys.readouterr().err == said
 
 
 def test_release_gives_jobs_slurms_mems_back_and_says_what_it_cannot(tmp_path: Path) -> None:

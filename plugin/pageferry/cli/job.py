@@ -25,7 +25,7 @@ from pageferry.cli.options import (
     request_options,
 )
 from pageferry.cli.says import complain, progress, show_outcome, warn_of_gaps, warn_of_use
-from pageferry.errors import Denied, PageferryError, UsageError
+from pageferry.errors import Denied, KernelError, PageferryError, UsageError
 
 if TYPE_CHECKING:
     from pageferry.targets import Found, Route
@@ -201,8 +201,12 @@ def _directly(target: Found, as_json: bool, cpus: str | None, *, freeze: bool, p
     ferry.check(request.target, read_topology())
     wanted = listed(cpus, "--cpus") if cpus is not None else None
     if target.slurm_job:
-        with suppress(Denied):  # where nobody but root may look, nobody else may widen: the ferry says what that means
+        try:
             Mems(target.slurm_job).admit(request.target)
+        except Denied:
+            pass  # where nobody but root may look, nobody else may widen: the ferry says what that means
+        except KernelError as error:
+            complain(str(error))
     first: dict[str, Any] | None = None
 
     def seen(inputs: ferry.Inputs) -> None:
