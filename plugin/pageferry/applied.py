@@ -135,7 +135,7 @@ def interruptible() -> Iterator[Callable[[], None]]:
     """Have SIGINT end a move between two calls, with all of its pages accounted for.
 
     Yields what is to be called when memory moves: what comes later than the move changes nothing any more. Raises
-    Stopped if it comes before.
+    Stopped if it comes before, or came while it was blocked, as it is in an errand.
     """
     moves = False
 
@@ -148,9 +148,13 @@ def interruptible() -> Iterator[Callable[[], None]]:
             raise KeyboardInterrupt
 
     before = signal.signal(signal.SIGINT, interrupted)
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         yield moving
     except KeyboardInterrupt as error:
         raise Stopped("its time was used up before its memory began to move") from error
     finally:
+        moves = True
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         signal.signal(signal.SIGINT, before)

@@ -205,6 +205,13 @@ class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             "Slurm by a request in the job's `Comment`."
         ),
     ] = None
+    owners_field: Annotated[
+        Literal["Comment", "none"] | None,
+        Meta(
+            description="Where Slurm's users may write a request, if they may ask; `none`: nowhere, `Comment` is for "
+            "other things here."
+        ),
+    ] = None
     spill: RuleSpill = RuleSpill()
 
 
@@ -260,6 +267,7 @@ class Policy:
     park: tuple[int, ...] = ()
     narrow_mems: bool = False
     owners_may_ask: bool = False
+    owners_field: Literal["Comment", "none"] = "Comment"
     spill_enabled: bool = True
     spill_least_bytes: int = 16 << 20
     spill_rate: int = 256 << 20

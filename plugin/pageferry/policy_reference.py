@@ -58,7 +58,8 @@ history --json` (`rule`) and in `pageferry explain`.
 - `owners_may_ask`: `scontrol update JobId=N Comment=pageferry:nodes=2` (or `sbatch --comment`) is read with the next
   suspension, after the operator's AdminComment; `cpus=` and `now` are refused. The text stays there, is served once,
   and again when it has become another. `pageferry request JOB --to NODES`, on the host, is served at once, while the
-  job runs. Either way the job keeps its CPUs.
+  job runs. Either way the job keeps its CPUs. `owners_field = "none"`: a site that has other uses for `Comment`, the
+  one field that every Slurm lets a job's user write, is asked by `pageferry request` alone.
 - `park`: for jobs that are suspended so that others run (preemption), on hosts with a slow tier, such as a node without
   CPUs. When the job is suspended, and stands still, its memory goes to these nodes; room is what a move leaves there
   (`reserve`), and what does not fit stays. When it is resumed, it is held, and its memory comes back to the nodes of
@@ -190,6 +191,7 @@ _HOSTS = {
     "leave_filesystems": "none",
     "narrow_mems": "`false`",
     "owners_may_ask": "`false`",
+    "owners_field": '`"Comment"`',
 }
 """What holds where neither the rule nor the host has a key; a test compares it with `Policy`."""
 

@@ -27,19 +27,26 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Keep the files of this part, in the order that starts Slurm least often; the Makefile has the other parts run.
 
-    First what needs no Slurm, since its daemons map what jobs map, which must not be found in use there; then what
-    shares one; last what starts one of its own.
+    First what needs neither Slurm nor a nursery, since these map what jobs map, which must not be found in use there;
+    then what shares them; last what starts a Slurm of its own.
     """
     part, parts = map(int, config.getoption("--shard").split("/"))
     turns: dict[Path, int] = {}
     for item in items:
         own = hasattr(item, "module") and hasattr(item.module, "daemons")
-        turn = 2 if own else int("slurm" in getattr(item, "fixturenames", ()))
+        shares = "slurm" in getattr(item, "fixturenames", ()) or uses_a_nursery(item)
+        turn = 2 if own else int(shares)
         turns[item.path] = max(turn, turns.get(item.path, 0))
     files = sorted(turns, key=lambda path: (turns[path], path))
     ours = files[part - 1 :: parts]
     config.hook.pytest_deselected(items=[item for item in items if item.path not in ours])
     items[:] = sorted((item for item in items if item.path in ours), key=lambda item: ours.index(item.path))
+
+
+def uses_a_nursery(item: pytest.Item) -> bool:
+    """Say whether a test's file may start one, which stays."""
+    module = getattr(item, "module", None)
+    return any(hasattr(module, name) for name in ("nursery", "agents", "pageferry"))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -21,6 +21,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -148,14 +149,14 @@ def _serve(address: str) -> None:
                 if descriptor == listener.fileno():
                     asked, _ = listener.accept()
                     line, files, _, _ = socket.recv_fds(asked, _LINE_BYTES, 3)
-                    while not line.endswith(b"\n"):
-                        line += asked.recv(_LINE_BYTES)
+                    while not line.endswith(b"\n") and (more := asked.recv(_LINE_BYTES)):
+                        line += more
                     pid = os.fork()
                     if pid == 0:
                         _command(json.loads(line), files)
                     for file in files:
                         os.close(file)
-                    asked.sendall(f"{pid}\n".encode())
+                    _tell(asked, pid)
                     children[pidfd := os.pidfd_open(pid)] = pid, asked
                     waiting.register(pidfd, selectors.EVENT_READ)
                 else:
@@ -164,7 +165,12 @@ def _serve(address: str) -> None:
                     os.close(descriptor)
                     code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
                     with asked:
-                        asked.sendall(f"{code}\n".encode())
+                        _tell(asked, code)
+
+
+def _tell(asked: socket.socket, number: int) -> None:
+    with suppress(OSError):  # whoever asked may not want to know any more
+        asked.sendall(f"{number}\n".encode())
 
 
 def _command(request: Mapping[str, object], files: list[int]) -> NoReturn:

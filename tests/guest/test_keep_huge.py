@@ -116,16 +116,17 @@ def test_huge_pages_that_are_kept_move_as_long_as_there_are_free_ones_and_all_el
     torn: Rank, compacted: list[set[int]]
 ) -> None:
     with job(node=0) as made:
-        memory, small = filled(made, FREE + 3), made.first.map(1000).write()
+        memory, small = filled(made, MANY), made.first.map(1000).write()
         free = free_huge_pages(NODE)
-        assert 0 < free < FREE + 3
+        assert 0 < free < MANY
         before = vmstat()
         proof = prove(made, wanted(NODE, HugePages.KEEP))
         assert splits(vmstat() - before) == (0, 0)
         assert smaps(made.first.pid, memory.address, "AnonHugePages") == memory.pages * 4
         assert proof.outcome.tally.split == 0
         nodes = Counter(node_vector(made.first.pid, *memory.span))
-        assert nodes == {NODE: free * HUGE, 0: memory.pages - free * HUGE}
+        assert free * HUGE <= nodes[NODE] < memory.pages, "a few more come back from lists of CPUs meanwhile"
+        assert nodes == {NODE: nodes[NODE], 0: memory.pages - nodes[NODE]}
         assert proof[Bucket.NO_HUGE_PAGE] == nodes[0]
         assert proof.before.not_on(NODE) == proof[Bucket.MOVED] + proof[Bucket.NO_HUGE_PAGE]
         assert node_vector(made.first.pid, *small.span) == [NODE] * 1000
@@ -149,14 +150,15 @@ def test_a_huge_page_without_a_free_one_spills_whole_to_the_next_nearest_node(
     torn: Rank, compacted: list[set[int]]
 ) -> None:
     with job(node=0) as made:
-        memory = filled(made, FREE + 2)
+        memory = filled(made, MANY)
         free = free_huge_pages(NODE)
         before = vmstat()
         proof = prove(made, wanted(NODE, HugePages.KEEP, WhenFull.SPILL))
         assert splits(vmstat() - before) == (0, 0)
         assert smaps(made.first.pid, memory.address, "AnonHugePages") == memory.pages * 4
         nodes = Counter(node_vector(made.first.pid, *memory.span))
-        assert nodes == +Counter({NODE: free * HUGE, 2: memory.pages - free * HUGE})
+        assert free * HUGE <= nodes[NODE] < memory.pages
+        assert nodes == +Counter({NODE: nodes[NODE], 2: memory.pages - nodes[NODE]})
         assert proof[Bucket.NO_HUGE_PAGE] == 0
 
 

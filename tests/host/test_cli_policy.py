@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +69,23 @@ def job(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
         monkeypatch.setattr(targets, "find", lambda _job, _pids, _cgroup: found)
         monkeypatch.setattr(commands, "_facts", lambda _job: (Facts("slurm", partition="long"), None))
         yield process.pid
+
+
+def test_whoever_looks_at_other_settings_than_the_agent_is_told(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked: list[Path] = []
+
+    def ask(path: Path, message: Mapping[str, Any], timeout: float) -> dict[str, Any]:
+        asked.append(path)
+        return {"jobs": {}, "settings": "/site/pageferry.toml"}
+
+    monkeypatch.setattr(wire, "ask", ask)
+    (said,) = run("check-config").stderr.splitlines()
+    assert said.startswith("pageferry: the agent reads /site/pageferry.toml, and this is about /etc/pageferry/")
+    assert run("check-config", "--config", str(tmp_path / "mine.toml")).stderr == ""
+    assert run("check-config", PAGEFERRY_CONFIG=str(tmp_path / "mine.toml")).stderr == ""
+    assert asked == [wire.PATH], "who names them knows"
 
 
 RULES = """

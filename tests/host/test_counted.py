@@ -21,7 +21,7 @@ from pageferry.agent.homecoming import Homecoming
 from pageferry.agent.migrations import Migrations
 from pageferry.agent.pbs import PbsEvents
 from pageferry.agent.site import Site
-from pageferry.agent.tended import Cause, Migration, Stage, Tended
+from pageferry.agent.tended import Cause, Migration, Phase, Stage, Tended
 from pageferry.config import Agent, Settings
 from pageferry.history.store import Store
 from pageferry.kernel.topology import read_topology
@@ -90,9 +90,8 @@ def test_only_a_homecoming_of_the_job_that_is_suspended_stops(
             return SimpleNamespace(interrupt=lambda: stopped.append(True))
 
     sent = Interruptible()
-    ours = Homecoming(
-        {job: Tended(job) for job in (999_999_998, 999_999_999)}, sent.errands, chronicle, Site(Settings())
-    )
+    jobs = {job: Tended(job) for job in (999_999_998, 999_999_999)}
+    ours = Homecoming(jobs, sent.errands, chronicle, Site(Settings()))
     ours.suspended(999_999_999)
     ours.ended()
     ours.due()
@@ -100,12 +99,18 @@ def test_only_a_homecoming_of_the_job_that_is_suspended_stops(
     sent.said[0]({"begins": 999_999_998})
     ours.suspended(999_999_999)
     assert not stopped
+    sent.said[0]({"ends": 999_999_998})
+    ours.suspended(999_999_998)
+    assert not stopped
     sent.said[0]({"begins": 999_999_999})
     ours.suspended(999_999_999)
     assert stopped == [True]
+    jobs[999_999_998].phase = Phase.HELD
+    sent.said[0]({"begins": 999_999_998})
+    assert stopped == [True, True], "it was suspended before that was heard"
     sent.ended[0](Result({"jobs": 0}, None))
     ours.suspended(999_999_999)
-    assert stopped == [True]
+    assert stopped == [True, True]
 
 
 def test_a_homecoming_that_is_stopped_leaves_that_job_and_goes_on_with_the_next(
@@ -130,7 +135,7 @@ def test_a_homecoming_that_is_stopped_leaves_that_job_and_goes_on_with_the_next(
     monkeypatch.setattr(chores, "slurm_job_user_pids", lambda job: (job,))
     said: list[Mapping[str, Any]] = []
     assert chores.bring_home(dict.fromkeys((7, 8, 9)), Settings())(said.append) == {"jobs": 2}
-    assert [word.get("begins", word.get("job")) for word in said[1:]] == [7, 8, 8, 9, 9]
+    assert [next(iter(word)) for word in said[1:]] == ["begins", "ends", *("begins", "ends", "job") * 2]
 
 
 def test_a_look_for_spilled_memory_says_first_what_it_saw() -> None:

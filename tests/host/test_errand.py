@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from pageferry import hotness
+from pageferry import applied, hotness
 from pageferry.agent.errand import Errand, Result, Say, begin
 from pageferry.errors import UsageError
 
@@ -75,6 +75,30 @@ def test_a_child_that_waits_can_be_hurried_at_any_time_and_never_ends_by_it() ->
     assert value is not None
     assert value["waited"] < 20
     assert hotness.HURRY not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+
+def test_a_child_that_is_interrupted_at_once_says_so_and_its_parent_hears_of_no_signal() -> None:
+    read_end, write_end = os.pipe2(os.O_NONBLOCK)
+    before = signal.set_wakeup_fd(write_end)
+    handler = signal.signal(signal.SIGINT, lambda _number, _frame: None)
+
+    def work(_say: Say) -> dict[str, int]:
+        with applied.interruptible():
+            time.sleep(60)
+        return {}
+
+    try:
+        errand = begin(work)
+        errand.interrupt()  # before it has a handler of its own
+        assert finished(errand)[1].error == "its time was used up before its memory began to move"
+        with pytest.raises(BlockingIOError):
+            os.read(read_end, 64)
+    finally:
+        signal.signal(signal.SIGINT, handler)
+        signal.set_wakeup_fd(before)
+        os.close(read_end)
+        os.close(write_end)
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
 
 
 def test_a_child_that_exits_without_a_word_is_an_answer() -> None:

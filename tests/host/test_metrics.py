@@ -212,6 +212,7 @@ def test_jobs_are_served_though_no_metric_can_go_out(folder: Path, job: SlurmJob
         suspend(job, False)
         assert job.answers()
         wait_until(lambda: len(wire.ask(agent.socket, {"verb": "status"}, 10)["metrics_faults"]) == 2, "both are told")
+        assert wire.ask(agent.socket, {"verb": "status"}, 10)["settings"] == str(folder / "pageferry.toml")
         said = agent.log.read_text()
         assert f"metrics.textfile: {folder}/no such/" in said
         assert "metrics.listen: 127.0.0.1:" in said

@@ -542,6 +542,16 @@ def test_an_owners_words_that_are_no_request_here_are_none(world: World, partiti
     assert [(one.text, one.error) for one in world.ended] == [("", None)]
 
 
+def test_an_owners_comment_is_no_request_where_the_site_has_other_uses_for_that_field(world: World) -> None:
+    ours, _ = jobs_of(world, rule("may", "main", owners_may_ask=True, owners_field="none"))
+    ours.look(7)
+    answered(world, said("main", owners="pageferry:nodes=1"))
+    assert world.sent[-1][2].nodes == (0,)
+    answered(world, Result(OUTCOME, None))
+    ours.request(7, Wish((1,)), lambda _answer: None, hold=False, precopy=False, memory_only=True, by_owner=True)
+    assert world.sent[-1][2].nodes == (1,), "they may ask over the socket"
+
+
 def test_which_requests_were_served_is_known_to_the_next_agent_and_forgotten_with_the_job(tmp_path: Path) -> None:
     homes = Homes(tmp_path)
     homes.put_served(7, "operator's")

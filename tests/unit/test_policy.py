@@ -88,6 +88,7 @@ def test_every_key_of_a_rule_is_in_the_policy() -> None:
         park=Nodes((4, 5)),
         narrow_mems=True,
         owners_may_ask=True,
+        owners_field="none",
         spill=RuleSpill(enabled=False, least_bytes=Bytes(1)),
     )
     found, host = asdict(decide([said], JOB, Policy())), asdict(Policy())

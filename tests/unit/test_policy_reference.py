@@ -29,6 +29,7 @@ def test_the_defaults_in_it_are_the_policys() -> None:
         Strategy.RELATIVE: '`"relative"`',
         "go on": '`"go on"`',
         HugePages.SPLIT: '`"split"`',
+        "Comment": '`"Comment"`',
     }
     host = Policy()
     for key in set(_HOSTS) - {"reserve", "hot_seconds"}:

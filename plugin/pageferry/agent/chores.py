@@ -6,6 +6,7 @@ Nothing here knows of holds or of other jobs; a chore's answer is plain data, fo
 from __future__ import annotations
 
 import mmap
+import signal
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -137,7 +138,7 @@ def bring_home(jobs: Mapping[int, Facts | None], settings: Settings, snapshots: 
 
     `jobs`: what is known of each; Slurm is asked about others with enough away, if the rules want to know, and what it
     says is passed on. Said then is how much is away on each node. Each is looked at again when its turn comes: it may
-    have been given other nodes, or suspended. What begins is said; SIGINT stops it, and goes on with the next.
+    have been given other nodes, or suspended. What begins and ends is said: SIGINT in between stops that one alone.
     """
 
     def work(say: Say) -> Mapping[str, Any]:
@@ -148,13 +149,16 @@ def bring_home(jobs: Mapping[int, Facts | None], settings: Settings, snapshots: 
             policy = policies[job]
             if slurm_job_suspension(job).asked or not (fresh := applied.homecomings({job: policy})):
                 continue
-            say({"begins": job})
+            signal.sigtimedwait({signal.SIGINT}, 0)  # it came late, and was meant for the one before
             try:
                 with applied.interruptible() as moving, kept.recording(snapshots, job) as seen:
+                    say({"begins": job})
                     pids, asked = slurm_job_user_pids(job), fresh[0].request
                     outcome = applied.carried(policy, pids, asked, lambda _done, _of: moving(), seen)
             except (Vanished, Stopped):
                 continue
+            finally:
+                say({"ends": job})
             moved += 1
             say({"job": job, "nodes": fresh[0].request.target.nodes, "outcome": outcome, "rule": policy.rule})
         return {"jobs": moved}

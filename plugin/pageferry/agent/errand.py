@@ -111,8 +111,9 @@ def begin(work: Callable[[Say], Mapping[str, Any]]) -> Errand:
     try:
         sys.stdout.flush()
         sys.stderr.flush()
-        # Blocked in the child from its first instruction on, where it is waited for and never ends it.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {HURRY})
+        # Blocked in the child from its first instruction on: until it has handlers of its own, it would tell the agent,
+        # by the agent's own. Each is waited for, or let through, where it means something, also if it came before.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {HURRY, signal.SIGINT})
         try:
             pid = os.fork()
             if pid == 0:
@@ -135,7 +136,6 @@ def _work(work: Callable[[Say], Mapping[str, Any]], pipe: int, parent: int) -> N
         signal.set_wakeup_fd(-1)
         for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD):
             signal.signal(number, signal.SIG_DFL)
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # who can be interrupted says so
         # The agent is spared when memory runs out; what it sends out need not be.
         with suppress(OSError):
             Path("/proc/self/oom_score_adj").write_text("0")

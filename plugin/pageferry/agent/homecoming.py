@@ -69,7 +69,9 @@ class Homecoming:
             if (tended := self._jobs.get(message["known"])) is not None:
                 tended.facts = tended.facts or Facts.from_plain(message["facts"])
         elif "begins" in message:
-            self._on_its_way = message["begins"]
+            self._begins(message["begins"])
+        elif "ends" in message:
+            self._on_its_way = None
         elif (tended := self._jobs.get(message["job"])) is not None:
             outcome = message["outcome"]
             migration = Migration(Cause.SPILL, Stage.MOVES, nodes=tuple(message["nodes"]), outcome=outcome)
@@ -77,6 +79,13 @@ class Homecoming:
             migration.began -= outcome["seconds"]
             migration.began_ns -= int(outcome["seconds"] * 1e9)
             self._chronicle.ended(tended, migration)
+
+    def _begins(self, job: int) -> None:
+        """A job's memory is on its way home: it stops if the job has been suspended since it was looked at."""
+        self._on_its_way = job
+        tended = self._jobs.get(job)
+        if self._errand is not None and (tended is None or tended.phase is not Phase.RUNS):
+            self._errand.interrupt()
 
     def _done(self, result: Result) -> None:
         self._errand, self._under_way, self._on_its_way = None, False, None

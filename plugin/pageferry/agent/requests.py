@@ -87,7 +87,8 @@ class Requests:
             text = format_request(request) if request is not None and wish is not None else ""
         if text != tended.served or at > tended.answered_at:
             migration.text, migration.wish, migration.error = text, wish, wrong
-        if not migration.text and self._site.policy(tended.facts).owners_may_ask:
+        policy = self._site.policy(tended.facts)
+        if not migration.text and policy.owners_may_ask and policy.owners_field == "Comment":
             self._understand_owner(tended, migration, answer["owners_comment"])
 
     def _understand_owner(self, tended: Tended, migration: Migration, comment: str) -> None:

@@ -94,7 +94,7 @@ class Service:
         if "job" in message:
             return {"jobs": {job: state for job, state in jobs.items() if job == str(number(message, "job"))}}
         counted = {"counts": self._chronicle.counts.as_dict(), "history_lost": self._chronicle.lost()}
-        return {"jobs": jobs, **counted, "metrics_faults": self.faults()}
+        return {"jobs": jobs, **counted, "metrics_faults": self.faults(), "settings": str(self._site.path.absolute())}
 
     def _cpus(self, _peer: Peer, _message: dict[str, Any], _reply: Reply) -> Mapping[str, Any]:
         return self._assignments.view()

@@ -27,7 +27,7 @@ class Site:
     def __init__(self, settings: Settings, path: Path = config.PATH) -> None:
         self.settings = settings
         self.slurm_user = slurm_user(settings)
-        self._path = path
+        self.path = path
 
     @property
     def trusted(self) -> frozenset[int]:
@@ -44,7 +44,7 @@ class Site:
 
     def reload(self) -> tuple[str, ...]:
         """Read the settings again; return what is wrong, a line each: then the old ones still hold."""
-        reading = config.read(self._path)
+        reading = config.read(self.path)
         if reading.faults:
             return reading.faults
         try:

@@ -368,7 +368,7 @@ class Tending:
 
     def _lost(self, tended: Tended) -> None:
         """The guardian has released a job that we thought we held: it is served while it runs."""
-        tended.phase, tended.deadline = Phase.RUNS, None
+        tended.phase, tended.deadline, tended.unreleased = Phase.RUNS, None, None
         self._over(tended)
         self._chronicle.counts.released(Release.GUARDIAN)
         self._chronicle.tell(tended, "hold lost", Release.GUARDIAN.value, logging.WARNING)

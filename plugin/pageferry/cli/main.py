@@ -20,7 +20,7 @@ from pageferry.cli import policy as cli_policy
 from pageferry.cli import replay as cli_replay
 from pageferry.cli import report as cli_report
 from pageferry.cli import site as cli_site
-from pageferry.cli.options import CONFIG
+from pageferry.cli.options import CONFIG, settings_path
 from pageferry.cli.says import complain
 from pageferry.errors import PageferryError
 
@@ -61,10 +61,9 @@ def doctor(config: Path | None, as_json: bool) -> int:
 
     Exit code 4 if pageferry cannot work here.
     """
-    from pageferry import config as settings
     from pageferry.doctor import examine as examination
 
-    findings = examination.examine(config or settings.PATH)
+    findings = examination.examine(settings_path(config))
     if as_json:
         click.echo(json.dumps([finding.as_dict() for finding in findings]))
     else:

@@ -6,12 +6,14 @@ What is heavy is imported when it is needed, as in the commands.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from pageferry.errors import UsageError
+from pageferry.cli.says import complain
+from pageferry.errors import PageferryError, UsageError
 
 if TYPE_CHECKING:
     from pageferry.ferry import Request
@@ -32,6 +34,21 @@ CONFIG = click.option(
     help="The settings; beside them, policy.d [default: /etc/pageferry/pageferry.toml].",
 )
 """A unit's drop-in that sets the variable has said it once: for the agent, and for what checks them at a reload."""
+
+
+def settings_path(config: Path | None) -> Path:
+    """Return which settings a command reads; where none were named, complain if the agent of this host reads others."""
+    from pageferry import wire
+    from pageferry.config import PATH
+
+    if config is not None:
+        return config
+    with suppress(PageferryError, OSError):
+        theirs = wire.ask(wire.PATH, {"verb": "status"}, timeout=2.0).get("settings", str(PATH))
+        if theirs != str(PATH):
+            complain(f"the agent reads {theirs}, and this is about {PATH}: --config, or PAGEFERRY_CONFIG, names it")
+    return PATH
+
 
 FROM_SNAPSHOT = click.option(
     "--from-snapshot",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pageferry.cli.options import CONFIG, STRATEGIES, given
+from pageferry.cli.options import CONFIG, STRATEGIES, given, settings_path
 from pageferry.cli.says import complain, show_outcome, warn_of_gaps
 from pageferry.errors import ConfigError, PageferryError
 
@@ -29,8 +29,7 @@ def check_config(files: tuple[Path, ...], config: Path | None, as_json: bool) ->
     """
     from pageferry import config as settings
 
-    path = config or settings.PATH
-    reading = settings.read_files(files) if files else settings.read(path)
+    reading = settings.read_files(files) if files else settings.read(settings_path(config))
     names = [str(path) for path in reading.files]
     if as_json:
         answer = {"files": names, "rules": [rule.name for rule in reading.settings.rule], "faults": reading.faults}
@@ -43,7 +42,7 @@ def check_config(files: tuple[Path, ...], config: Path | None, as_json: bool) ->
         for name in names:
             click.echo(f"read {safe(name)}")
         if not names:
-            click.echo(f"there is no {safe(str(path))}: all defaults")
+            click.echo(f"there is no {safe(str(config or settings.PATH))}: all defaults")
         click.echo(f"{len(reading.settings.rule)} rules, no fault")
     return ConfigError.exit_code if reading.faults else 0
 
@@ -58,7 +57,7 @@ def explain(job: str, config: Path | None, as_json: bool) -> int:
     from pageferry import config as settings
     from pageferry.policy import passed_over
 
-    site = settings.load(config or settings.PATH)
+    site = settings.load(settings_path(config))
     found = targets.scheduled(job)
     facts, unknown = _facts(found)
     policy = site.policy(facts)
