@@ -103,7 +103,9 @@ def homecomings(
             hot = policy.hot_seconds if seconds is None else None
             for home in homes:
                 target = replace(home.request.target, huge_pages=policy.huge_pages)
-                found.append(replace(home, request=replace(home.request, target=target, hot_seconds=hot)))
+                # Nor is a node compacted for what may come again with each job that ends.
+                asked = replace(home.request, target=target, hot_seconds=hot, compacts=False)
+                found.append(replace(home, request=asked))
     seen(far)
     return sorted(found, key=lambda home: -home.gain)
 

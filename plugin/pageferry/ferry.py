@@ -36,7 +36,8 @@ class Request:
 
     `reserve_bytes`: what is left free on every target node, no less than the kernel's own watermarks; None: 1/64 of the
     node, at least 16 MiB. `hot_seconds`: how long is watched what the job uses, while it runs and before the budget
-    begins; 0: it was before, by `watch`; None: not at all.
+    begins; 0: it was before, by `watch`; None: not at all. `compacts`: where huge pages are to be kept, a target may be
+    compacted first, which no budget ends.
     """
 
     target: Target
@@ -44,6 +45,7 @@ class Request:
     limits: Limits = field(default_factory=Limits)
     reserve_bytes: int | None = None
     hot_seconds: float | None = None
+    compacts: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +147,7 @@ def move(
     pids = frozenset(pids)
     libnuma.require()
     move_all = "CAP_SYS_NICE" in capabilities.effective()
-    with _planned(pids, request, seen, compacts=True) as (taken, first):
+    with _planned(pids, request, seen, compacts=request.compacts) as (taken, first):
         planning = time.monotonic() - began
         if first.lacking:
             stays = ledger(taken.snapshot, [unmoved(first)])
@@ -252,10 +254,20 @@ def _compacted(inputs: Inputs) -> Inputs:
     if not inputs.keeps:
         return inputs
     with suppress(PageferryError):  # of a plan that cannot be made: it is said when it is made
-        if short := _made(inputs).short:
-            compact(short)
+        made = _made(inputs)
+        torn = [] if made.lacking else sorted(made.short.keys() & _torn(inputs))
+        if torn:
+            compact(torn)
             return replace(inputs, free_huge=read_free_huge_pages())
     return inputs
+
+
+def _torn(inputs: Inputs) -> set[int]:
+    """Return the nodes with fewer free huge pages than would be in what they have free."""
+    topology, request, page = inputs.topology, inputs.request, inputs.snapshot.page_bytes
+    whole = {node.number: node.total_bytes // page for node in topology.nodes}
+    most = host(topology, request.reserve_bytes, inputs.kept_free, page, whole).huge
+    return {node for node, count in most.items() if inputs.free_huge.get(node, 0) < count}
 
 
 def _made(inputs: Inputs) -> Plan:

@@ -14,7 +14,7 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from pageferry.kernel import libnuma
-from pageferry.kernel.huge_pages import on_one_cpu, read_free_huge_pages, read_splits
+from pageferry.kernel.huge_pages import alone_at, on_one_cpu, read_free_huge_pages, read_splits
 from pageferry.kernel.pageflags import flags_of, huge_pages, joined_to_previous
 from pageferry.kernel.processes import ProcessHandle
 from pageferry.kernel.residency import PageTables
@@ -164,9 +164,9 @@ def carry(
     workers = limits.workers or max(1, min(len(os.sched_getaffinity(0)), pages // WORKER_PAGES))
     pace = Pace(limits.bytes_per_second) if limits.bytes_per_second is not None else None
     most = pace.call_bytes(BATCH_PAGES * mmap.PAGESIZE) // mmap.PAGESIZE if pace is not None else None
-    kept = {node: threading.Lock() for node in plan.target.tolist()} if plan.huge is not None else None
-    splits = read_splits() if kept is not None else 0
-    worker = _Worker(handles, tables, limits.move_all, stopped, pace, kept)
+    keeps = plan.huge is not None
+    splits = read_splits() if keeps else 0
+    worker = _Worker(handles, tables, limits.move_all, stopped, pace, keeps)
     accounts: list[_Account] = []
     with _interrupt_sets(stop), ThreadPoolExecutor(workers, "pageferry-mover") as pool:
         try:
@@ -186,7 +186,7 @@ def carry(
     lost = any(account.lost for account in accounts)
     flows = Flows.concatenate([account.flows for account in accounts])
     every = Flows.concatenate([plan.stays, flows])
-    splits = read_splits() - splits if kept is not None else 0
+    splits = read_splits() - splits if keeps else 0
     return Carried(_tally(plan, flows, accounts, splits), every, carrier_lost=lost and not stop.is_set())
 
 
@@ -224,7 +224,7 @@ _Ask = Callable[[Batch, Entries, _Account, bool], Entries]
 class _Worker:
     """Works on one batch at a time per thread; holds nothing that changes.
 
-    `kept`: who has a node's lock may ask for huge pages to go there, as many as it has free; None: they may be split.
+    `keeps`: no more huge pages are asked for than their target has free; else they may be split.
     """
 
     def __init__(  # noqa: PLR0917 - one caller
@@ -234,14 +234,14 @@ class _Worker:
         move_all: bool,
         stopped: Callable[[], bool],
         pace: Pace | None,
-        kept: Mapping[int, threading.Lock] | None,
+        keeps: bool,
     ) -> None:
         self._handles = handles
         self._tables = tables
         self._flags = libnuma.MPOL_MF_MOVE_ALL if move_all else libnuma.MPOL_MF_MOVE
         self._stopped = stopped
         self._pace = pace
-        self._kept = kept
+        self._keeps = keeps
 
     def carry_all(self, load: Sequence[Batch]) -> list[_Account]:
         return [self.carry(batch) for batch in load]
@@ -263,7 +263,7 @@ class _Worker:
         there = found.node == batch.target
         account.fates.settle(Bucket.IN_PLACE, found.page[there])
         left = found.take(~there)
-        if self._kept is not None:
+        if self._keeps:
             huge = huge_pages(left.pfn, HUGE_PAGES)
             whole = mapped_whole(np.zeros_like(left.row), left.page, left.pfn, huge)
             account.fates.settle(Bucket.NO_HUGE_PAGE, left.page[huge & ~whole])
@@ -298,9 +298,11 @@ class _Worker:
 
     def _ask_whole(self, batch: Batch, left: Entries, account: _Account, first: bool) -> Entries:
         """Do as `_ask` does for as many huge pages as their target has free now; the others stay."""
-        assert self._kept is not None
-        huge = huge_pages(left.pfn, HUGE_PAGES)
-        with self._kept[batch.target], on_one_cpu():
+        with alone_at(batch.target, self._stopped) as ours, on_one_cpu():
+            if not ours:
+                account.fates.settle(Bucket.NOT_REACHED, left.page)
+                return left.take(np.zeros(0, np.int64))
+            huge = huge_pages(left.pfn, HUGE_PAGES)
             most = read_free_huge_pages().get(batch.target, 0)
             may = huge & (np.cumsum(~self._joined(left)) <= most)
             account.fates.settle(Bucket.NO_HUGE_PAGE, left.page[~may])

@@ -11,7 +11,7 @@ from pageferry.errors import UsageError
 from pageferry.kernel.lists import format_list
 from pageferry.kernel.topology import Topology
 from pageferry.policy import Policy
-from pageferry_planner.model import Strategy, WhenFull
+from pageferry_planner.model import HugePages, Strategy, WhenFull
 
 PARK, UNPARK = "park", "unpark"
 """What the history calls the two moves."""
@@ -37,10 +37,14 @@ def nodes(policy: Policy, own: tuple[int, ...], topology: Topology) -> tuple[int
 def away(policy: Policy, home: tuple[int, ...], park: tuple[int, ...]) -> Destination:
     """Return where a job's memory is moved to when it is parked: what has no room there stays.
 
-    As many nodes as it has at `home` take one each, so that it comes back as it was; else they are filled in turn.
+    As many nodes as it has at `home` take one each, so that it comes back as it was; else they are filled in turn, and
+    a huge page that is to be kept goes to the nearest that has one free.
     """
+    strategy = Strategy.RELATIVE if len(park) == len(home) else Strategy.PACK
     when_full = WhenFull.REFUSE if policy.when_full is WhenFull.REFUSE else WhenFull.PARTIAL
-    return Destination(park, Strategy.RELATIVE if len(park) == len(home) else Strategy.PACK, home, when_full)
+    if strategy is Strategy.PACK and policy.huge_pages is HugePages.KEEP and when_full is WhenFull.PARTIAL:
+        return Destination(park, strategy, home, WhenFull.SPILL, frozenset(park))
+    return Destination(park, strategy, home, when_full)
 
 
 def back(

@@ -68,16 +68,17 @@ history --json` (`rule`) and in `pageferry explain`.
   is the job's run time to Slurm: raise `max_hold_seconds`, and do not park jobs that take turns (gang scheduling).
   Each page comes back to its node if the job has as many nodes as it was parked on; else to where the processes run
   that use it, or as `strategy` says. A job without a cpuset is not parked, and none on nodes of its own. Where none of
-  the nodes has memory, the rule does as without it; the log, `pageferry doctor` and `pageferry explain` say so.
+  the nodes has memory, the rule does as without it; the log, `pageferry doctor` and `pageferry explain` say so. With
+  `huge_pages = "keep"`, huge pages that find none free at home stay parked, until they come home as spilled memory.
 - `huge_pages = "keep"`: no transparent huge page of the job is split by a move. As many as the target node has free
-  ones for move, whole and before all else; those that have none stay, or, with `when_full = "spill"`, go whole to
-  the next nearest node that has (`no_huge_page` in outcomes and metrics). Everything else moves as ever. If there are
-  too few, the node is compacted first (`/sys/devices/system/node/nodeN/compact`): the kernel then moves pages of all
+  ones for move, whole and before all else; those that have none stay, or, with `when_full = "spill"`, go whole to the
+  next nearest node that has (`no_huge_page` in outcomes and metrics). Everything else moves as ever. If there are too
+  few, the node is compacted first (`/sys/devices/system/node/nodeN/compact`): the kernel then moves pages of all
   processes on it, within the node, for up to seconds on a large one, which count as the move's; a plan does not do
-  that, and may say less. What is left to chance: who takes a free huge page between the last count and the call
-  (milliseconds) may have the kernel split one; the outcome says if it split any meanwhile, on this host
-  (`huge_pages_split`). A huge page that the job maps only in part stays; so may folios smaller than huge pages be
-  split. hugetlb pages are never split, whatever is said here. It takes CAP_SYS_ADMIN to see which pages are huge.
+  that, nor what comes home, and may say less. What is left to chance: who takes a free huge page between the last
+  count and the call (milliseconds) may have the kernel split one; the outcome says if it split any meanwhile, on this
+  host (`huge_pages_split`). A huge page that the job maps only in part stays; so may folios smaller than huge pages
+  be split. hugetlb pages are never split, whatever is said here. It takes CAP_SYS_ADMIN to see which pages are huge.
 - `narrow_mems`: for jobs that are to stay where they were moved, also with what they allocate later, and with what a
   program binds elsewhere. When a move has ended, `cpuset.mems` of the job's steps has the nodes that it was moved to,
   those of its CPUs, and those where it still has memory. Before a move elsewhere Slurm's own is written back, and so it

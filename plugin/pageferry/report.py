@@ -296,7 +296,7 @@ def outcome_lines(outcome: Mapping[str, Any]) -> list[str]:
     )
     if (split := outcome.get("huge_pages_split")) is not None:
         lines.append(
-            f"{split} huge pages were split on this host meanwhile: others took free ones after they were counted"
+            f"{split} huge pages were split on this host meanwhile, by this migration of memory or by another one"
         )
     rate = f", {size(moved / seconds)}/s" if moved and seconds else ""
     lines.append(f"{seconds:.2f} s, {outcome['seconds_planning']:.2f} s of it to plan{rate}")

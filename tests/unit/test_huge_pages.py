@@ -9,7 +9,14 @@ import numpy as np
 import pytest
 
 from pageferry.errors import KernelError
-from pageferry.kernel.huge_pages import compact, on_one_cpu, read_free_huge_pages, read_huge_page_bytes, read_splits
+from pageferry.kernel.huge_pages import (
+    alone_at,
+    compact,
+    on_one_cpu,
+    read_free_huge_pages,
+    read_huge_page_bytes,
+    read_splits,
+)
 from pageferry.kernel.pageflags import huge_pages
 from support.trees import write
 
@@ -145,3 +152,24 @@ def test_a_thread_that_is_kept_on_its_cpu_may_use_all_of_them_again() -> None:
         assert len(os.sched_getaffinity(0)) == 1
         assert os.sched_getaffinity(0) <= before
     assert os.sched_getaffinity(0) == before
+
+
+def test_one_at_a_time_counts_a_nodes_free_huge_pages_and_who_gives_up_does_not(tmp_path: Path) -> None:
+    for node in (0, 1):
+        (tmp_path / f"sys/devices/system/node/node{node}").mkdir(parents=True)
+    asked: list[bool] = []
+
+    def given_up() -> bool:
+        asked.append(True)
+        return len(asked) > 3
+
+    with alone_at(0, lambda: False, tmp_path) as first:
+        assert first
+        with alone_at(1, lambda: False, tmp_path) as other:
+            assert other, "another node is another matter"
+        with alone_at(0, given_up, tmp_path) as second:
+            assert not second
+    with alone_at(0, lambda: False, tmp_path) as again:
+        assert again
+    with alone_at(0, lambda: True, tmp_path) as late:
+        assert not late, "its time was used up while it waited"

@@ -9,7 +9,7 @@ from typing import cast
 import numpy as np
 import pytest
 
-from pageferry import applied, ferry, keeping, spill
+from pageferry import applied, ferry, keeping, parking, spill
 from pageferry.errors import KernelError, UsageError
 from pageferry.kernel import capabilities, huge_pages
 from pageferry.kernel.residency import PageTables
@@ -18,7 +18,7 @@ from pageferry.mover import batches
 from pageferry.policy import Policy
 from pageferry.snapshot import Taken
 from pageferry_planner.columns import Bools, Ints
-from pageferry_planner.model import Huge, HugePages, Ranges, Target
+from pageferry_planner.model import Huge, HugePages, Ranges, Strategy, Target, WhenFull
 from pageferry_planner.pages import Entries
 from pageferry_planner.placement import place
 from support.plans import AMPLE, HUGE, anonymous, line_host, snapshot_of
@@ -90,6 +90,40 @@ def test_the_target_is_compacted_if_it_has_too_few_and_counted_again(
     found = ferry._compacted(inputs(3, free))
     assert asked == [2] * compacts
     assert found.free_huge == {2: free + compacts}
+
+
+@pytest.mark.parametrize("why", ["it is full", "it is refused"])
+def test_a_node_is_not_compacted_where_that_would_yield_nothing(monkeypatch: pytest.MonkeyPatch, why: str) -> None:
+    """Full of page cache, which leaves room for small pages and no place for huge ones; or without room."""
+    monkeypatch.setattr(ferry, "compact", pytest.fail)
+    asked = inputs(3, 2)
+    free, cache = (2 * HUGE * 4096, 1 << 30) if why == "it is full" else (2 * HUGE * 4096, 0)
+    nodes = [replace(node, free_bytes=free, file_cache_bytes=cache) for node in asked.topology.nodes]
+    if why == "it is refused":
+        nodes = [replace(node, free_bytes=HUGE * 4096, file_cache_bytes=0) for node in nodes]
+    target = replace(asked.request.target, when_full=WhenFull.REFUSE)
+    request = replace(asked.request, target=target, reserve_bytes=0)
+    asked = replace(asked, topology=Topology(tuple(nodes)), request=request, kept_free={})
+    assert bool(ferry.plan_from(asked).lacking) == (why == "it is refused")
+    assert ferry._compacted(asked) is asked
+
+
+def test_what_comes_home_has_no_node_compacted(monkeypatch: pytest.MonkeyPatch) -> None:
+    home = spill.Homecoming(7, ferry.Request(Target((0,))), 1, 1)
+    monkeypatch.setattr(spill, "candidates", lambda _jobs, **_: [home])
+    (found,) = applied.homecomings({7: Policy(huge_pages=KEEP)})
+    assert found.request.target.huge_pages is KEEP
+    assert not found.request.compacts
+    assert applied.request(Policy(huge_pages=KEEP), applied.Destination((0,)), read_topology()).compacts
+
+
+def test_huge_pages_that_are_parked_go_to_whichever_park_node_has_free_ones() -> None:
+    keeps = Policy(huge_pages=KEEP)
+    assert parking.away(keeps, (0,), (4, 5)) == applied.Destination(
+        (4, 5), Strategy.PACK, (0,), WhenFull.SPILL, frozenset({4, 5})
+    )
+    for policy, home in ((Policy(), (0,)), (keeps, (0, 1)), (replace(keeps, when_full=WhenFull.REFUSE), (0,))):
+        assert parking.away(policy, home, (4, 5)).when_full is not WhenFull.SPILL
 
 
 def test_a_plan_that_cannot_be_made_has_nothing_compacted(monkeypatch: pytest.MonkeyPatch) -> None:

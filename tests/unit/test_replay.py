@@ -84,8 +84,8 @@ def test_all_that_the_planner_takes_is_in_the_file() -> None:
     of_backings = {*names(model.Backing), *names(model.Verdict), "facts"}
     assert of_backings == set(fields(form.BackingLine))
     assert set(names(model.Snapshot)) - {*fields(form.Head), *fields(form.RunRows)} == {"verdicts"}
-    assert set(names(ferry.Request)) - set(fields(form.Head)) == {"limits", "hot_seconds"}, (
-        "a plan does not depend on limits, and on what was seen of use, not on how long it was looked at"
+    assert set(names(ferry.Request)) - set(fields(form.Head)) == {"limits", "hot_seconds", "compacts"}, (
+        "a plan does not depend on these: on what was seen of use, not on how long it was looked at"
     )
 
 

@@ -8,11 +8,13 @@ lists of single CPUs is not counted; what the kernel reserves for itself (MIGRAT
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import mmap
 import os
 import re
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -21,6 +23,8 @@ from pageferry.kernel.files import read_bytes, write_text
 from pageferry.kernel.watermarks import read_kept_by_zone
 
 _log = logging.getLogger(__name__)
+
+_AGAIN_SECONDS = 0.002
 
 _ZONE = re.compile(rb"Node ([0-9]+), zone +(\w+)((?: +[0-9]+)+) *")
 _SPLITS = re.compile(rb"^thp_migration_split ([0-9]+)$", re.MULTILINE)
@@ -74,6 +78,29 @@ def compact(nodes: Iterable[int], root: Path = Path("/")) -> None:
             write_text(root / f"sys/devices/system/node/node{node}/compact", "1")
         except PageferryError as error:  # also a kernel without CONFIG_COMPACTION
             _log.info("not compacted: %s", error)
+
+
+@contextmanager
+def alone_at(node: int, given_up: Callable[[], bool], root: Path = Path("/")) -> Iterator[bool]:
+    """Keep every other pageferry of this host from counting a node's free huge pages and asking for them meanwhile.
+
+    A lock of the node's folder, for threads as for processes. Yields whether it is ours: not if we gave up first.
+    """
+    folder = os.open(root / f"sys/devices/system/node/node{node}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        while not (ours := _locked(folder)) and not given_up():
+            time.sleep(_AGAIN_SECONDS)
+        yield ours and not given_up()
+    finally:
+        os.close(folder)
+
+
+def _locked(folder: int) -> bool:
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 @contextmanager
