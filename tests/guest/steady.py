@@ -7,6 +7,7 @@ import shutil
 import struct
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,8 +41,17 @@ class Steady:
 
     def entries(self, number: int) -> list[dict[str, Any]]:
         """Wait until each rank has its entry `number` (0 is the start's), and return them."""
-        wait_until(lambda: all(len(self.diary(rank)) > number for rank in range(self.ranks)), f"diary entry {number}")
-        return [self.diary(rank)[number] for rank in range(self.ranks)]
+        return self.first_after([number] * self.ranks)
+
+    def noted(self) -> list[int]:
+        """Return how many entries each rank has by now; a slow machine makes gaps, too."""
+        return [len(self.diary(rank)) for rank in range(self.ranks)]
+
+    def first_after(self, noted: Sequence[int]) -> list[dict[str, Any]]:
+        """Wait until each rank has one more entry than were `noted`, and return these."""
+        ranks = list(enumerate(noted))
+        wait_until(lambda: all(len(self.diary(rank)) > number for rank, number in ranks), f"diary entries {noted}")
+        return [self.diary(rank)[number] for rank, number in ranks]
 
     def runs(self) -> bool:
         """Say whether every rank goes on counting, waiting for it a little."""

@@ -51,9 +51,9 @@ def test_a_job_comes_back_on_the_cpus_that_were_asked_for_and_finds_its_memory_t
     job.slurm.suspend(job.id)
     wait_until(lambda: bool(agent.migrations(job.id)), "the memory moves while the job is suspended")
     assert agent.phase(job.id) == "held"
-    still = job.counts()
+    still, noted = job.counts(), job.noted()
     job.slurm.resume(job.id)
-    for entry, count in zip(job.entries(1), still, strict=True):
+    for entry, count in zip(job.first_after(noted), still, strict=True):
         assert set(entry["nodes"]) <= {"2", "3"}, "each page is there at the first instruction"
         assert set(entry["cpus"]) <= {*cpus_of(2), *cpus_of(3)}
         assert entry["intact"]

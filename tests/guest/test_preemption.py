@@ -96,12 +96,12 @@ def test_a_preempted_job_comes_back_with_its_memory_where_its_cpus_are(slurm: Sl
     high = preempt(slurm, low)
     wait_until(lambda: bool(agent.migrations(low.id)), "the memory moves while the job is suspended")
     assert agent.phase(low.id) == "held"
-    still = low.counts()
+    still, noted = low.counts(), low.noted()
     before = high.diary()[0]
     assert high.runs()
     assert before["intact"]
     high.end()
-    for entry, count in zip(low.entries(1), still, strict=True):
+    for entry, count in zip(low.first_after(noted), still, strict=True):
         assert set(entry["nodes"]) == {"0"}, "each page is there at the first instruction"
         assert set(entry["cpus"]) <= set(cpus_of(0))
         assert stood_still(entry, count), "not one step while it was suspended, or before its pages were there"
@@ -124,8 +124,9 @@ def test_a_request_of_a_preempted_job_is_served_before_it_comes_back(slurm: Slur
     assert cpus[str(low.id)]["real"] == "6-7"
     assert cpus[str(high.id)]["real"] == "0-7", "the preemptor has all that Slurm gave it"
     assert high.runs()
+    noted = low.noted()
     high.end()
-    for entry in low.entries(1):
+    for entry in low.first_after(noted):
         assert set(entry["nodes"]) == {"3"}
         assert set(entry["cpus"]) <= {6, 7}
     assert low.runs()
@@ -135,8 +136,9 @@ def test_a_job_that_is_preempted_without_an_agent_comes_back_as_it_was(slurm: Sl
     low = submit(slurm, "--partition=low", "-n2", "-mblock:block", mib=8, ranks=2)
     move(low, "2")
     high = preempt(slurm, low)
+    noted = low.noted()
     high.end()
-    for entry in low.entries(1):
+    for entry in low.first_after(noted):
         assert set(entry["nodes"]) == {"2"}, "or the other tests show nothing"
     low.end()
 
