@@ -127,6 +127,20 @@ def test_a_parked_job_that_cannot_come_to_where_it_was_asked_to_comes_back_to_it
     assert events(world) == [("park", "complete"), ("unpark", "failed"), ("unpark", "complete")]
 
 
+def test_a_parked_job_that_the_next_agent_finds_and_that_goes_on_at_once_comes_back_as_any_other(world: World) -> None:
+    world.on_park = (3,)  # by an agent before
+    ours, _ = jobs_of(world, PARKS)
+    ours.look(7)
+    world.suspended = False
+    ours.look(7)
+    answered(world, said("main"))
+    assert last(world) == ("move", BACK)
+    answered(world, DONE)
+    assert of(ours).phase is Phase.RUNS
+    assert world.parked(7) == ()
+    assert events(world) == [("unpark", "complete")]
+
+
 def test_where_slurm_cannot_be_asked_a_parked_job_comes_back_all_the_same(world: World) -> None:
     ours = suspended(world)
     answered(world, DONE)
@@ -208,7 +222,7 @@ def test_a_job_that_comes_back_and_is_suspended_again_is_parked_again(world: Wor
     answered(world, said("main"))
     answered(world, DONE)
     assert of(ours).phase is Phase.RUNS
-    assert not world.on_park
+    assert world.parked(7) == ()
 
 
 @pytest.mark.parametrize(("ends", "interrupted"), [("go on", 0), ("leave", 1)])

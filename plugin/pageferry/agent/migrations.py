@@ -175,6 +175,8 @@ class Migrations:
             migration.error, migration.exit_code, migration.wish = str(error), error.exit_code, None
         if migration.wish is None:
             self._place(tended, migration)
+        if self.parking.comes_back(tended, migration):
+            migration.cause = Cause.UNPARK
         tended.placed_for = self._placing.nodes(tended.job)
         migration.stage = Stage.READY
         self.advance(tended)

@@ -55,6 +55,11 @@ class Parking:
         migration.sources = parked
         return parking.back(migration.policy, parked, home, migration.nodes, strategy)
 
+    def comes_back(self, tended: Tended, migration: Migration) -> bool:
+        """Say whether a migration that began with a suspension brings back what was parked, since the job goes on."""
+        goes_on = migration.cause is Cause.SUSPEND and tended.phase is not Phase.HELD
+        return goes_on and bool(self._placing.parked(tended.job))
+
     def suspended(self, tended: Tended) -> None:
         """Slurm suspends a job: what comes back of it need not, if it is to be parked."""
         migration = tended.migration
