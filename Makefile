@@ -73,7 +73,7 @@ guest-package: $(DEB)
 	$(GUEST) run --layout four --systemd --timeout 900 --results .cache/package -- $(PYTEST) -m package
 
 demo: $(VENV)/ready
-	$(GUEST) run --layout four --timeout 300 --results .cache/demo -- env PYTHONPATH=tests python -m guest.demo
+	$(GUEST) run --layout four --timeout 600 --results .cache/demo -- env PYTHONPATH=tests python -m guest.demo
 
 bench: $(VENV)/ready
 	$(BIN)/python bench/run.py
