@@ -94,7 +94,7 @@ def move(
             except KernelError as error:
                 narrowed = Narrowed(why=str(error))
             outcome = applied.carried(policy, slurm_job_user_pids(job), asked, _progress(say, moving), seen)
-        # Out here SIGINT, which errands ignore, neither breaks this off nor costs the outcome.
+        # Out here SIGINT, which is blocked in errands, neither breaks this off nor costs the outcome.
         if narrows and narrowed is None and not outcome["refused"]:
             narrowed = ours.narrow(groups, outcome, asked.target.nodes, asked.reserve_bytes)
         elif narrows:

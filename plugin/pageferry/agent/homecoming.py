@@ -30,7 +30,6 @@ class Homecoming:
         self._site = site
         self._at: float | None = None
         self._errand: Errand | None = None
-        self._under_way = False
         self._on_its_way: int | None = None
         """The job whose memory is being brought home, if any."""
 
@@ -46,7 +45,7 @@ class Homecoming:
 
     def due(self) -> float | None:
         """Send for spilled memory, if it is time; return when to come again (monotonic), if ever."""
-        if self._at is None or self._under_way:
+        if self._at is None or self._errand is not None:
             return None
         if time.monotonic() < self._at:
             return self._at
@@ -56,7 +55,6 @@ class Homecoming:
         if not self._jobs:
             self._chronicle.counts.nothing_far("slurm")
         if free:
-            self._under_way = True
             of = {job: self._jobs[job].facts for job in free}
             chore = chores.bring_home(of, self._site.settings, self._chronicle.snapshots)
             self._errand = self._errands.send(chore, self._done, self._came, seconds=MOVE_SECONDS)
@@ -88,6 +86,6 @@ class Homecoming:
             self._errand.interrupt()
 
     def _done(self, result: Result) -> None:
-        self._errand, self._under_way, self._on_its_way = None, False, None
+        self._errand, self._on_its_way = None, None
         if result.error:
             self._chronicle.tell(None, "spilled memory stays", result.error, logging.ERROR)

@@ -12,10 +12,10 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pageferry.errors import KernelError, PageferryError, Vanished
-from pageferry.kernel.cgroup import children, own_pids, pids, read_cpuset, read_hierarchies
-from pageferry.kernel.files import read_bytes, write_text
-from pageferry.kernel.lists import format_list, parse_list
+from pageferry.errors import PageferryError, Vanished
+from pageferry.kernel.cgroup import children, own_pids, pids, read_cpuset, read_hierarchies, read_written
+from pageferry.kernel.files import write_text
+from pageferry.kernel.lists import format_list
 from pageferry.kernel.private_cpuset import group_path
 from pageferry.schedulers.slurm_cgroups import slurm_job_cgroups
 
@@ -84,16 +84,8 @@ def job_groups(job: int, root: Path = Path("/")) -> tuple[JobGroup, ...]:
 
 
 def written(group: Path) -> frozenset[int]:
-    """Return what was written to a group's cpuset.cpus: none if nothing was, or the group is gone.
-
-    Raises Denied and KernelError.
-    """
-    try:
-        return parse_list(read_bytes(group / "cpuset.cpus"))
-    except Vanished:
-        return frozenset()
-    except ValueError as error:
-        raise KernelError(f"{group}/cpuset.cpus: {error}") from error
+    """Return what was written to a group's cpuset.cpus, as `cgroup.read_written` does."""
+    return read_written(group / "cpuset.cpus")
 
 
 @dataclass(slots=True)

@@ -93,6 +93,19 @@ def read_cpuset(path: Path) -> Cpuset | None:
     return None
 
 
+def read_written(file: Path) -> frozenset[int]:
+    """Return what was written to a group's cpuset.cpus or cpuset.mems: none if nothing was, or the group is gone.
+
+    Raises Denied and KernelError.
+    """
+    try:
+        return parse_list(read_bytes(file))
+    except Vanished:
+        return frozenset()
+    except ValueError as error:
+        raise KernelError(f"{file}: {error}") from error
+
+
 def children(path: Path) -> list[Path]:
     """Return the groups just below a group, by name; none if the group is gone. Raises Denied, KernelError."""
     try:

@@ -17,7 +17,7 @@ from typing import Any
 
 from pageferry import ferry, ledger_json
 from pageferry.errors import KernelError, PageferryError, Vanished
-from pageferry.kernel.cgroup import read_cpuset, read_hierarchies, walk
+from pageferry.kernel.cgroup import read_cpuset, read_hierarchies, read_written, walk
 from pageferry.kernel.files import read_bytes, write_text
 from pageferry.kernel.lists import format_list, parse_list
 from pageferry.kernel.private_cpuset import group_path
@@ -190,13 +190,8 @@ def _made_of(group: Group, root: Path) -> tuple[Path, ...]:
 
 
 def _stands(group: Path) -> frozenset[int]:
-    """Return what was written to a group's cpuset.mems: none if nothing was, or the group is gone."""
-    try:
-        return parse_list(read_bytes(group / "cpuset.mems"))
-    except Vanished:
-        return frozenset()
-    except ValueError as error:
-        raise KernelError(f"{group}/cpuset.mems: {error}") from error
+    """Return what was written to a group's cpuset.mems, as `cgroup.read_written` does."""
+    return read_written(group / "cpuset.mems")
 
 
 def _migrates(group: Path) -> bool:
