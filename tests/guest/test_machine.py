@@ -1,5 +1,6 @@
 """The guest is the machine that was asked for: its nodes, CPUs, distances, cgroups, disk and scheduler."""
 
+import mmap
 import os
 import subprocess
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 
 from guest.vm.jobs import Slurm
 from guest.vm.layouts import Layout, cpu_list, observed
+from guest.witness import vmstat
 
 pytestmark = pytest.mark.every_machine
 
@@ -47,6 +49,20 @@ def test_the_cgroup_hierarchy_is_the_one_asked_for(cgroup: str) -> None:
 
 def test_automatic_numa_balancing_is_off() -> None:
     assert Path("/proc/sys/kernel/numa_balancing").read_text().strip() == "0"
+
+
+def test_what_compaction_moves_is_not_counted_as_migrated() -> None:
+    before = vmstat()
+    with mmap.mmap(-1, 64 << 20, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
+        memory.madvise(mmap.MADV_NOHUGEPAGE)
+        for page in range(0, len(memory), mmap.PAGESIZE):
+            memory[page] = 1
+        for page in range(0, len(memory), 4 * mmap.PAGESIZE):
+            memory.madvise(mmap.MADV_DONTNEED, page, 3 * mmap.PAGESIZE)
+        Path("/proc/sys/vm/compact_memory").write_text("1")
+    counters = vmstat() - before
+    assert counters["compact_isolated"] >= 1024
+    assert counters["pgmigrate_success"] == 0
 
 
 def test_results_can_be_written(results: Path) -> None:

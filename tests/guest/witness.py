@@ -10,6 +10,7 @@ import ctypes
 import mmap
 import os
 import re
+import subprocess
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -29,6 +30,9 @@ _ZERO_PAGE = 24
 _FRAME = np.uint64((1 << 55) - 1)
 _SYS_MOVE_PAGES = 279
 _MADV_POPULATE_READ = 22
+_TRACING = Path("/sys/kernel/tracing")
+_BY_REASON = "hist:keys=reason"
+_MR_COMPACTION = 0  # the first of enum migrate_reason
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -240,9 +244,26 @@ def policies(pid: int) -> list[tuple[str, str]]:
 
 
 def vmstat() -> Counter[str]:
-    """Return the counters of /proc/vmstat."""
+    """Return the counters of /proc/vmstat, those of migrated pages without what the kernel's compaction moved.
+
+    A node that fills wakes kcompactd, which moves pages within the node and counts them in the same place.
+    """
+    succeeded, failed = _compacted()
     lines = Path("/proc/vmstat").read_text().splitlines()
-    return Counter({name: int(value) for name, value in (line.split() for line in lines)})
+    counters = Counter({name: int(value) for name, value in (line.split() for line in lines)})
+    return counters - Counter(pgmigrate_success=succeeded, pgmigrate_fail=failed)
+
+
+def _compacted() -> tuple[int, int]:
+    """Return how many pages compaction moved, and failed to move, since this was first asked, by its trace event."""
+    event = _TRACING / "events/migrate/mm_migrate_pages"
+    if not event.exists():
+        subprocess.run(["mount", "-t", "tracefs", "tracefs", _TRACING], check=True)
+    if _BY_REASON not in (event / "trigger").read_text():
+        (event / "trigger").write_text(f"{_BY_REASON}:vals=succeeded,failed")
+    counted = rf"reason: +{_MR_COMPACTION} .*succeeded: +(\d+) +failed: +(\d+)"
+    found = re.search(counted, (event / "hist").read_text())
+    return (int(found[1]), int(found[2])) if found else (0, 0)
 
 
 def status(pid: int, *fields: str) -> dict[str, int]:
