@@ -55,17 +55,18 @@ def test_transparent_huge_pages_of_a_process_move_whole_and_stay_huge() -> None:
         assert tally.addresses <= tally.requested - 4 * (HUGE - 1)
 
 
-def test_huge_pages_that_forked_processes_share_are_asked_for_once() -> None:
+@pytest.mark.parametrize("children", [1, 2])
+def test_huge_pages_that_forked_processes_share_are_asked_for_once(children: int) -> None:
     with job(node=0) as made:
         memory = made.first.map(2 * HUGE, align=HUGE)
         memory.tell("madvise", MADV_HUGEPAGE)
         memory.write()
-        ranks = made.fork(2)
-        memory.of(ranks[0]).write(0, 1, seed=5)  # splits what it maps of the first
+        made.fork(children)
+        memory.write(0, 1, seed=5)  # splits what it maps of the first, and has the rest with its children
         prove_whole(made, 2)
         for rank in made.ranks:
             assert node_vector(rank.pid, *memory.span) == [2] * 2 * HUGE
-        assert smaps(ranks[1].pid, memory.address, "AnonHugePages") == 2 * 2048
+        assert smaps(made.ranks[-1].pid, memory.address, "AnonHugePages") == 2 * 2048
 
 
 def test_a_huge_page_of_which_a_part_was_unmapped_moves() -> None:

@@ -111,6 +111,11 @@ def test_only_a_homecoming_of_the_job_that_is_suspended_stops(
     sent.ended[0](Result({"jobs": 0}, None))
     ours.suspended(999_999_999)
     assert stopped == [True, True]
+    ours.due()
+    assert len(sent.ended) == 2, "the stop may have been another job's, by the time it was heard"
+    sent.ended[1](Result({"jobs": 0}, None))
+    ours.due()
+    assert len(sent.ended) == 2
 
 
 def test_a_homecoming_that_is_stopped_leaves_that_job_and_goes_on_with_the_next(

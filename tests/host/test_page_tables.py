@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from guest.ranks import HUGE, MADV_HUGEPAGE, PRIVATE, READ, SHARED, Job, Memory, job
-from guest.witness import census, page_table, queried_nodes, residency, status
+from guest.witness import census, page_table, queried_nodes, residency, smaps, status
 from pageferry.kernel import pagemap
 from pageferry.kernel.procfs import mounts
 from pageferry.kernel.residency import PageTables
@@ -160,6 +160,21 @@ def test_a_snapshot_finds_what_a_walk_over_all_page_tables_finds(tmp_path: Path)
             found = taken.snapshot.runs
         assert [status(pid, "VmRSS", "VmPTE", "RssAnon", "RssFile", "RssShmem") for pid in made.pids] == before
         assert found.pages() == census(made.pids).total + unmapped(path, made)
+
+
+@pytest.mark.parametrize("children", [1, 2])
+def test_a_huge_page_that_its_parent_has_begun_to_write_is_found_once(made: Job, children: int) -> None:
+    memory = made.first.map(2 * HUGE, align=HUGE)
+    memory.tell("madvise", MADV_HUGEPAGE)
+    memory.write()
+    if smaps(made.first.pid, memory.address, "AnonHugePages") != 2 * 2048:
+        pytest.skip("no huge pages to be had")
+    ranks = made.fork(children)
+    memory.write(0, 1, seed=2)
+    memory.of(ranks[-1]).write(HUGE + 7, HUGE + 8, seed=3)
+    with take(made.pids, Rules(), read_topology()) as taken:
+        found = taken.snapshot.runs.pages()
+    assert found == census(made.pids).total
 
 
 def unmapped(path: Path, made: Job) -> int:

@@ -35,8 +35,8 @@ class Homecoming:
 
     def suspended(self, job: int) -> None:
         """A job is suspended: what comes home of it stops, and is another migration's when it goes on."""
-        if self._errand is not None and self._on_its_way == job:
-            self._errand.interrupt()
+        if self._on_its_way == job:
+            self._stop()
 
     def ended(self) -> None:
         """A job has ended, or its memory has been moved away: see soon whose memory can come home."""
@@ -82,8 +82,14 @@ class Homecoming:
         """A job's memory is on its way home: it stops if the job has been suspended since it was looked at."""
         self._on_its_way = job
         tended = self._jobs.get(job)
-        if self._errand is not None and (tended is None or tended.phase is not Phase.RUNS):
+        if tended is None or tended.phase is not Phase.RUNS:
+            self._stop()
+
+    def _stop(self) -> None:
+        """Stop the job's that comes home, or, if it comes too late for that, the next one's: so look again."""
+        if self._errand is not None:
             self._errand.interrupt()
+            self.ended()
 
     def _done(self, result: Result) -> None:
         self._errand, self._on_its_way = None, None

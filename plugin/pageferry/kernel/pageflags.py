@@ -53,12 +53,6 @@ def huge_pages(pfns: Ints, pages: int, root: Path = Path("/")) -> Bools:
     return found
 
 
-def zero_pages(pfns: Ints, root: Path = Path("/")) -> Bools:
-    """Return which frames are the kernel's (huge) zero page, which many processes map and nobody owns."""
-    zero: Bools = (flags_of(pfns, root) & ZERO_PAGE) != 0
-    return zero
-
-
 def joined_to_previous(pages: Ints, pfns: Ints, flags: npt.NDArray[np.uint64]) -> Bools:
     """Return which entries belong to the same compound page as the entry before them.
 
