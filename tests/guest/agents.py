@@ -24,6 +24,13 @@ RUN = Path("/run/pageferry")
 SOCKET = RUN / "agent.sock"
 
 
+def own(folder: Path, settings: str = "") -> tuple[str, ...]:
+    """Return the words for an agent with settings and a history of its own, both in this folder."""
+    path = folder / "pageferry.toml"
+    path.write_text(settings)
+    return "--config", str(path), "--history-file", str(folder / "history.sqlite3")
+
+
 @contextmanager
 def agent(log: Path, *words: str, environment: Mapping[str, str] | None = None, loads: bool = False) -> Iterator[Agent]:
     """Run an agent; at the end it is stopped, if it still runs, and must have ended well. `loads`: what it needs."""

@@ -198,9 +198,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=3)
     soak = Soak(daemons.start(), parser.parse_args())
     folder = Path(tempfile.mkdtemp(prefix="soak-"))
-    (folder / "pageferry.toml").write_text(SETTINGS)
-    words = ("--config", str(folder / "pageferry.toml"), "--history-file", str(folder / "history.sqlite3"))
-    with agents.agent(Path(os.environ["PAGEFERRY_RESULTS"]) / "agent-soak.log", *words) as agent:
+    with agents.agent(Path(os.environ["PAGEFERRY_RESULTS"]) / "agent-soak.log", *agents.own(folder, SETTINGS)) as agent:
         samples = run(soak, agent)
     soak.report(samples)
     return 1 if soak.faults else 0

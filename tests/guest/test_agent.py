@@ -76,7 +76,7 @@ def test_a_job_comes_back_on_the_cpus_that_were_asked_for_and_finds_its_memory_t
 
 def test_an_agent_at_debug_level_keeps_what_gives_the_plan_again(slurm: Slurm, results: Path, tmp_path: Path) -> None:
     log = results / "agent-debug.log"
-    words = ("--history-file", str(tmp_path / "history.sqlite3"), "--log-level", "debug")
+    words = (*agents.own(tmp_path), "--log-level", "debug")
     with agents.agent(log, *words) as agent:
         job = submit(slurm, "-n2", mib=4, shared_mib=4, ranks=2)
         try:
@@ -97,9 +97,8 @@ def test_an_agent_at_debug_level_keeps_what_gives_the_plan_again(slurm: Slurm, r
 def test_a_job_is_watched_before_it_moves_if_its_rule_says_so_and_it_runs(
     slurm: Slurm, results: Path, tmp_path: Path
 ) -> None:
-    settings, kept = tmp_path / "pageferry.toml", tmp_path / "snapshots"
-    settings.write_text('[[rule]]\nname = "hot"\nhot_seconds = 1\n')
-    words = ("--config", str(settings), "--history-file", str(tmp_path / "history.sqlite3"), "--log-level", "debug")
+    kept = tmp_path / "snapshots"
+    words = (*agents.own(tmp_path, '[[rule]]\nname = "hot"\nhot_seconds = 1\n'), "--log-level", "debug")
     with agents.agent(results / "agent-hot.log", *words) as agent:
         job = submit(slurm, "-n2", mib=4, shared_mib=4, ranks=2)
         try:

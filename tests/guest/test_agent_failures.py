@@ -32,16 +32,9 @@ FAR = 3
 
 
 @pytest.fixture(scope="module")
-def settings(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("settings") / "pageferry.toml"
-    path.write_text(SETTINGS)
-    return path
-
-
-@pytest.fixture(scope="module")
-def agent(slurm: Slurm, settings: Path, results: Path) -> Iterator[Agent]:
+def agent(slurm: Slurm, results: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Agent]:
     """An agent for all tests that need nothing special of it."""
-    words = ("--config", str(settings), "--history-file", str(settings.with_name("history.sqlite3")))
+    words = agents.own(tmp_path_factory.mktemp("agent"), SETTINGS)
     with agents.agent(results / "agent-failures.log", *words) as made:
         yield made
 
@@ -296,13 +289,11 @@ def test_a_release_that_the_kernel_refuses_is_tried_again(agent: Agent, job: Ste
     wait_until(lambda: settled(agent, job), "all is as ever")
 
 
-def test_a_full_disk_loses_history_and_nothing_else(
-    agent: Agent, job: Steady, settings: Path, results: Path, tmp_path: Path
-) -> None:
+def test_a_full_disk_loses_history_and_nothing_else(agent: Agent, job: Steady, results: Path, tmp_path: Path) -> None:
     assert agent.stop() == 0
     with tiny(tmp_path / "state") as folder:
+        words = agents.own(folder, SETTINGS)
         ballast = fill(folder)
-        words = ("--config", str(settings), "--history-file", str(folder / "history.sqlite3"))
         with agents.agent(results / "agent-full.log", *words) as unheard:
             wait_until(lambda: settled(unheard, job), "it knows the job")
             freezing.write(job.slurm, job.id, True)
@@ -322,12 +313,12 @@ def test_a_full_disk_loses_history_and_nothing_else(
 
 
 def test_where_no_hold_can_be_recorded_none_is_set_and_the_memory_moves_live(
-    agent: Agent, job: Steady, settings: Path, results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    agent: Agent, job: Steady, results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert agent.stop() == 0
     with tiny(tmp_path / "run") as folder, monkeypatch.context() as patch:
         patch.setattr(agents, "SOCKET", folder / "agent.sock")
-        words = ("--config", str(settings), "--history-file", str(tmp_path / "history.sqlite3"))
+        words = agents.own(tmp_path, SETTINGS)
         with agents.agent(results / "agent-unrecorded.log", *words, "--run-folder", str(folder)) as unheld:
             wait_until(lambda: settled(unheld, job), "it knows the job")
             ballast = fill(folder)
@@ -346,7 +337,7 @@ def test_where_no_hold_can_be_recorded_none_is_set_and_the_memory_moves_live(
 
 
 def test_a_planner_that_raises_is_recorded_and_the_job_is_released_at_its_resume(
-    agent: Agent, job: Steady, settings: Path, results: Path, tmp_path: Path
+    agent: Agent, job: Steady, results: Path, tmp_path: Path
 ) -> None:
     assert agent.stop() == 0
     (tmp_path / "sitecustomize.py").write_text(
@@ -354,7 +345,7 @@ def test_a_planner_that_raises_is_recorded_and_the_job_is_released_at_its_resume
         "def place(*_words, **_named):\n    raise ZeroDivisionError('a planner of the test')\n"
         "placement.place = place\n"
     )
-    words = ("--config", str(settings), "--history-file", str(tmp_path / "history.sqlite3"))
+    words = agents.own(tmp_path, SETTINGS)
     environment = {"PYTHONPATH": str(tmp_path)}
     with agents.agent(results / "agent-planless.log", *words, environment=environment, loads=True) as planless:
         spread(job)

@@ -26,9 +26,7 @@ SETTINGS = "[agent]\nmax_hold_seconds = 60\n[spill]\nenabled = false\n"
 def shared(slurm: Slurm, results: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Agent]:
     """An agent for all tests of this file."""
     folder = tmp_path_factory.mktemp("agent")
-    (folder / "pageferry.toml").write_text(SETTINGS)
-    words = ("--config", str(folder / "pageferry.toml"), "--history-file", str(folder / "history.sqlite3"))
-    with agents.agent(results / "agent-guardian.log", *words) as made:
+    with agents.agent(results / "agent-guardian.log", *agents.own(folder, SETTINGS)) as made:
         yield made
 
 

@@ -93,9 +93,7 @@ def small(pid: int) -> int:
 
 def options(folder: Path) -> tuple[str, ...]:
     """Return the agent's options: a history of its own, and metrics to a folder and to a port."""
-    settings = folder / "pageferry.toml"
-    settings.write_text(f'[metrics]\ntextfile = "{folder}"\nlisten = "127.0.0.1:9797"\n')
-    return "--config", str(settings), "--history-file", str(folder / "history.sqlite3")
+    return agents.own(folder, f'[metrics]\ntextfile = "{folder}"\nlisten = "127.0.0.1:9797"\n')
 
 
 def test_an_idle_agent_makes_no_system_call(slurm: Slurm, jobs: list[Steady], results: Path, tmp_path: Path) -> None:

@@ -64,9 +64,7 @@ class Asked:
 
 @pytest.fixture(scope="module")
 def agent(slurm: Slurm, results: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Agent]:
-    settings = tmp_path_factory.mktemp("narrow") / "pageferry.toml"
-    settings.write_text(RULES)
-    words = ("--config", str(settings), "--history-file", str(settings.with_name("history.sqlite3")))
+    words = agents.own(tmp_path_factory.mktemp("narrow"), RULES)
     with agents.agent(results / "agent-narrow.log", *words) as made:
         yield made
 

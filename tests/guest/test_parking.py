@@ -60,10 +60,7 @@ def slurm(several_nodes: None) -> Iterator[Slurm]:
 
 @contextmanager
 def agent_of(results: Path, folder: Path, name: str, settings: str) -> Iterator[Agent]:
-    path = folder / "pageferry.toml"
-    path.write_text(settings)
-    words = ("--config", str(path), "--history-file", str(folder / "history.sqlite3"))
-    with agents.agent(results / f"agent-{name[:60]}.log", *words) as made:
+    with agents.agent(results / f"agent-{name[:60]}.log", *agents.own(folder, settings)) as made:
         yield made
 
 

@@ -55,9 +55,7 @@ park = "{PARK}"
 def agent(results: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Agent]:
     """An agent that parks each job."""
     folder = tmp_path_factory.mktemp("agent")
-    (folder / "pageferry.toml").write_text(PARKS)
-    words = ("--config", str(folder / "pageferry.toml"), "--history-file", str(folder / "history.sqlite3"))
-    with agents.agent(results / "agent-parking-pbs.log", *words) as made:
+    with agents.agent(results / "agent-parking-pbs.log", *agents.own(folder, PARKS)) as made:
         yield made
 
 

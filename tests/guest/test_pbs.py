@@ -40,9 +40,7 @@ SETTINGS = f'[agent]\nmax_hold_seconds = {MAX_HOLD}\n[spill]\nleast_bytes = "1M"
 def shared_agent(results: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Agent]:
     """An agent for all tests of this file that need nothing special of it."""
     folder = tmp_path_factory.mktemp("agent")
-    (folder / "pageferry.toml").write_text(SETTINGS)
-    words = ("--config", str(folder / "pageferry.toml"), "--history-file", str(folder / "history.sqlite3"))
-    with agents.agent(results / "agent-pbs.log", *words) as made:
+    with agents.agent(results / "agent-pbs.log", *agents.own(folder, SETTINGS)) as made:
         yield made
 
 

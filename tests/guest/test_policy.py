@@ -40,17 +40,14 @@ max_nodes = 1
 
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The settings of the agent of this file."""
-    path = tmp_path_factory.mktemp("policy") / "pageferry.toml"
-    path.write_text(RULES)
-    return path
+    """Where the settings of the agent of this file are."""
+    return tmp_path_factory.mktemp("policy") / "pageferry.toml"
 
 
 @pytest.fixture(scope="module")
 def agent(slurm: Slurm, results: Path, settings: Path) -> Iterator[Agent]:
     """One agent for all tests of this file."""
-    words = ("--config", str(settings), "--history-file", str(settings.with_name("history.sqlite3")))
-    with agents.agent(results / "agent-policy.log", *words) as made:
+    with agents.agent(results / "agent-policy.log", *agents.own(settings.parent, RULES)) as made:
         yield made
 
 
