@@ -14,6 +14,7 @@ PACKAGES := git libnuma1 numactl python3-venv gcc libc6-dev shellcheck strace lu
 
 PYTEST   := pytest -q --durations=5 tests/guest
 MACHINES := guest-four-1 guest-four-2 guest-v1 guest-cpuless guest-tight guest-package
+SHORT    := $(if $(QUICK),and not long)
 
 # The package runs with the interpreter that its hosts have, not with that of the virtual environment.
 DEB_PYTHON  ?= /usr/bin/python3
@@ -21,17 +22,22 @@ DEB_VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"$$/\1/p' plugin/pageferr
 DEB         := dist/pageferry_$(DEB_VERSION)_$(shell dpkg --print-architecture).deb
 DEB_SOURCES := $(shell find planner plugin hooks contrib docs -type f -not -name '*.pyc') CHANGELOG.md LICENSE README.md
 
-.PHONY: help test lint unit deb guest-tests $(MACHINES) demo bench soak guest packages clean
+.PHONY: help test test-all lint unit deb guest-tests $(MACHINES) demo bench soak guest packages clean
 
 help:
 	@echo "make demo    a Slurm job moves while it is suspended, in a throw-away guest with four NUMA nodes"
-	@echo "make test    linters, types, import rules, and all tests: here and in the guest"
+	@echo "make test    linters, types, import rules, and the tests that each change must pass: here and in the guest"
+	@echo "make test-all  the same, and what takes long: all tests, on all machines; before a release"
 	@echo "make bench   the benchmark against the kernel's own ways; writes docs/benchmarks.md"
 	@echo "make soak    ten minutes of jobs that come, go and are suspended, while the agent is killed 200 times, in the guest"
 	@echo "make deb     the Debian package, below dist/; for this machine's Debian and architecture"
 	@echo "make guest   a shell in the guest, with Slurm running"
 
-test: lint unit guest-tests
+# Two at a time: a guest uses about one CPU. What takes long is left to test-all, whose guests have the machine alone.
+test: lint
+	$(MAKE) -j2 --output-sync=target QUICK=yes unit guest-four-1 guest-four-2 guest-v1 guest-cpuless
+
+test-all: lint unit guest-tests
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check
@@ -41,33 +47,32 @@ lint: $(VENV)/ready
 	shellcheck .ci/run $$(git ls-files '*.sh' 'hooks/slurm/prolog.d/*' 'contrib/debian/p*')
 
 unit: $(VENV)/ready
-	$(BIN)/pytest -q
+	$(BIN)/pytest -q $(if $(QUICK),-m 'not long')
 
 deb: $(DEB)
 
 $(DEB): $(DEB_SOURCES) | $(VENV)/ready
 	contrib/debian/build.sh $(VENV) $(DEB_PYTHON) $@
 
-# A boot takes seconds: one for each machine, all tests of it in one session. One machine runs at a time: emulated CPUs
-# take all there are, and tests that share them with another machine's see time pass without them.
+# A boot takes seconds: one for each machine, all tests of it in one session.
 guest-tests: $(MACHINES)
 
 $(MACHINES): $(VENV)/ready
 
 guest-four-1:
-	$(GUEST) run --layout four --timeout 3000 --results .cache/four-1 -- $(PYTEST) -m 'not cpuless and not package' --shard 1/2
+	$(GUEST) run --layout four --timeout 3000 --results .cache/four-1 -- $(PYTEST) -m 'not cpuless and not package $(SHORT)' --shard 1/2
 
 guest-four-2:
-	$(GUEST) run --layout four --timeout 3000 --results .cache/four-2 -- $(PYTEST) -m 'not cpuless and not package' --shard 2/2
+	$(GUEST) run --layout four --timeout 3000 --results .cache/four-2 -- $(PYTEST) -m 'not cpuless and not package $(SHORT)' --shard 2/2
 
 guest-cpuless:
-	$(GUEST) run --layout cpuless --timeout 1800 --results .cache/cpuless -- $(PYTEST) -m 'cpuless or every_machine'
+	$(GUEST) run --layout cpuless --timeout 1800 --results .cache/cpuless -- $(PYTEST) -m '(cpuless or every_machine) $(SHORT)'
 
 guest-tight:
 	$(GUEST) run --layout tight --timeout 900 --results .cache/tight -- $(PYTEST) -m every_machine
 
 guest-v1:
-	$(GUEST) run --layout four --cgroup v1 --timeout 3000 --results .cache/v1 -- $(PYTEST) -m 'v1 or every_machine'
+	$(GUEST) run --layout four --cgroup v1 --timeout 3000 --results .cache/v1 -- $(PYTEST) -m '(v1 or every_machine) $(SHORT)'
 
 guest-package: $(DEB)
 	$(GUEST) run --layout four --systemd --timeout 900 --results .cache/package -- $(PYTEST) -m package

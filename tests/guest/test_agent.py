@@ -74,6 +74,7 @@ def test_a_job_comes_back_on_the_cpus_that_were_asked_for_and_finds_its_memory_t
     assert sum(after(flows).values()) == sum(whole["pages"].values()) - whole["pages"]["vanished"]
 
 
+@pytest.mark.long
 def test_an_agent_at_debug_level_keeps_what_gives_the_plan_again(slurm: Slurm, results: Path, tmp_path: Path) -> None:
     log = results / "agent-debug.log"
     words = (*agents.own(tmp_path), "--log-level", "debug")
@@ -94,6 +95,7 @@ def test_an_agent_at_debug_level_keeps_what_gives_the_plan_again(slurm: Slurm, r
     assert plan["move_bytes"] == migration["bytes"] > 0
 
 
+@pytest.mark.long
 def test_a_job_is_watched_before_it_moves_if_its_rule_says_so_and_it_runs(
     slurm: Slurm, results: Path, tmp_path: Path
 ) -> None:

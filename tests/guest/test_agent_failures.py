@@ -336,6 +336,7 @@ def test_where_no_hold_can_be_recorded_none_is_set_and_the_memory_moves_live(
     agent.start()
 
 
+@pytest.mark.long
 def test_a_planner_that_raises_is_recorded_and_the_job_is_released_at_its_resume(
     agent: Agent, job: Steady, results: Path, tmp_path: Path
 ) -> None:

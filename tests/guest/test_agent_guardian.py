@@ -142,6 +142,7 @@ def test_when_both_are_killed_the_next_agent_keeps_what_is_suspended_and_release
     assert kept.runs()
 
 
+@pytest.mark.long
 def test_an_agent_that_hangs_is_given_up_on_and_goes_on_where_it_can(agent: Agent, jobs: list[Steady]) -> None:
     job = jobs[0]
     errand = waits(agent, job)

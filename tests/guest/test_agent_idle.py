@@ -23,6 +23,8 @@ from guest.agents import Agent
 from guest.steady import Steady, submit
 from guest.vm.jobs import Slurm, wait_until
 
+pytestmark = pytest.mark.long
+
 SECONDS = float(os.environ.get("PAGEFERRY_IDLE_SECONDS", "60"))
 WATCHDOG_SECONDS, WATCHED_SECONDS = 6.0, 15.0
 RSS_KIB = 60 << 10

@@ -200,6 +200,7 @@ def comes_and_goes(agent: Agent, job: Steady) -> None:
     assert agent.migrations(job.id)[number]["error"] == ""
 
 
+@pytest.mark.long
 def test_at_whatever_moment_the_agent_is_killed_the_job_runs_on(agent: Agent, job: Steady) -> None:
     began = time.monotonic()
     comes_and_goes(agent, job)

@@ -223,6 +223,7 @@ def agent(slurm: Slurm, tmp_path: Path) -> Iterator[Agent]:
         yield running
 
 
+@pytest.mark.long
 def test_whatever_is_moved_three_jobs_stay_on_their_own_cpus_with_their_pins(
     slurm: Slurm, agent: Agent, layout: Layout, tmp_path: Path
 ) -> None:
@@ -257,6 +258,7 @@ def test_whatever_is_moved_three_jobs_stay_on_their_own_cpus_with_their_pins(
         check_apart(slurm, agent, running)
 
 
+@pytest.mark.long
 def test_a_newcomer_on_vacated_and_on_taken_cpus_gets_others_and_keeps_its_binding(
     slurm: Slurm, agent: Agent, layout: Layout, results: Path
 ) -> None:
@@ -350,6 +352,7 @@ class CrashError(BaseException):
     """The agent ends here: nothing of it gets to clean up."""
 
 
+@pytest.mark.long
 def test_what_a_crash_interrupted_is_completed_by_the_next_agent(
     slurm: Slurm, layout: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

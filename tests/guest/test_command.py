@@ -120,6 +120,7 @@ def test_what_this_host_does_not_have_is_named_and_nothing_moves(words: list[str
         assert census(made.pids).on(0) == before.on(0)
 
 
+@pytest.mark.long
 def test_another_users_processes_are_refused_and_what_is_missing_is_named() -> None:
     with job(node=0) as made:
         for verb in ("plan", "move"):

@@ -102,6 +102,7 @@ def test_a_job_is_suspended_and_resumed_and_once_more_is_no_error(slurm: Slurm, 
     wait_until(lambda: not slurm.frozen(job), "thawed")
 
 
+@pytest.mark.long
 def test_what_is_told_of_one_array_task_is_told_of_it_alone(slurm: Slurm) -> None:
     array = slurm.submit(SLEEP, SMALL, "--array=1-3")
     wait_until(lambda: slurm.state(array).split() == ["RUNNING"] * 3, "three tasks run")
@@ -188,6 +189,7 @@ def test_slurmctld_takes_good_requests_and_other_peoples_comments(job: int) -> N
         assert answer.returncode == 0, f"{text!r}: {answer.stderr}"
 
 
+@pytest.mark.long
 def test_slurmctld_refuses_wrong_requests_and_keeps_the_old_comment(slurm: Slurm, job: int) -> None:
     COMMANDS.set_admin_comment(job, "as it was")
     for text in BAD:
@@ -206,6 +208,7 @@ def test_other_updates_pass_the_hook(job: int) -> None:
     assert answer.returncode == 0, answer.stderr
 
 
+@pytest.mark.long
 def test_a_controller_that_hangs_or_is_gone_is_an_error_in_time(slurm: Slurm, job: int) -> None:
     pid = int((slurmconf.RUN / "slurmctld.pid").read_text())
     try:

@@ -213,6 +213,7 @@ def test_a_held_job_and_a_held_step_can_be_cancelled(slurm: Slurm, gate: Gate) -
     assert gate.held() == {}
 
 
+@pytest.mark.long
 def test_a_time_limit_ends_a_held_job(slurm: Slurm, gate: Gate) -> None:
     number = slurm.submit(COUNTING, "--time=10")
     slurm.wait_output(number, "3\n")

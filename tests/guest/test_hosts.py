@@ -33,6 +33,8 @@ from pageferry import wire
 from pageferry.comment import parse
 from pageferry.schedulers import slurm_api
 
+pytestmark = pytest.mark.long
+
 HOSTS = ("guest0", "guest1")
 SLICE = daemons.CGROUP / "system.slice"
 CONTROLLER = slurmconf.RUN / "slurmctld.pid"

@@ -170,6 +170,7 @@ def test_the_preemptor_has_the_node_for_itself_and_the_parked_job_has_it_back_be
     assert agent.ask("status")["jobs"][str(low.id)]["parked_nodes"] == []
 
 
+@pytest.mark.long
 def test_without_a_rule_that_parks_the_preemptor_finds_its_node_taken(
     slurm: Slurm, results: Path, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
@@ -181,6 +182,7 @@ def test_without_a_rule_that_parks_the_preemptor_finds_its_node_taken(
         wait_until(lambda: slurm.state(low.id) == "RUNNING", "it goes on")
 
 
+@pytest.mark.long
 def test_a_request_that_is_made_while_a_job_is_parked_says_where_it_comes_back_to(
     slurm: Slurm, agent: Agent, low: Steady
 ) -> None:
@@ -199,6 +201,7 @@ def test_a_request_that_is_made_while_a_job_is_parked_says_where_it_comes_back_t
     )
 
 
+@pytest.mark.long
 def test_a_parked_job_whose_agent_is_killed_is_the_next_ones_and_comes_back(
     slurm: Slurm, agent: Agent, low: Steady
 ) -> None:
@@ -214,6 +217,7 @@ def test_a_parked_job_whose_agent_is_killed_is_the_next_ones_and_comes_back(
     assert moves(agent, low)[-1]["event"] == "unpark"
 
 
+@pytest.mark.long
 def test_a_parked_job_that_goes_on_without_an_agent_comes_back_when_there_is_one(
     slurm: Slurm, agent: Agent, low: Steady
 ) -> None:
@@ -230,6 +234,7 @@ def test_a_parked_job_that_goes_on_without_an_agent_comes_back_when_there_is_one
     assert low.runs()
 
 
+@pytest.mark.long
 def test_what_the_park_node_has_no_room_for_stays_and_all_of_it_is_there_at_the_resume(
     slurm: Slurm, agent: Agent, low: Steady
 ) -> None:

@@ -97,6 +97,7 @@ def resumed(job: PbsJob, before_sigcont: Callable[[], None] = lambda: None) -> N
     assert job.steady.runs()
 
 
+@pytest.mark.long
 def test_a_parked_job_leaves_its_node_to_another_and_has_it_back_before_its_next_step(
     agent: Agent, cgroup: str
 ) -> None:
@@ -146,6 +147,7 @@ def test_a_job_whose_resume_comes_before_its_parking_has_begun_is_not_parked(age
         wait_until(lambda: record.load(low.id).parked == (), "it is not taken for parked any more")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("job_id", "queue"), [("14.guest", ""), ("15.guest", "slow")])
 def test_of_a_job_that_dies_parked_or_on_its_way_nothing_is_left_and_its_id_may_be_anothers(
     agent: Agent, cgroup: str, job_id: str, queue: str

@@ -274,6 +274,7 @@ def children(pid: int) -> list[int]:
     return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
+@pytest.mark.long
 def test_without_an_agent_the_command_does_the_same(agent: Agent, job: PbsJob) -> None:
     assert agent.stop() == 0
     job.hook("execjob_begin")

@@ -116,6 +116,7 @@ def test_a_preempted_job_comes_back_with_its_memory_where_its_cpus_are(slurm: Sl
     assert agent.count("beaten") == 0
 
 
+@pytest.mark.long
 def test_a_request_of_a_preempted_job_is_served_before_it_comes_back(slurm: Slurm, agent: Agent, low: Steady) -> None:
     subprocess.run(["scontrol", "update", f"JobId={low.id}", "AdminComment=pageferry:nodes=3"], check=True)
     high = preempt(slurm, low)
@@ -132,6 +133,7 @@ def test_a_request_of_a_preempted_job_is_served_before_it_comes_back(slurm: Slur
     assert low.runs()
 
 
+@pytest.mark.long
 def test_a_job_that_is_preempted_without_an_agent_comes_back_as_it_was(slurm: Slurm) -> None:
     low = submit(slurm, "--partition=low", "-n2", "-mblock:block", mib=8, ranks=2)
     move(low, "2")
@@ -143,6 +145,7 @@ def test_a_job_that_is_preempted_without_an_agent_comes_back_as_it_was(slurm: Sl
     low.end()
 
 
+@pytest.mark.long
 def test_jobs_that_take_turns_keep_running_and_nothing_is_left_held(slurm: Slurm, agent: Agent, tmp_path: Path) -> None:
     jobs = [submit(slurm, "--partition=turns", "-n8", mib=8) for _ in range(2)]
     move(jobs[0], "2")

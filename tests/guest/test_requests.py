@@ -136,6 +136,7 @@ def test_the_same_request_typed_again_is_served_again(agent: Agent, job: Steady)
             assert set(nodes_of(job)) == {1}
 
 
+@pytest.mark.long
 def test_a_request_without_now_waits_for_the_suspension(agent: Agent, job: Steady) -> None:
     ask_for(job, "pageferry:nodes=2")
     poke(agent)
@@ -176,6 +177,7 @@ def test_the_cpus_that_are_asked_for_are_exactly_those_that_the_job_gets(agent: 
     assert job.runs()
 
 
+@pytest.mark.long
 def test_each_strategy_puts_the_memory_where_it_says(agent: Agent, job: Steady) -> None:
     ask_for(job, "pageferry:nodes=1-2,strategy=interleave,now")
     poke(agent)
@@ -189,6 +191,7 @@ def test_each_strategy_puts_the_memory_where_it_says(agent: Agent, job: Steady) 
     assert set(nodes_of(job)) == {3}
 
 
+@pytest.mark.long
 def test_what_cannot_be_done_is_said_where_it_was_asked_and_the_job_stays(agent: Agent, job: Steady) -> None:
     for asked, said in (
         ("nodes=7", "no such node"),
@@ -212,6 +215,7 @@ def test_what_cannot_be_done_for_a_suspended_job_does_not_keep_it(agent: Agent, 
     assert job.runs()
 
 
+@pytest.mark.long
 def test_of_what_does_not_fit_a_part_moves_and_the_operator_is_told_what_stayed(slurm: Slurm, agent: Agent) -> None:
     begun = submit(slurm, "-n1", mib=96)
     try:
@@ -284,6 +288,7 @@ def test_a_job_that_is_moved_ahead_is_held_for_its_cpus_and_the_rest_alone(agent
     assert job.runs()
 
 
+@pytest.mark.long
 def test_a_user_sees_their_own_history_and_may_move_nothing(agent: Agent, job: Steady) -> None:
     agent.ask("move", job=job.id, nodes="2")
     assert len(json.loads(pageferry("history", "--json").stdout)["migrations"]) > 0

@@ -116,6 +116,7 @@ def test_slurm_runs_on_what_was_rendered_and_its_hooks_reach_the_agent() -> None
         assert b"specified more than once" not in log.read_bytes()[logged.get(log, 0) :]
 
 
+@pytest.mark.long
 def test_slurm_loses_no_job_and_no_node_to_an_agent_that_is_down_or_hung() -> None:
     slurm = start_rendered()
     assert not SOCKET.exists()
@@ -178,6 +179,7 @@ def test_a_job_of_another_user_moves_with_the_capabilities_that_the_unit_grants(
     assert moved_with(granted()) == (0, 204 + 300)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("capability", ["dac_read_search", "sys_admin", "sys_nice"])
 def test_the_unit_grants_no_capability_that_is_not_needed(capability: str) -> None:
     code, moved = moved_with(granted() - {capability})

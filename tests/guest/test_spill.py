@@ -108,6 +108,7 @@ def looks(batch: Batch, topology: Topology, pages: int) -> bool:
     return abs(far_pages(batch, topology) - pages) < SLACK
 
 
+@pytest.mark.long
 def test_spilled_memory_comes_home_live_the_biggest_gain_first_and_only_as_far_as_it_fits(
     slurm: Slurm, tmp_path: Path
 ) -> None:

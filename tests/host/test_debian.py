@@ -48,6 +48,7 @@ def left(host: Host) -> set[str]:
     return {path for path in host.changed() if not DPKGS_OWN.match(path)}
 
 
+@pytest.mark.long
 def test_lintian_finds_no_error(deb: Path) -> None:
     answer = subprocess.run(
         ["lintian", "--allow-root", "--fail-on", "error,warning", str(deb)], capture_output=True, text=True, check=False
@@ -232,6 +233,7 @@ def affinity(host: Host) -> str:
     return found[1]
 
 
+@pytest.mark.long
 def test_the_same_tree_and_time_give_the_same_package(deb: Path, tmp_path: Path) -> None:
     built = deb.read_bytes()
     epoch = built[24:36].decode().strip()  # of the first member: ar(5)
