@@ -79,6 +79,7 @@ mkdir -p "$doc" "$stage/usr/share/lintian/overrides"
 cp -r "$repository"/docs/* "$repository/README.md" "$here/copyright" "$doc/"
 mkdir "$doc/examples"
 cp -r "$repository/contrib/policy.d" "$repository/contrib/grafana" "$doc/examples/"
+install -Dm644 "$repository/contrib/slurm.conf.d/README.md" "$doc/examples/slurm.conf.d/README.md"
 cp "$repository/CHANGELOG.md" "$doc/NEWS.md"
 cp "$here/lintian-overrides" "$stage/usr/share/lintian/overrides/pageferry"
 printf 'pageferry (%s) unstable; urgency=medium\n\n  * What a user notices is in NEWS.md.\n\n -- %s  %s\n' \

@@ -13,11 +13,15 @@ runs jobs there is an agent, started by systemd as `pageferry.service`. It sees 
 moves its memory to where its CPUs are or where a request says, and lets it go when its pages have arrived, or after
 `max_hold_seconds`. Whatever fails, the job runs on.
 
-The commands ask the agent, or do without it. JOB is Slurm's or PBS's id.
+The commands ask the agent, or do without it. JOB is Slurm's or PBS's id; of `poke` and
+`request` the number of a Slurm job.
 """
 _FILES = (
     ("/etc/pageferry/pageferry.toml", "The settings: `pageferry.toml`(5)."),
-    ("/etc/pageferry/policy.d/*.toml", "The site's rules, read after the settings."),
+    (
+        "/etc/pageferry/policy.d/*.toml",
+        "The site's rules, read after the settings. Other settings have theirs beside them.",
+    ),
     ("/run/pageferry/agent.sock", "Where the agent is asked; the kernel says who asks."),
     ("/run/pageferry/holds/", "A record for each job that is held, by which anybody can undo it."),
     ("/run/pageferry/cpu_map.json", "Which CPUs jobs were given instead of Slurm's."),

@@ -23,7 +23,8 @@ _UNITS = ((40, "T"), (30, "G"), (20, "M"), (10, "K"))
 _DESCRIPTION = """
 `/etc/pageferry/pageferry.toml` has the settings of pageferry on this host, in TOML, and after it each
 `/etc/pageferry/policy.d/*.toml`, by name: a key that comes later takes the place of an earlier one, and so does a rule
-of the same name. A file that is not there is all defaults. The agent reads them when it starts, and again at
+of the same name. Where PAGEFERRY_CONFIG or `--config` names another file, it is read instead, with the `policy.d`
+beside that one. A file that is not there is all defaults. The agent reads them when it starts, and again at
 `systemctl reload pageferry`. A fault (an unknown key, too) keeps the agent from starting, and at a reload from using
 any of what is new; `pageferry check-config` names each with file, line, key and value.
 

@@ -8,8 +8,9 @@ those who are handed it.
 
 from __future__ import annotations
 
+import pwd
 import socket
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -226,15 +227,21 @@ def read_files(paths: Iterable[Path], *, may_lack: Path | None = None) -> Readin
                 found.append(str(error))
             continue
         files.append(path)
-        said, wrong = toml_file.read(raw, str(path), Settings, _faults_of_rules)
+        said, wrong = toml_file.read(raw, str(path), Settings, _faults)
         found += wrong
         _put_over(data, said or {})
     settings = Settings() if found else toml_file.convert(data, Settings)
     return Reading(settings, tuple(files), tuple(found))
 
 
-def _faults_of_rules(settings: Settings) -> Iterable[tuple[Key, str]]:
-    return policy.faults(settings.rule)
+def _faults(settings: Settings) -> Iterator[tuple[Key, str]]:
+    """Yield what is wrong with values that are well-formed: what they name is not there, or they contradict."""
+    if settings.agent.slurm_user is not None:
+        try:
+            pwd.getpwnam(settings.agent.slurm_user)
+        except (KeyError, ValueError):
+            yield ("agent", "slurm_user"), "no such user on this host"
+    yield from policy.faults(settings.rule)
 
 
 def _put_over(data: dict[str, Any], later: dict[str, Any]) -> None:

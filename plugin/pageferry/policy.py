@@ -165,14 +165,18 @@ class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         Annotated[float, Meta(gt=0, le=60)] | None,
         Meta(
             description="Before a move while the job runs, see for so long what it uses; that goes first, should the "
-            "move be cut short."
+            "move be cut short. Slurm's jobs alone; see above for what it takes."
         ),
     ] = None
     libraries: Annotated[
         Globs | None, Meta(description="Globs of the paths of mapped files that stay where they are.")
     ] = None
     xattr: Annotated[
-        bool | None, Meta(description="Ask files for their attributes `user.pageferry`, `trusted.pageferry`.")
+        bool | None,
+        Meta(
+            description="Ask files for their attributes: `user.pageferry=stay`; `trusted.pageferry=stay` or `=move`, "
+            "which goes before all but `leave_filesystems`."
+        ),
     ] = None
     reference_count: Annotated[
         bool | None, Meta(description="What processes outside the job map, too, stays where it is.")
@@ -201,8 +205,8 @@ class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     owners_may_ask: Annotated[
         bool | None,
         Meta(
-            description="The job's user may have its memory moved, and nobody else's: by `pageferry request`, or under "
-            "Slurm by a request in the job's `Comment`."
+            description="The job's user may have its memory moved, and nobody else's: under Slurm by `pageferry "
+            "request` or a request in the job's `Comment`, under PBS by one that came with the submission."
         ),
     ] = None
     owners_field: Annotated[
@@ -333,6 +337,8 @@ def faults(rules: Sequence[Rule]) -> Iterator[tuple[Key, str]]:
                 yield ("rule", place, "match", f"min_{size}"), f"more than max_{size} = {most}: no job can match"
         if rule.narrow_mems and rule.match.scheduler == "pbs":
             yield ("rule", place, "narrow_mems"), "for Slurm's jobs: PBS reads in cpuset.mems what it gave a job"
+        if rule.hot_seconds and rule.match.scheduler == "pbs":
+            yield ("rule", place, "hot_seconds"), "for Slurm's jobs: what PBS's jobs use is not looked at"
 
 
 def _differs(name: str, fact: str | None, globs: Globs) -> str:

@@ -31,7 +31,8 @@ be there.
 
 With one fault, nothing of the files is taken: an agent that runs keeps what it has read before and names every fault
 in its log; one that starts does not. Under OpenPBS without an agent each event reads the files. Sizes are bytes, or
-`"512M"` (K, M, G, T: powers of 1024). Commented examples are in `contrib/policy.d/`.
+`"512M"` (K, M, G, T: powers of 1024). Commented examples are in `contrib/policy.d/`. Where PAGEFERRY_CONFIG or
+`--config` names another file, it is read instead, with the `policy.d` beside *it*: not /etc/pageferry/policy.d.
 
 ## Rules
 
@@ -59,7 +60,8 @@ history --json` (`rule`) and in `pageferry explain`.
   suspension, after the operator's AdminComment; `cpus=` and `now` are refused. The text stays there, is served once,
   and again when it has become another. `pageferry request JOB --to NODES`, on the host, is served at once, while the
   job runs. Either way the job keeps its CPUs. `owners_field = "none"`: a site that has other uses for `Comment`, the
-  one field that every Slurm lets a job's user write, is asked by `pageferry request` alone.
+  one field that every Slurm lets a job's user write, is asked by `pageferry request` alone. Under PBS it is the
+  resource of a request that came with the submission that is looked at, or not.
 - `park`: for jobs that are suspended so that others run (preemption), on hosts with a slow tier, such as a node without
   CPUs. When the job is suspended, and stands still, its memory goes to these nodes; room is what a move leaves there
   (`reserve`), and what does not fit stays. When it is resumed, it is held, and its memory comes back to the nodes of
@@ -99,6 +101,11 @@ history --json` (`rule`) and in `pageferry explain`.
     nodes that there are. `pageferry move` by hand widens if its target is outside, and narrows nothing; `pageferry
     plan` does neither, and says that the target is outside.
   - PBS reads in the `cpuset.mems` of jobs what it gave them, so PBS's jobs are not narrowed.
+- `hot_seconds`: it takes a kernel with idle page tracking (CONFIG_IDLE_PAGE_TRACKING). On one without it, such as
+  Debian's, the referenced bits of each process tell it, which takes CAP_DAC_OVERRIDE for the agent (`security.md`);
+  without that, what many processes share goes first, and nothing is looked at.
+- `rate`: a move, and all that comes home after one job's end, may take an hour; then it is stopped, what has moved
+  stays where it is, and the history says that it took too long. With `"16M"` that is some 56 GiB.
 - Whoever moves memory by hand (`pageferry move` as root, but for `--cpus` through the agent) is not asked for a rule.
 """
 
@@ -190,6 +197,7 @@ _HOSTS = {
     "xattr": "`true`",
     "reference_count": "`true`",
     "leave_filesystems": "none",
+    "park": "none",
     "narrow_mems": "`false`",
     "owners_may_ask": "`false`",
     "owners_field": '`"Comment"`',

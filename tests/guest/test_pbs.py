@@ -33,7 +33,15 @@ MIB = 256
 """Base pages of a MiB."""
 
 MAX_HOLD = 20
-SETTINGS = f'[agent]\nmax_hold_seconds = {MAX_HOLD}\n[spill]\nleast_bytes = "1M"\n'
+SETTINGS = f"""
+[agent]
+max_hold_seconds = {MAX_HOLD}
+[spill]
+least_bytes = "1M"
+[[rule]]
+name = "all"
+owners_may_ask = true
+"""
 
 
 @pytest.fixture(scope="module")

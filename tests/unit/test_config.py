@@ -23,7 +23,7 @@ max_hold_seconds = 30       # a whole number is a number of seconds, too
 workers = 4
 when_full = "spill"
 write_outcome = "history"
-slurm_user = "slurm"
+slurm_user = "daemon"
 retention_days = 7
 log_level = "debug"
 
@@ -54,7 +54,7 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def found(text: str | bytes) -> list[str]:
-    return parse(text.encode() if isinstance(text, str) else text, "f.toml", Settings)[1]
+    return toml_file.read(text.encode() if isinstance(text, str) else text, "f.toml", Settings, config._faults)[1]
 
 
 def test_every_key_is_read(tmp_path: Path) -> None:
@@ -66,7 +66,7 @@ def test_every_key_is_read(tmp_path: Path) -> None:
             "workers": 4,
             "when_full": "spill",
             "write_outcome": "history",
-            "slurm_user": "slurm",
+            "slurm_user": "daemon",
             "retention_days": 7,
             "log_level": "debug",
         },
@@ -112,6 +112,7 @@ def test_the_words_for_a_full_node_are_the_planners() -> None:
         ("agent.workers = 1.5", "f.toml:1: agent.workers = 1.5: expected int, got float"),
         ("agent.workers = 257", "f.toml:1: agent.workers = 257: expected int <= 256"),
         ('agent.slurm_user = ""', 'f.toml:1: agent.slurm_user = "": expected str of length >= 1'),
+        ('agent.slurm_user = "nobody-here"', 'f.toml:1: agent.slurm_user = "nobody-here": no such user on this host'),
         ("cpus.enabled = 1", "f.toml:1: cpus.enabled = 1: expected bool, got int"),
         ("cpus = 1", "f.toml:1: cpus = 1: expected table, got int"),
         ("[[cpus]]", "f.toml:1: cpus = [{}]: expected table, got array"),
@@ -264,11 +265,11 @@ def put(site: Path, **texts: str) -> None:
 
 def test_files_are_read_by_name_and_a_later_key_takes_the_place_of_an_earlier_one(site: Path) -> None:
     put(site, _20="[agent]\nworkers = 3\n", _10="[agent]\nworkers = 2\nretention_days = 5\n")
-    site.write_text('[agent]\nworkers = 1\nslurm_user = "a"\n')
+    site.write_text('[agent]\nworkers = 1\nslurm_user = "daemon"\n')
     (site.parent / "policy.d" / "30.conf").write_text("no TOML")
     (site.parent / "policy.d" / ".40.toml").write_text("no TOML")
     agent = load(site).agent
-    assert (agent.workers, agent.retention_days, agent.slurm_user) == (3, 5, "a")
+    assert (agent.workers, agent.retention_days, agent.slurm_user) == (3, 5, "daemon")
     assert [path.name for path in read(site).files] == ["pageferry.toml", "10.toml", "20.toml"]
 
 
@@ -332,13 +333,13 @@ def test_files_that_are_named_have_to_be_there(tmp_path: Path) -> None:
     ],
 )
 def test_a_fault_of_a_rule_is_named_where_it_stands(text: str, fault: str) -> None:
-    _, (found,) = toml_file.read(f"[[rule]]\n{text}\n".encode(), "f", Settings, config._faults_of_rules)
+    _, (found,) = toml_file.read(f"[[rule]]\n{text}\n".encode(), "f", Settings, config._faults)
     assert found.startswith(f"f:{fault}")
 
 
 def test_a_rule_without_a_name_hides_no_other_fault() -> None:
     text = b"rule = [{workers = 0}, {name = 3, workers = 0}, {name = '', match = 1}, {name = 'a'}, {name = 'a'}]"
-    _, found = toml_file.read(text, "f", Settings, config._faults_of_rules)
+    _, found = toml_file.read(text, "f", Settings, config._faults)
     assert sorted(fault.split(" = ")[0] for fault in found) == [
         "f:1: rule[0]",
         "f:1: rule[0].workers",

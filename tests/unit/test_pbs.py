@@ -23,11 +23,11 @@ from pageferry.kernel.topology import read_topology
 from pageferry.pbs import aim, at_once, by_hand, record, serve
 from pageferry.pbs import event as events
 from pageferry.pbs import hold as pbs_hold
-from pageferry.pbs.asked import understood
+from pageferry.pbs.asked import Asked, understood
 from pageferry.pbs.case import Case
 from pageferry.pbs.event import Kind, PbsJob
 from pageferry.pbs.record import Record
-from pageferry.policy import Facts, Globs, Match, Name, Rule
+from pageferry.policy import Facts, Globs, Match, Name, Policy, Rule
 from pageferry.schedulers.pbs import Pbs, claimed_pids, is_job_id, is_stopped, job_nodes, job_pids
 from pageferry.schedulers.pbs_cgroups import pbs_job_cgroups, pbs_job_cpuset, pbs_job_freezers, pbs_job_ids
 from support.trees import plant, write
@@ -190,15 +190,20 @@ def test_what_the_hook_says_is_checked_as_a_whole() -> None:
             events.parse(wrong)
 
 
-def test_a_comment_is_served_once_and_what_came_with_the_submission_always() -> None:
-    asked = understood(PbsJob("1.s", comment="pageferry:nodes=2-3"), GUEST, Record())
+MAY = Policy(owners_may_ask=True)
+
+
+def test_a_comment_is_served_once_and_what_came_with_the_submission_always_if_owners_may_ask() -> None:
+    asked = understood(PbsJob("1.s", comment="pageferry:nodes=2-3"), GUEST, Record(), Policy())
     assert asked.fresh
     assert asked.wish is not None
     assert asked.wish.nodes == (2, 3)
     served = Record(served=asked.text)
-    assert understood(PbsJob("1.s", comment="pageferry:nodes=2-3"), GUEST, served).wish is None
+    assert understood(PbsJob("1.s", comment="pageferry:nodes=2-3"), GUEST, served, MAY).wish is None
     for text in ("nodes=1", "pageferry:nodes=1"):
-        standing = understood(PbsJob("1.s", comment="pageferry:nodes=2-3", asked=text), GUEST, served)
+        job = PbsJob("1.s", comment="pageferry:nodes=2-3", asked=text)
+        assert understood(job, GUEST, served, Policy()) == Asked()
+        standing = understood(job, GUEST, served, MAY)
         assert standing.wish is not None
         assert standing.wish.nodes == (1,)
         assert not standing.fresh
@@ -206,9 +211,9 @@ def test_a_comment_is_served_once_and_what_came_with_the_submission_always() -> 
 
 def test_comments_that_are_none_of_ours_and_parts_for_other_hosts_ask_for_nothing() -> None:
     for comment in ("Job run at Wed Nov 25", "", "pageferry:other:nodes=1"):
-        asked = understood(PbsJob("1.s", comment=comment), GUEST, Record())
+        asked = understood(PbsJob("1.s", comment=comment), GUEST, Record(), Policy())
         assert (asked.wish, asked.error) == (None, None)
-    part = understood(PbsJob("1.s", comment="pageferry:nodes=1;guest:nodes=2"), GUEST, Record())
+    part = understood(PbsJob("1.s", comment="pageferry:nodes=1;guest:nodes=2"), GUEST, Record(), Policy())
     assert part.wish is not None
     assert part.wish.nodes == (2,)
 
@@ -223,7 +228,7 @@ def test_comments_that_are_none_of_ours_and_parts_for_other_hosts_ask_for_nothin
     ],
 )
 def test_what_pbs_cannot_do_is_refused_with_a_reason(comment: str, why: str) -> None:
-    asked = understood(PbsJob("1.s", comment=f"pageferry:{comment}"), GUEST, Record())
+    asked = understood(PbsJob("1.s", comment=f"pageferry:{comment}"), GUEST, Record(), Policy())
     assert asked.wish is None
     assert why in (asked.error or "")
 
@@ -298,8 +303,11 @@ def test_a_job_that_runs_here_again_begins_anew(tmp_path: Path) -> None:
     assert record.load("99.s", tmp_path) == Record(facts=Facts("pbs", cluster="s"))
 
 
+OWNERS = Rule(name=Name("owners"), owners_may_ask=True)
+
+
 def case(job: PbsJob, folder: Path, *rules: Rule, kind: Kind = Kind.PRERESUME) -> Case:
-    return Case(kind, job, GUEST, Settings(rule=rules), folder)
+    return Case(kind, job, GUEST, Settings(rule=(*rules, OWNERS)), folder)
 
 
 def test_what_mom_says_of_a_job_is_what_rules_are_told() -> None:
@@ -312,7 +320,7 @@ def test_what_mom_says_of_a_job_is_what_rules_are_told() -> None:
 
 
 OFF = Rule(name=Name("off"), mode="off", match=Match(partition=Globs(("debug",))))
-WATCHED = Rule(name=Name("watch"), mode="observe", match=Match(partition=Globs(("debug",))))
+WATCHED = Rule(name=Name("watch"), mode="observe", owners_may_ask=True, match=Match(partition=Globs(("debug",))))
 
 
 @pytest.mark.parametrize("rule", [OFF, WATCHED])
@@ -385,7 +393,7 @@ def test_a_held_job_is_moved_no_longer_than_it_is_held_if_its_rule_leaves_the_re
     monkeypatch.setattr(serve, "_move", move)
     monkeypatch.setattr(pbs_hold, "held", hold)
     job = PbsJob("99.s", asked="nodes=0")
-    rule = Rule(name=Name("a"), max_hold_seconds=30.0, when_hold_ends=ends)
+    rule = Rule(name=Name("a"), owners_may_ask=True, max_hold_seconds=30.0, when_hold_ends=ends)
     serve.serve(case(job, tmp_path, rule), lambda _message: None)
     serve.serve(case(job, tmp_path, rule, kind=Kind.RESIZE), lambda _message: None)
     assert held == [30.0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, fields, replace
+from typing import Any
 
 import msgspec
 import pytest
@@ -136,10 +137,11 @@ def test_sizes_are_limits_that_include_themselves(match: Match, why: str | None)
     assert why_not(match, JOB) == why
 
 
-def test_a_rule_for_pbs_cannot_narrow() -> None:
-    rules = [rule("a", narrow_mems=True), rule("b", Match(scheduler="pbs"), narrow_mems=True)]
-    ((key, why),) = policy.faults(rules)
-    assert key == ("rule", 1, "narrow_mems")
+@pytest.mark.parametrize(("key", "value"), [("narrow_mems", True), ("hot_seconds", 1.0)])
+def test_a_rule_for_pbs_cannot_say_what_is_done_for_slurms_jobs_alone(key: str, value: Any) -> None:
+    rules = [rule("a", **{key: value}), rule("b", Match(scheduler="pbs"), **{key: value})]
+    ((found, why),) = policy.faults(rules)
+    assert found == ("rule", 1, key)
     assert why.startswith("for Slurm's jobs")
 
 

@@ -68,10 +68,14 @@ def release(run_folder: Path, force: bool, cpus: bool) -> int:
     if (cpus or not force) and wire.present(run_folder / "agent.sock"):
         raise UsageError("the agent runs, and would hold them again: stop or restart it (systemctl restart pageferry)")
 
-    released = [*map(str, gate.release_all(run_folder / "holds")), *hold.release_left(run_folder / "pbs")]
-    for held in released:
-        click.echo(f"job {held}: released")
     code = 0
+    for release_left, folder in ((gate.release_all, "holds"), (hold.release_left, "pbs")):
+        try:
+            for held in release_left(run_folder / folder):
+                click.echo(f"job {held}: released")
+        except KernelError as error:  # all else is still to be given back
+            complain(str(error))
+            code = KernelError.exit_code
     if cpus:
         from pageferry.cpus.assignments import Assignments
         from pageferry.mems import record

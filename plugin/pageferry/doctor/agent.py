@@ -145,7 +145,7 @@ def _freezer(root: Path) -> Iterator[Finding]:
         if has_v2 or offered:
             yield ok("freezer", f"version 1 at {point}; jobs are held in a version 2 hierarchy of our own")
         else:
-            yield warn("freezer", f"version 1 at {point}, and no cgroup2 in this kernel: jobs are stopped by signals")
+            yield warn("freezer", f"version 1 at {point}, and no cgroup2 in this kernel: jobs are not held")
     elif has_v2:
         yield ok("freezer", f"version 2 at {unified}")
     elif unified is not None:

@@ -75,7 +75,7 @@ def aim_of(case: Case, known: Record) -> Aim:
     topology = read_topology()
     placed = job_nodes(job.id, job.exec_vnode, case.hosts, topology)
     park = _parking(case, placed, topology)
-    asked = Asked() if park else understood(job, case.hosts, known)  # it is served when the job goes on
+    asked = Asked() if park else understood(job, case.hosts, known, policy)  # it is served when the job goes on
     if known.parked and (wrong := unfit(asked.wish, topology)):  # it comes back all the same
         asked = replace(asked, wish=None, error=wrong)
     nodes, error = park or (asked.wish.nodes if asked.wish else placed), asked.error

@@ -12,6 +12,7 @@ from pageferry.errors import PageferryError, UsageError
 from pageferry.kernel.topology import Topology
 from pageferry.pbs.event import PbsJob
 from pageferry.pbs.record import Record
+from pageferry.policy import Policy
 from pageferry_planner.model import Target
 
 
@@ -25,9 +26,13 @@ class Asked:
     fresh: bool = False
 
 
-def understood(job: PbsJob, hosts: frozenset[str], known: Record) -> Asked:
-    """Return what is asked for a job: once by its comment, else at each event by what came with its submission."""
-    comment, standing = job.comment.strip(), job.asked.strip().removeprefix(PREFIX)
+def understood(job: PbsJob, hosts: frozenset[str], known: Record, policy: Policy) -> Asked:
+    """Return what is asked for a job: once by its comment, else at each event by what came with its submission.
+
+    That is its owner's, and is looked at only if the job's policy lets its owner ask.
+    """
+    comment = job.comment.strip()
+    standing = job.asked.strip().removeprefix(PREFIX) if policy.owners_may_ask else ""
     fresh = comment.startswith(PREFIX) and comment != known.served
     text = comment if fresh else PREFIX + standing if standing else ""
     if not text:

@@ -36,7 +36,7 @@ def ready(case: Case) -> Ready:
     """
     job, hosts, folder = case.job, case.hosts, case.folder
     known = record.load(job.id, folder)
-    asked = understood(job, hosts, known)
+    asked = understood(job, hosts, known, case.policy)
     topology = read_topology()
     refused = ""
     if asked.fresh and (error := asked.error or unfit(asked.wish, topology)):
@@ -45,7 +45,7 @@ def ready(case: Case) -> Ready:
         refused = report.told(None, (), error)
         known = msgspec.structs.replace(known, served=asked.text, told=refused)
         record.save(job.id, known, folder)
-        asked = understood(job, hosts, known)
+        asked = understood(job, hosts, known, case.policy)
     if case.policy.mode is not Mode.MOVE and not asked.fresh and not known.parked:
         return Ready(True, refused)
     where = asked.wish.nodes if asked.wish else job_nodes(job.id, job.exec_vnode, hosts, topology)
