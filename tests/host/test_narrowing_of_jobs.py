@@ -9,7 +9,7 @@ import signal
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
@@ -21,10 +21,12 @@ from pageferry.agent.errand import Result
 from pageferry.agent.tended import Cause, Migration, Stage, Tended
 from pageferry.agent.tending import Tending
 from pageferry.applied import Destination
+from pageferry.cli import site
 from pageferry.cli.job import move
 from pageferry.comment import Wish
 from pageferry.cpus.assign import Cpusets
 from pageferry.errors import Denied, KernelError
+from pageferry.gate import gate
 from pageferry.mems import record
 from pageferry.mems.narrowing import Mems, Narrowed
 from pageferry.mems.record import Group
@@ -302,3 +304,21 @@ def test_release_gives_jobs_slurms_mems_back_and_says_what_it_cannot(tmp_path: P
     with suppress(FileNotFoundError):
         (folder / "6.json").unlink()
     assert pageferry(*words, "--cpus").returncode == 0
+
+
+def test_a_hold_that_cannot_be_released_keeps_nothing_else_from_being_given_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refused(_folder: Path) -> NoReturn:
+        raise KernelError("not all is released: /a/group")
+
+    group, folder = tmp_path / "step_0", tmp_path / "mems"
+    group.mkdir()
+    (group / "cpuset.mems").write_text("2\n")
+    with record.alone(7, folder):
+        record.save(7, [Group(str(group), group.stat().st_ino, "0-3", "2")], folder)
+    monkeypatch.setattr(gate, "release_all", refused)
+    words = ["--run-folder", str(tmp_path), "--cpus"]
+    assert site.release.main(words, standalone_mode=False) == KernelError.exit_code
+    assert capsys.readouterr().err == "pageferry: not all is released: /a/group\n"
+    assert (group / "cpuset.mems").read_text().strip() == "0-3"
