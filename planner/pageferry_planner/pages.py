@@ -1,7 +1,8 @@
 """Page-table entries → runs of unique resident pages; and what of a backing no carrier has shown.
 
 A page that several address spaces map is one page. Most are unique by construction: a shared range is read through its
-one carrier, and an entry with the exclusive bit is nobody else's. The rest is told apart by its place in its backing
+one carrier, and an entry with the exclusive bit is nobody else's (but for parts of huge pages: whoever reads them sees
+to that). The rest is told apart by its place in its backing
 (page cache seen through private mappings) or by its page frame (copy-on-write memory of forked processes).
 """
 
