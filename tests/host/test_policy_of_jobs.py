@@ -584,7 +584,9 @@ def test_new_settings_take_the_place_of_the_old_ones_and_wrong_ones_do_not(tmp_p
     (tmp_path / "policy.d/b.toml").write_text("[agent]\nworkers = 0\nx = 1\n")
     assert len(site.reload()) == 2
     (tmp_path / "policy.d/b.toml").write_text('[agent]\nslurm_user = "nobody-here"\n')
-    assert site.reload() == ("agent.slurm_user: no such user: 'nobody-here'",)
+    assert site.reload() == (
+        f'{tmp_path}/policy.d/b.toml:2: agent.slurm_user = "nobody-here": no such user on this host',
+    )
     assert site.settings is held
 
 
