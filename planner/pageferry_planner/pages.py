@@ -1,9 +1,9 @@
 """Page-table entries → runs of unique resident pages; and what of a backing no carrier has shown.
 
 A page that several address spaces map is one page. Most are unique by construction: a shared range is read through its
-one carrier, and an entry with the exclusive bit is nobody else's (but for parts of huge pages: whoever reads them sees
-to that). The rest is told apart by its place in its backing (page cache seen through private mappings) or by its page
-frame (copy-on-write memory of forked processes).
+one carrier, and an entry with the exclusive bit is nobody else's (but for a huge page's: `shared_huge`). The rest is
+told apart by its place in its backing (page cache seen through private mappings) or by its page frame (copy-on-write
+memory of forked processes).
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from pageferry_planner.columns import Bools, Columns, Ints
-from pageferry_planner.huge import mapped_whole
 from pageferry_planner.model import ANONYMOUS, Ranges, Runs
 from pageferry_planner.sharing import Sharing
 
@@ -70,8 +69,7 @@ def doubtful(sharing: Sharing, ranges: Ranges, entries: Entries | Stretches) -> 
 def first_of_each(ranges: Ranges, entries: Entries) -> Entries:
     """Return the entries without those that show a page which an earlier entry shows, in the order given.
 
-    Entries of no file whose page frame is not known are all kept. Of a huge page, those are kept that show all of it,
-    if any do: it moves as a whole, and is to be asked for once.
+    Entries of no file whose page frame is not known are all kept.
     """
     backing = ranges.backing[entries.row]
     in_file = entries.file & (backing != ANONYMOUS)
@@ -79,8 +77,7 @@ def first_of_each(ranges: Ranges, entries: Entries) -> Entries:
     space = np.where(in_file, backing, ANONYMOUS)
     frame = np.where(entries.pfn != 0, entries.pfn, ~np.arange(len(entries)))
     place = np.where(in_file, index, frame)
-    whole = mapped_whole(entries.row, entries.page, entries.pfn, ~in_file)
-    order = np.lexsort((~whole, place, space))  # stable: equal keys stay in the order given
+    order = np.lexsort((place, space))  # stable: equal keys stay in the order given
     space, place = space[order], place[order]
     first = np.append(True, (space[1:] != space[:-1]) | (place[1:] != place[:-1]))[: len(order)]
     return entries.take(np.sort(order[first]))

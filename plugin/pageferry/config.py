@@ -184,12 +184,12 @@ class Reading:
     faults: tuple[str, ...]
 
 
-def load(path: Path = PATH) -> Settings:
+def load(path: Path = PATH, *, here: bool = False) -> Settings:
     """Return the settings of a file and of the folder beside it; what is not there is all defaults.
 
-    Raises ConfigError with the first fault.
+    `here` is `read_files`'s. Raises ConfigError with the first fault.
     """
-    reading = read(path)
+    reading = read(path, here=here)
     if found := reading.faults:
         raise ConfigError(found[0] + (f" (and {len(found) - 1} more)" if len(found) > 1 else ""))
     return reading.settings
@@ -200,8 +200,8 @@ def faults(path: Path = PATH) -> list[str]:
     return list(read(path).faults)
 
 
-def read(path: Path = PATH) -> Reading:
-    """Return what a site's file and those in the folder beside it say."""
+def read(path: Path = PATH, *, here: bool = False) -> Reading:
+    """Return what a site's file and those in the folder beside it say; `here` is `read_files`'s."""
     folder = path.parent / FOLDER
     try:
         more = sorted(entry for entry in folder.iterdir() if entry.suffix == ".toml" and entry.name[0] != ".")
@@ -209,13 +209,16 @@ def read(path: Path = PATH) -> Reading:
         problem = translated(error, folder)
         more = []
         if not isinstance(problem, Vanished):
-            reading = read_files([path], may_lack=path)
+            reading = read_files([path], may_lack=path, here=here)
             return Reading(reading.settings, reading.files, (*reading.faults, str(problem)))
-    return read_files([path, *more], may_lack=path)
+    return read_files([path, *more], may_lack=path, here=here)
 
 
-def read_files(paths: Iterable[Path], *, may_lack: Path | None = None) -> Reading:
-    """Return what files say, each over those before it. `may_lack`: that one is no fault if it is not there."""
+def read_files(paths: Iterable[Path], *, may_lack: Path | None = None, here: bool = False) -> Reading:
+    """Return what files say, each over those before it.
+
+    `may_lack`: that one is no fault if it is not there; `here`: what the settings name has to be on this host.
+    """
     data: dict[str, Any] = {}
     files: list[Path] = []
     found: list[str] = []
@@ -227,21 +230,24 @@ def read_files(paths: Iterable[Path], *, may_lack: Path | None = None) -> Readin
                 found.append(str(error))
             continue
         files.append(path)
-        said, wrong = toml_file.read(raw, str(path), Settings, _faults)
+        said, wrong = toml_file.read(raw, str(path), Settings, _faults_here if here else _faults)
         found += wrong
         _put_over(data, said or {})
     settings = Settings() if found else toml_file.convert(data, Settings)
     return Reading(settings, tuple(files), tuple(found))
 
 
-def _faults(settings: Settings) -> Iterator[tuple[Key, str]]:
-    """Yield what is wrong with values that are well-formed: what they name is not there, or they contradict."""
+def _faults(settings: Settings) -> Iterable[tuple[Key, str]]:
+    return policy.faults(settings.rule)
+
+
+def _faults_here(settings: Settings) -> Iterator[tuple[Key, str]]:
     if settings.agent.slurm_user is not None:
         try:
             pwd.getpwnam(settings.agent.slurm_user)
         except (KeyError, ValueError):
             yield ("agent", "slurm_user"), "no such user on this host"
-    yield from policy.faults(settings.rule)
+    yield from _faults(settings)
 
 
 def _put_over(data: dict[str, Any], later: dict[str, Any]) -> None:

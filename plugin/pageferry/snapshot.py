@@ -149,8 +149,10 @@ def _read(sharing: Sharing, ranges: Ranges, tables: PageTables, *, overlapping: 
     unsure_entries = Entries.concatenate(rest)
     if overlapping:  # these ranges are asked for a file's pages; a forked process's copy was seen, or is another's
         unsure_entries = unsure_entries.take(unsure_entries.file | unsure_entries.exclusive)
+    else:
+        unsure_entries = tables.through_owners(ranges, unsure_entries)
     carriers_first = unsure_entries.take(np.argsort(unsure_entries.row, kind="stable"))
-    parts.append(runs(ranges, tables.owned(ranges, first_of_each(ranges, carriers_first))))
+    parts.append(runs(ranges, tables.owned(first_of_each(ranges, carriers_first))))
     return Runs.concatenate(parts)
 
 

@@ -54,7 +54,7 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def found(text: str | bytes) -> list[str]:
-    return toml_file.read(text.encode() if isinstance(text, str) else text, "f.toml", Settings, config._faults)[1]
+    return toml_file.read(text.encode() if isinstance(text, str) else text, "f.toml", Settings, config._faults_here)[1]
 
 
 def test_every_key_is_read(tmp_path: Path) -> None:

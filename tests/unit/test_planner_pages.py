@@ -19,7 +19,7 @@ from pageferry_planner.pages import Entries, Stretches, asked_per_process, doubt
 from pageferry_planner.sharing import Sharing, share
 from support.jobs import ANON, FILES, PAGE, Mapping, Memory, layouts, memories, text_of
 
-LARGE, HUGE = 3, 512
+LARGE = 3
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -135,21 +135,6 @@ def test_without_page_frames_entries_of_no_file_are_all_kept() -> None:
         np.zeros(3, np.int64), np.arange(1, 4), np.zeros(3, np.int64), np.zeros(3, np.int64), never, never
     )
     assert first_of_each(ranges, entries).page.tolist() == [1, 2, 3]
-
-
-@pytest.mark.parametrize("place", [0, 1])
-def test_a_huge_page_that_one_process_maps_in_part_is_found_through_one_that_maps_all_of_it(place: int) -> None:
-    """Its pages follow one another there at a huge page's place; else it is through the first, as all else is."""
-    part, all_of_it = np.arange(1, HUGE), np.arange(HUGE)
-    row = np.repeat([0, 1], [len(part), len(all_of_it)])
-    page = np.concatenate([part, 4 * HUGE + place + all_of_it])
-    pfn = 8 * HUGE + np.concatenate([part, all_of_it])
-    never = np.zeros(len(row), bool)
-    process, begin, count, backing, index = np.array([[0, 1], [0, 0], [1, 1], [ANONYMOUS] * 2, [0, 0]])
-    ranges = Ranges(process, begin, count, backing, index, np.zeros(2, bool))
-    found = first_of_each(ranges, Entries(row, page, row * 0, pfn, never, never))
-    assert sorted(found.pfn.tolist()) == (8 * HUGE + all_of_it).tolist()
-    assert np.bincount(found.row, minlength=2).tolist() == ([HUGE - 1, 1] if place else [0, HUGE])
 
 
 def job(*processes: list[Mapping]) -> Memory:

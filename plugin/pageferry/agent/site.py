@@ -44,12 +44,12 @@ class Site:
 
     def reload(self) -> tuple[str, ...]:
         """Read the settings again; return what is wrong, a line each: then the old ones still hold."""
-        reading = config.read(self.path)
+        reading = config.read(self.path, here=True)
         if reading.faults:
             return reading.faults
         try:
             user = slurm_user(reading.settings)
-        except ConfigError as error:
+        except ConfigError as error:  # who is asked for names is away, just now
             return (str(error),)
         self.settings, self.slurm_user = reading.settings, user
         return ()

@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 @CONFIG
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def check_config(files: tuple[Path, ...], config: Path | None, as_json: bool) -> int:
-    """Say whether the settings are right: those that an agent would read, or FILES, each over those before it.
+    """Say whether the settings are right: those that an agent here would read, or FILES, each over those before it.
 
     Each fault is one line, with file, line, key and value; exit code 3 if there is one.
     """
     from pageferry import config as settings
 
-    reading = settings.read_files(files) if files else settings.read(settings_path(config))
+    reading = settings.read_files(files) if files else settings.read(settings_path(config), here=True)
     names = [str(path) for path in reading.files]
     if as_json:
         answer = {"files": names, "rules": [rule.name for rule in reading.settings.rule], "faults": reading.faults}

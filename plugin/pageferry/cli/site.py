@@ -45,7 +45,7 @@ def agent(config: Path | None, run_folder: Path, history_file: Path, log_level: 
     from pageferry.agent.site import Site
 
     path = config or settings.PATH
-    chosen = Site(settings.load(path), path)
+    chosen = Site(settings.load(path, here=True), path)
     start_log(log_level or ("debug" if verbose else chosen.settings.agent.log_level))
     gc.collect()
     gc.freeze()  # what is there now is never looked at again, and stays shared with the errands

@@ -85,7 +85,7 @@ def examine_settings(path: Path = config.PATH, root: Path = Path("/")) -> Iterat
 
     And for what they ask of this host that it has not.
     """
-    reading = config.read(path)
+    reading = config.read(path, here=True)
     for fault in reading.faults:
         yield fail("settings", fault)
     if not reading.faults:

@@ -19,8 +19,9 @@ import numpy as np
 from pageferry.errors import KernelError
 from pageferry.kernel import libnuma, pagemap
 from pageferry.kernel.files import translated
-from pageferry.kernel.pageflags import COMPOUND_TAIL, ZERO_PAGE, flags_of
+from pageferry.kernel.pageflags import ZERO_PAGE, flags_of, huge_pages
 from pageferry.kernel.pfn_ranges import PfnRanges, read_pfn_ranges
+from pageferry_planner import shared_huge
 from pageferry_planner.capacity import HUGE_PAGES
 from pageferry_planner.columns import Bools, Ints
 from pageferry_planner.model import SELF, Ranges
@@ -79,32 +80,33 @@ class PageTables:
         )
         return entries if node.min(initial=0) >= 0 else entries.take(node >= 0)
 
-    def owned(self, ranges: Ranges, entries: Entries) -> Entries:
-        """Return the entries without the kernel's zero page, and without what exclusive entries of `ranges` show.
-
-        Of a huge page that is mapped whole, all entries have the exclusive bit of the first (kernel fs/proc/task_mmu.c
-        pagemap_pmd_range()). When a parent has written to that one, its only child has all of it by exclusive entries,
-        and the parent still has the rest.
-        """
+    def owned(self, entries: Entries) -> Entries:
+        """Return the entries without those of the kernel's zero page."""
         suspects = np.flatnonzero(~entries.file & ~entries.exclusive & (entries.pfn != 0))
-        pfn = entries.pfn[suspects]
-        flags = flags_of(pfn, self._root)
-        owned = (flags & ZERO_PAGE) == 0
-        behind = pfn[owned & ((flags & COMPOUND_TAIL) != 0)] // HUGE_PAGES * HUGE_PAGES
-        torn = np.setdiff1d(behind, pfn)  # huge pages of which the first is not shared
-        if len(torn):
-            owned &= ~np.isin(pfn, self._exclusive_of(ranges, torn))
         kept = np.ones(len(entries), bool)
-        kept[suspects] = owned
+        kept[suspects] = (flags_of(entries.pfn[suspects], self._root) & ZERO_PAGE) == 0
         return entries.take(kept)
 
-    def _exclusive_of(self, ranges: Ranges, first: Ints) -> Ints:
-        """Return the frames of huge pages, given by their first, that exclusive entries show."""
-        found = [np.zeros(0, np.int64)]
-        for entries in self.entries(ranges):
-            pfn = entries.pfn[entries.exclusive & ~entries.file]
-            found.append(pfn[np.isin(pfn // HUGE_PAGES * HUGE_PAGES, first)])
-        return np.concatenate(found)
+    def through_owners(self, ranges: Ranges, entries: Entries) -> Entries:
+        """Return the entries without parts of huge pages of which another process maps all; of such, one is left.
+
+        Its entries may be none of these: the exclusive bit of all is that of the first (fs/proc/task_mmu.c
+        pagemap_pmd_range(); of each page itself in Linux 6.11 to 6.14), which a parent that wrote to it has no more.
+        """
+        rows = np.flatnonzero(shared_huge.private(entries))
+        found = shared_huge.owners(ranges.process[entries.row[rows]], entries.page[rows], entries.pfn[rows])
+        blocks = np.setdiff1d(entries.pfn[rows] // HUGE_PAGES, found.block)
+        torn = blocks[huge_pages(blocks * HUGE_PAGES, HUGE_PAGES, self._root)]
+        if len(torn):
+            columns: list[tuple[Ints, ...]] = [(np.zeros(0, np.int64),) * 3]
+            mine = ranges.take(ranges.private)
+            for read in self.entries(mine):
+                part = read.take(shared_huge.private(read) & np.isin(read.pfn // HUGE_PAGES, torn))
+                columns.append((mine.process[part.row], part.page, part.pfn))
+            more = shared_huge.owners(*map(np.concatenate, zip(*columns, strict=True)))
+            both = shared_huge.Owners.concatenate([found, more])
+            found = both.take(np.argsort(both.block))
+        return shared_huge.through(ranges, entries, found)
 
     def descriptor(self, process: int) -> int:
         """Return the open pagemap of a process; of one that has ended, one that reads as empty."""
