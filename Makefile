@@ -12,9 +12,11 @@ PACKAGES := git libnuma1 numactl python3-venv gcc libc6-dev shellcheck strace lu
             slurmctld slurmd slurm-client slurm-wlm-basic-plugins munge \
             chromium chromium-driver fonts-dejavu-core
 
-PYTEST   := pytest -q --durations=5 tests/guest
+PYTEST   := pytest -q --durations=5
 MACHINES := guest-four-1 guest-four-2 guest-v1 guest-cpuless guest-tight guest-package
-SHORT    := $(if $(QUICK),and not long)
+QUICK    :=
+SHORT    = $(if $(QUICK),and not long)
+V1_TESTS = $(if $(QUICK),$(addprefix tests/guest/test_,machine.py gate.py narrow.py),tests/guest)
 
 # The package runs with the interpreter that its hosts have, not with that of the virtual environment.
 DEB_PYTHON  ?= /usr/bin/python3
@@ -33,9 +35,10 @@ help:
 	@echo "make deb     the Debian package, below dist/; for this machine's Debian and architecture"
 	@echo "make guest   a shell in the guest, with Slurm running"
 
-# Two at a time: a guest uses about one CPU. What takes long is left to test-all, whose guests have the machine alone.
+# Two at a time, the longest first: a guest uses about one CPU. What takes long is left to test-all, whose guests have the
+# machine alone.
 test: lint
-	$(MAKE) -j2 --output-sync=target QUICK=yes unit guest-four-1 guest-four-2 guest-v1 guest-cpuless
+	$(MAKE) -j2 --output-sync=target QUICK=yes guest-four-2 unit guest-four-1 guest-v1 guest-cpuless
 
 test-all: lint unit guest-tests
 
@@ -60,22 +63,22 @@ guest-tests: $(MACHINES)
 $(MACHINES): $(VENV)/ready
 
 guest-four-1:
-	$(GUEST) run --layout four --timeout 3000 --results .cache/four-1 -- $(PYTEST) -m 'not cpuless and not package $(SHORT)' --shard 1/2
+	$(GUEST) run --layout four --timeout 3000 --results .cache/four-1 -- $(PYTEST) tests/guest -m 'not cpuless and not package $(SHORT)' --shard 1/2
 
 guest-four-2:
-	$(GUEST) run --layout four --timeout 3000 --results .cache/four-2 -- $(PYTEST) -m 'not cpuless and not package $(SHORT)' --shard 2/2
+	$(GUEST) run --layout four --timeout 3000 --results .cache/four-2 -- $(PYTEST) tests/guest -m 'not cpuless and not package $(SHORT)' --shard 2/2
 
 guest-cpuless:
-	$(GUEST) run --layout cpuless --timeout 1800 --results .cache/cpuless -- $(PYTEST) -m '(cpuless or every_machine) $(SHORT)'
+	$(GUEST) run --layout cpuless --timeout 1800 --results .cache/cpuless -- $(PYTEST) tests/guest -m '(cpuless or every_machine) $(SHORT)'
 
 guest-tight:
-	$(GUEST) run --layout tight --timeout 900 --results .cache/tight -- $(PYTEST) -m every_machine
+	$(GUEST) run --layout tight --timeout 900 --results .cache/tight -- $(PYTEST) tests/guest -m every_machine
 
 guest-v1:
-	$(GUEST) run --layout four --cgroup v1 --timeout 3000 --results .cache/v1 -- $(PYTEST) -m '(v1 or every_machine) $(SHORT)'
+	$(GUEST) run --layout four --cgroup v1 --timeout 3000 --results .cache/v1 -- $(PYTEST) $(V1_TESTS) -m '(v1 or every_machine) $(SHORT)'
 
 guest-package: $(DEB)
-	$(GUEST) run --layout four --systemd --timeout 900 --results .cache/package -- $(PYTEST) -m package
+	$(GUEST) run --layout four --systemd --timeout 900 --results .cache/package -- $(PYTEST) tests/guest -m package
 
 demo: $(VENV)/ready
 	$(GUEST) run --layout four --timeout 600 --results .cache/demo -- env PYTHONPATH=tests python -m guest.demo

@@ -14,6 +14,7 @@ import pytest
 
 pytest.register_assert_rewrite("guest.proof")
 
+from guest import witness  # noqa: E402
 from guest.vm import slurm as daemons  # noqa: E402
 from guest.vm.jobs import Slurm  # noqa: E402
 from guest.vm.layouts import LAYOUTS, Layout, observed  # noqa: E402
@@ -101,6 +102,7 @@ def quiet(several_nodes: None) -> Iterator[None]:
     yield
     for path, value in before.items():
         path.write_text(value)
+    witness.count_no_more()
 
 
 @pytest.fixture

@@ -249,6 +249,7 @@ def test_an_agent_that_is_stopped_holds_nothing_and_holds_again_when_started(age
     resumed(job)
 
 
+@pytest.mark.long
 def test_without_slurms_controller_the_memory_goes_to_the_jobs_cpus(agent: Agent, job: Steady) -> None:
     wait_until(lambda: settled(agent, job), "the agent knows the job")
     number, gaps = len(agent.migrations(job.id)), len(job.diary())
@@ -289,6 +290,7 @@ def test_a_release_that_the_kernel_refuses_is_tried_again(agent: Agent, job: Ste
     wait_until(lambda: settled(agent, job), "all is as ever")
 
 
+@pytest.mark.long
 def test_a_full_disk_loses_history_and_nothing_else(agent: Agent, job: Steady, results: Path, tmp_path: Path) -> None:
     assert agent.stop() == 0
     with tiny(tmp_path / "state") as folder:
@@ -312,6 +314,7 @@ def test_a_full_disk_loses_history_and_nothing_else(agent: Agent, job: Steady, r
     agent.start()
 
 
+@pytest.mark.long
 def test_where_no_hold_can_be_recorded_none_is_set_and_the_memory_moves_live(
     agent: Agent, job: Steady, results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

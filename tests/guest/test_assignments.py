@@ -332,6 +332,7 @@ def test_a_suspended_job_is_moved_while_it_is_frozen_and_resumes_there(
         assert sorted(masks(programs(slurm, job, "sleep")).values(), key=sorted) == [{cpu} for cpu in target]
 
 
+@pytest.mark.long
 def test_an_empty_host_returns_to_the_identity(slurm: Slurm, agent: Agent, layout: Layout) -> None:
     with jobs(slurm) as submit:
         job = submit(1, "sleep 1000", runs(slurm, "sleep", 1))

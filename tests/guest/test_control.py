@@ -161,6 +161,7 @@ for change in (commands.suspend, commands.resume, lambda job: commands.set_admin
 """
 
 
+@pytest.mark.long
 def test_a_user_without_rights_may_look_and_is_told_what_it_takes_to_change(job: int) -> None:
     script = AS_A_USER.format(user=NOBODY, job=job)
     said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=60)

@@ -51,8 +51,14 @@ def test_automatic_numa_balancing_is_off() -> None:
     assert Path("/proc/sys/kernel/numa_balancing").read_text().strip() == "0"
 
 
+def migrated() -> int:
+    """Return what the kernel counts, whoever had it moved."""
+    (line,) = (line for line in Path("/proc/vmstat").read_text().splitlines() if line.startswith("pgmigrate_success"))
+    return int(line.split()[1])
+
+
 def test_what_compaction_moves_is_not_counted_as_migrated() -> None:
-    before = vmstat()
+    before, raw = vmstat(), migrated()
     with mmap.mmap(-1, 64 << 20, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
         memory.madvise(mmap.MADV_NOHUGEPAGE)
         for page in range(0, len(memory), mmap.PAGESIZE):
@@ -60,9 +66,8 @@ def test_what_compaction_moves_is_not_counted_as_migrated() -> None:
         for page in range(0, len(memory), 4 * mmap.PAGESIZE):
             memory.madvise(mmap.MADV_DONTNEED, page, 3 * mmap.PAGESIZE)
         Path("/proc/sys/vm/compact_memory").write_text("1")
-    counters = vmstat() - before
-    assert counters["compact_isolated"] >= 1024
-    assert counters["pgmigrate_success"] == 0
+    assert migrated() - raw >= 1024
+    assert vmstat()["pgmigrate_success"] == before["pgmigrate_success"]
 
 
 def test_results_can_be_written(results: Path) -> None:

@@ -38,14 +38,19 @@ def scattered(rank: Rank, nodes: tuple[int, ...], seed: int) -> Memory:
         ((0, 1), (0, 3)),
         ((1, 2), (0, 1)),
         ((0, 1, 2), (1, 2, 3)),
-        ((0, 1, 2), (3,)),
         ((0, 1, 2), (2, 3)),
-        ((0, 1, 2, 3), (1, 2)),
         ((0,), (2, 3)),
-        ((0,), (0, 3)),
-        ((1, 3), (0, 1, 2)),
-        ((0, 3), (0, 1, 2, 3)),
-        ((0, 1, 2, 3), (0, 1, 2, 3)),
+        *(
+            pytest.param(*nodes, marks=pytest.mark.long)
+            for nodes in (
+                ((0, 1, 2), (3,)),
+                ((0, 1, 2, 3), (1, 2)),
+                ((0,), (0, 3)),
+                ((1, 3), (0, 1, 2)),
+                ((0, 3), (0, 1, 2, 3)),
+                ((0, 1, 2, 3), (0, 1, 2, 3)),
+            )
+        ),
     ],
 )
 def test_the_relative_map_is_the_kernels_own_page_by_page(old: tuple[int, ...], new: tuple[int, ...]) -> None:

@@ -186,6 +186,7 @@ def test_a_job_is_held_beyond_its_resume_until_its_pages_are_there_and_no_longer
     assert job.steady.runs()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("text", ["pageferry:nodes=9", "pageferry:nodes=2-x", "pageferry:nodes=1,cpus=2"])
 def test_a_request_that_makes_no_sense_is_refused_and_the_job_resumes_as_it_was(
     agent: Agent, job: PbsJob, text: str
@@ -211,6 +212,7 @@ def test_after_a_resize_the_memory_follows_the_nodes_that_remain(agent: Agent, j
     assert migrations(agent, job)[-1]["event"] == "execjob_resize"
 
 
+@pytest.mark.long
 def test_a_cpuset_that_somebody_else_changed_is_seen_at_the_next_period(agent: Agent, job: PbsJob) -> None:
     job.hook("exechost_periodic")
     job.confine(2)
@@ -245,6 +247,7 @@ def test_when_a_job_ends_the_spilled_memory_of_others_comes_home(
     wait_until(lambda: any(row["event"] == "spill" for row in migrations(agent, job)), "it is recorded")
 
 
+@pytest.mark.long
 def test_an_agent_that_is_killed_while_it_holds_a_job_leaves_it_running(agent: Agent, job: PbsJob) -> None:
     suspended(job)
     job.comment = "pageferry:nodes=1"
@@ -260,6 +263,7 @@ def test_an_agent_that_is_killed_while_it_holds_a_job_leaves_it_running(agent: A
     assert job.steady.runs()
 
 
+@pytest.mark.long
 def test_what_an_agent_and_its_guardian_left_is_released_by_the_next_agent(agent: Agent, job: PbsJob) -> None:
     suspended(job)
     job.comment = "pageferry:nodes=1"
@@ -299,6 +303,7 @@ def test_without_an_agent_the_command_does_the_same(agent: Agent, job: PbsJob) -
         assert stood_still(entry, count)
 
 
+@pytest.mark.long
 def test_an_agent_that_hangs_costs_mom_its_limit_and_the_job_resumes_as_it_was(agent: Agent, job: PbsJob) -> None:
     job.config = {**job.config, "seconds": 1, "preresume_seconds": 2}
     agent.signal(signal.SIGSTOP)
@@ -315,6 +320,7 @@ def test_an_agent_that_hangs_costs_mom_its_limit_and_the_job_resumes_as_it_was(a
     assert job.steady.runs()
 
 
+@pytest.mark.long
 def test_a_resume_that_mom_gave_up_on_is_not_served_and_the_next_one_is(agent: Agent, job: PbsJob) -> None:
     suspended(job)
     before = len(migrations(agent, job))

@@ -83,6 +83,7 @@ def nodes(job: Steady) -> set[str]:
     return {node for entry in job.entries(1) for node in entry["nodes"]}
 
 
+@pytest.mark.long
 @pytest.mark.v1
 def test_a_job_that_is_left_alone_is_let_go_while_slurm_has_it_suspended_and_is_not_moved(
     agent: Agent, named: Any

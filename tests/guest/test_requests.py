@@ -122,6 +122,7 @@ def test_a_request_for_now_is_served_while_the_job_runs_and_only_once(agent: Age
     assert admin_comment(job) == said
 
 
+@pytest.mark.long
 def test_the_same_request_typed_again_is_served_again(agent: Agent, job: Steady) -> None:
     for number in (1, 2):
         ask_for(job, "pageferry:nodes=2,now")
@@ -148,6 +149,7 @@ def test_a_request_without_now_waits_for_the_suspension(agent: Agent, job: Stead
     assert set(nodes_of(job)) == {2}
 
 
+@pytest.mark.long
 def test_a_request_typed_while_the_job_is_suspended_is_served_when_it_runs_again(agent: Agent, job: Steady) -> None:
     job.slurm.suspend(job.id)
     wait_until(lambda: bool(agent.migrations(job.id)), "what there was to do for the suspension is done")
@@ -208,6 +210,7 @@ def test_what_cannot_be_done_is_said_where_it_was_asked_and_the_job_stays(agent:
         assert job.runs()
 
 
+@pytest.mark.long
 def test_what_cannot_be_done_for_a_suspended_job_does_not_keep_it(agent: Agent, job: Steady) -> None:
     ask_for(job, "pageferry:nodes=7")
     suspended_and_resumed(job, agent)

@@ -129,6 +129,7 @@ def test_a_jobs_start_suspension_resumption_and_end_are_told(slurm: Slurm, watch
     assert watches(watch) == left
 
 
+@pytest.mark.long
 def test_a_suspension_that_is_over_at_once_is_told_by_its_writes(slurm: Slurm, watch: Watch) -> None:
     job, _ = started(slurm, watch)
     for verb in ("suspend", "resume"):
@@ -140,6 +141,7 @@ def test_a_suspension_that_is_over_at_once_is_told_by_its_writes(slurm: Slurm, w
     gather(watch, gone(job))
 
 
+@pytest.mark.long
 def test_a_job_that_is_cancelled_while_it_is_suspended_is_gone(slurm: Slurm, watch: Watch) -> None:
     job, _ = started(slurm, watch)
     subprocess.run(["scontrol", "suspend", str(job)], check=True)

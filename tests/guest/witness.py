@@ -31,7 +31,7 @@ _FRAME = np.uint64((1 << 55) - 1)
 _SYS_MOVE_PAGES = 279
 _MADV_POPULATE_READ = 22
 _TRACING = Path("/sys/kernel/tracing")
-_BY_REASON = "hist:keys=reason"
+_BY_REASON = "hist:keys=reason:vals=succeeded,failed"
 _MR_COMPACTION = 0  # the first of enum migrate_reason
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -259,11 +259,18 @@ def _compacted() -> tuple[int, int]:
     event = _TRACING / "events/migrate/mm_migrate_pages"
     if not event.exists():
         subprocess.run(["mount", "-t", "tracefs", "tracefs", _TRACING], check=True)
-    if _BY_REASON not in (event / "trigger").read_text():
-        (event / "trigger").write_text(f"{_BY_REASON}:vals=succeeded,failed")
+    if "succeeded,failed" not in (event / "trigger").read_text():
+        (event / "trigger").write_text(_BY_REASON)
     counted = rf"reason: +{_MR_COMPACTION} .*succeeded: +(\d+) +failed: +(\d+)"
     found = re.search(counted, (event / "hist").read_text())
     return (int(found[1]), int(found[2])) if found else (0, 0)
+
+
+def count_no_more() -> None:
+    """Take back what `vmstat` has the kernel count."""
+    trigger = _TRACING / "events/migrate/mm_migrate_pages/trigger"
+    if trigger.exists() and "succeeded,failed" in trigger.read_text():
+        trigger.write_text(f"!{_BY_REASON}")
 
 
 def status(pid: int, *fields: str) -> dict[str, int]:

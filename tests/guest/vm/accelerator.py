@@ -9,6 +9,7 @@ import io
 import os
 import subprocess
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from guest.vm import qemu, supervise
@@ -23,12 +24,16 @@ def choose(cache: Path, boots_with_kvm: Callable[[], bool], kvm: Path = KVM) -> 
     if not os.access(kvm, os.R_OK | os.W_OK):
         return "tcg"
     answer = cache / f"kvm-{BOOT_ID.read_text().strip()}"
-    if not answer.exists():
-        works = boots_with_kvm()
-        for old in cache.glob("kvm-*"):
+    with suppress(FileNotFoundError):
+        return "kvm" if answer.read_text() == "kvm" else "tcg"
+    found: qemu.Accelerator = "kvm" if boots_with_kvm() else "tcg"
+    for old in cache.glob("kvm-*"):
+        if old != answer:
             old.unlink(missing_ok=True)
-        answer.write_text("kvm" if works else "tcg")
-    return "kvm" if answer.read_text() == "kvm" else "tcg"
+    draft = cache / f"draft-{os.getpid()}"  # several harnesses may be at it
+    draft.write_text(found)
+    draft.rename(answer)
+    return found
 
 
 def boots(machine: qemu.Machine, timeout_s: float) -> bool:
