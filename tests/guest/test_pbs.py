@@ -109,6 +109,7 @@ def state(pid: int) -> str:
 def migrations(agent: Agent, job: PbsJob) -> list[dict[str, Any]]:
     """Return what is recorded of a job, the oldest first, once all that is under way is."""
     wait_until(lambda: not freezing.errands(agent), "the agent's errands have ended")
+    agent.ask("status")  # by the time it has answered, it has heard of their end, too
     answer = agent.ask("history", job=job.id)
     return sorted(answer["migrations"], key=lambda row: row["id"])
 
