@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from guest.vm import initramfs, kernel, qemu, session, slurmconf
+from guest.vm import initramfs, kernel, qemu, session, slurmconf, system
 from guest.vm.errors import NoGuestError
 from guest.vm.layouts import LAYOUTS, MEMORY_BLOCK_MIB, Layout, cpu_list, observed, symmetric
 
@@ -121,7 +121,9 @@ def test_a_host_without_a_kernel_is_told_which_package_has_one(tmp_path: Path) -
 def test_a_packed_kernel_is_unpacked_and_an_unknown_one_is_left(tmp_path: Path) -> None:
     elf = b"\x7fELF" + bytes(1000)
     assert kernel.unpack(bz_image(lzma.compress(elf) + struct.pack("<I", len(elf)))) == elf
-    assert kernel.unpack(bz_image(b"(\xb5/\xfd")) is None
+    zstd = subprocess.run(["zstd", "-qc"], input=elf, stdout=subprocess.PIPE, check=True).stdout
+    assert kernel.unpack(bz_image(zstd + struct.pack("<I", len(elf)))) == elf
+    assert kernel.unpack(bz_image(b"BZh91AY&SY")) is None
     assert kernel.unpack(bytes(4096)) is None
 
 
@@ -142,10 +144,60 @@ def test_the_archive_is_one_that_cpio_reads(tmp_path: Path) -> None:
 
 
 def test_the_script_quotes_the_command_and_starts_slurm_only_when_asked(tmp_path: Path) -> None:
-    plain = session.Wanted(LAYOUTS["four"], tmp_path, ["printf", "%s", "two words; $HOME"])
-    assert session.script(plain).endswith("exec printf %s 'two words; $HOME'\n")
-    assert "guest.vm.slurm" not in session.script(plain)
-    assert "guest.vm.slurm start" in session.script(session.Wanted(LAYOUTS["four"], tmp_path, ["true"], slurm=True))
+    here = system.System(Path("/"), Path("/venv/bin/python"))
+    plain = session.script(session.Wanted(LAYOUTS["four"], tmp_path, ["printf", "%s", "two words; $HOME"]), here)
+    assert plain.endswith("exec printf %s 'two words; $HOME'\n")
+    assert "guest.vm.slurm" not in plain
+    served = session.script(session.Wanted(LAYOUTS["four"], tmp_path, ["true"], slurm=True), here)
+    assert "/venv/bin/python -m guest.vm.slurm start" in served
+
+
+@pytest.mark.parametrize(
+    ("python", "hides"),
+    [
+        ("/usr/bin/python3", "yes"),
+        ("/tmp/elsewhere/bin/python", "no"),
+        (f"{system.REPOSITORY}/.venv/bin/python", "yes"),
+    ],
+)
+def test_the_guest_has_a_tmp_of_its_own_unless_that_would_hide_its_interpreter(
+    tmp_path: Path, python: str, hides: str
+) -> None:
+    words = session.words(session.Wanted(LAYOUTS["four"], tmp_path), system.System(Path("/"), Path(python)))
+    assert (words["tmp"], words["repository"]) == (hides, str(system.REPOSITORY))
+
+
+SECURITY = "http://security.example/debian-security/|Debian|main|bookworm-security"
+ELSEWHERE = "http://packages.example/|Elsewhere|main|bookworm"
+
+
+def test_a_release_comes_from_where_apt_has_debians_main_archive() -> None:
+    archive = "http://mirror.example/debian/|Debian|main|bookworm"
+    assert system.mirror("\n".join([SECURITY, ELSEWHERE, archive])) == "http://mirror.example/debian/"
+
+
+def test_without_debians_archive_no_release_can_be_had() -> None:
+    with pytest.raises(NoGuestError, match="main archive"):
+        system.mirror("\n".join([SECURITY, ELSEWHERE]))
+
+
+def test_a_tree_is_another_one_when_any_of_its_lists_changes() -> None:
+    names = [
+        system.tree_name(13, ["slurmd"], ["numpy>=1.26"]),
+        system.tree_name(13, ["slurmd", "munge"], ["numpy>=1.26"]),
+        system.tree_name(13, ["slurmd"], ["numpy>=2"]),
+        system.tree_name(13, [], ["slurmd", "numpy>=1.26"]),
+    ]
+    assert len(set(names)) == 4
+    assert all(name.startswith("debian-13-") for name in names)
+    assert names[0] == system.tree_name(13, ["slurmd"], ["numpy>=1.26"])
+
+
+def test_a_packed_module_is_unpacked(tmp_path: Path) -> None:
+    plain, packed = tmp_path / "9p.ko", tmp_path / "9p.ko.xz"
+    plain.write_bytes(b"\x7fELF module")
+    packed.write_bytes(lzma.compress(b"\x7fELF module"))
+    assert kernel.unpacked_module(plain) == kernel.unpacked_module(packed) == b"\x7fELF module"
 
 
 @EVERY_LAYOUT

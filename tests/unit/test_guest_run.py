@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from guest.vm import __main__ as command_line
-from guest.vm import accelerator, session, supervise
+from guest.vm import accelerator, session, supervise, system
 from guest.vm.errors import GuestError, NoGuestError, NotBootedError
 from guest.vm.layouts import LAYOUTS
 
@@ -111,7 +111,7 @@ def test_a_guest_does_not_outlive_its_harness(tmp_path: Path) -> None:
         "import sys; from pathlib import Path; from guest.vm import supervise;"
         f"supervise.run(['sh', '-c', {script!r}], Path('s'), Path('c'), None, sys.stdout.buffer)"
     )
-    environment = os.environ | {"PYTHONPATH": str(session.REPOSITORY / "tests")}
+    environment = os.environ | {"PYTHONPATH": str(system.REPOSITORY / "tests")}
     with subprocess.Popen(
         [sys.executable, "-c", program], stdout=subprocess.PIPE, env=environment, cwd=tmp_path
     ) as harness:

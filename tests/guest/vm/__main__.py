@@ -11,6 +11,7 @@ from types import FrameType
 from guest.vm import session
 from guest.vm.errors import GuestError, NoGuestError
 from guest.vm.layouts import LAYOUTS, observed
+from guest.vm.system import CODENAMES
 
 # As env(1) and timeout(1) have them: the command's own codes stay below.
 EXIT_FAILED = 125
@@ -64,6 +65,7 @@ def _wanted(arguments: argparse.Namespace) -> session.Wanted:
         cgroup=arguments.cgroup,
         slurm=arguments.slurm,
         systemd=arguments.systemd,
+        debian=arguments.debian,
         threads=arguments.smp_threads,
         timeout_s=arguments.timeout,
     )
@@ -76,6 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     common.add_argument("--cgroup", choices=("v2", "v1"), default="v2")
     common.add_argument("--slurm", action="store_true", help="start Slurm before the command")
     common.add_argument("--systemd", action="store_true", help="systemd as the first process; on cgroup v2 alone")
+    common.add_argument("--debian", type=int, choices=CODENAMES, help="a Debian release instead of this host's system")
     common.add_argument(
         "--smp-threads", choices=("single", "multi"), default="multi",
         help="emulated CPUs in one thread (boots faster) or one each (real parallel speed)",

@@ -46,8 +46,13 @@ ln -sfn /proc/self/fd/0 dev/stdin
 ln -sfn /proc/self/fd/1 dev/stdout
 ln -sfn /proc/self/fd/2 dev/stderr
 # Files on the overlay show one device in stat and another in /proc/PID/maps; what tests map should not.
-# A repository or an interpreter below /tmp has to stay visible, though.
-case "$(word keep)" in */tmp/*) ;; *) mount -t tmpfs -o mode=1777 tmp tmp ;; esac
+[ "$(word tmp)" = no ] || mount -t tmpfs -o mode=1777 tmp tmp
+# A repository below /tmp is hidden by that, and another system's tree has none.
+repository=$(word repository)
+if [ ! -e ".$repository/pyproject.toml" ]; then
+    mkdir -p ".$repository"
+    mount -t 9p -o trans=virtio,version=9p2000.L,msize=524288,cache=loose,ro repository ".$repository" || die "no repository"
+fi
 mount -t 9p -o trans=virtio,version=9p2000.L,msize=262144,cache=none results run/results || die "no results"
 
 if [ "$(word cgroup)" = v1 ]; then

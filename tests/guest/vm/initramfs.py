@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from guest.vm.errors import NoGuestError
-from guest.vm.kernel import Kernel, load_order
+from guest.vm.kernel import Kernel, load_order, unpacked_module
 
 BUSYBOX = Path("/bin/busybox")
 SCRIPTS = {"init": "init.sh", "pid1.sh": "pid1.sh"}
@@ -62,7 +62,7 @@ def initramfs(kernel: Kernel, words: Mapping[str, str]) -> bytes:
         entries[name] = Entry(stat.S_IFREG | 0o755, Path(__file__).with_name(source).read_bytes())
     for number, module in enumerate(order):
         # Numbered, so that the shell's sorted glob is the load order.
-        data = (kernel.modules / module).read_bytes()
+        data = unpacked_module(kernel.modules / module)
         entries[f"modules/{number:02}-{Path(module).name}"] = Entry(stat.S_IFREG | 0o644, data)
     for name, text in words.items():
         entries[f"words/{name}"] = Entry(stat.S_IFREG | 0o755, text.encode())

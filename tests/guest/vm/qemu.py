@@ -39,6 +39,7 @@ class Machine:
     threads: Threads = "single"
     interactive: bool = False
     root: Path = Path("/")
+    repository: Path = Path("/")
     program: str = "qemu-system-x86_64"
 
 
@@ -85,6 +86,8 @@ def _files(machine: Machine) -> Iterator[str]:
         f"local,id=host,path={machine.root},security_model=none,readonly=on,multidevs=remap",
     )
     yield from ("-device", "virtio-9p-pci,fsdev=host,mount_tag=host")
+    shared = f"local,id=repository,path={machine.repository},security_model=none,readonly=on,multidevs=remap"
+    yield from ("-fsdev", shared, "-device", "virtio-9p-pci,fsdev=repository,mount_tag=repository")
     yield from ("-fsdev", f"local,id=results,path={machine.results},security_model=none,multidevs=remap")
     yield from ("-device", "virtio-9p-pci,fsdev=results,mount_tag=results")
     yield from ("-drive", f"id=scratch,file={machine.scratch},format=raw,if=none,cache=unsafe,discard=unmap")

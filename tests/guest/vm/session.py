@@ -17,8 +17,8 @@ from guest.vm.errors import NoGuestError, NotBootedError
 from guest.vm.initramfs import initramfs
 from guest.vm.kernel import newest_kernel, unpacked
 from guest.vm.layouts import Layout
+from guest.vm.system import REPOSITORY, System, compile_tests, system_of
 
-REPOSITORY = Path(__file__).resolve().parents[3]
 CACHE = REPOSITORY / ".cache"
 GUEST_RESULTS = Path("/run/results")
 SCRATCH_BYTES = 512 << 20
@@ -29,7 +29,7 @@ BOOTS = 3
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What the caller asked for. No command: a shell on the caller's terminal."""
+    """What the caller asked for. No command: a shell on the caller's terminal. No `debian`: this host's own system."""
 
     layout: Layout
     results: Path
@@ -37,6 +37,7 @@ class Wanted:
     cgroup: Literal["v1", "v2"] = "v2"
     slurm: bool = False
     systemd: bool = False
+    debian: int | None = None
     threads: qemu.Threads = "single"
     timeout_s: float | None = None
 
@@ -58,13 +59,13 @@ def run(wanted: Wanted, out: BinaryIO) -> int:
     for folder in ("planner", "plugin", "tests", "bench"):
         compileall.compile_dir(REPOSITORY / folder, quiet=2)
     chosen = accelerator.choose(CACHE, lambda: _boots_with_kvm(wanted.layout))
-    mode = "run" if wanted.command else "shell"
-    words = {"mode": mode, "cgroup": wanted.cgroup, "keep": f"{REPOSITORY} {sys.executable}"}
-    words["systemd"] = "yes" if wanted.systemd else "no"
-    words["command"] = script(wanted)
     _remove_leftovers()
-    with tempfile.TemporaryDirectory(dir=CACHE, prefix=f"guest-{os.getpid()}-") as folder:
-        machine = _machine(wanted, Path(folder), words, chosen)
+    with (
+        system_of(wanted.debian, CACHE) as system,
+        tempfile.TemporaryDirectory(dir=CACHE, prefix=f"guest-{os.getpid()}-") as folder,
+    ):
+        compile_tests(system)
+        machine = _machine(wanted, system, Path(folder), words(wanted, system), chosen)
         argv = qemu.command(machine)
         if machine.interactive:
             return supervise.run_on_terminal(argv, machine.status, machine.console)
@@ -93,9 +94,23 @@ def environment(layout: str, cgroup: str, results: Path) -> dict[str, str]:
     }
 
 
-def script(wanted: Wanted) -> str:
+def words(wanted: Wanted, system: System) -> dict[str, str]:
+    """Return what the guest's init is told, a file for each word."""
+    # An interpreter of its own below /tmp has to stay visible; the repository is brought back.
+    hides = Path("/tmp") not in system.python.parents or REPOSITORY in system.python.parents
+    return {
+        "mode": "run" if wanted.command else "shell",
+        "cgroup": wanted.cgroup,
+        "tmp": "yes" if hides else "no",
+        "repository": str(REPOSITORY),
+        "systemd": "yes" if wanted.systemd else "no",
+        "command": script(wanted, system),
+    }
+
+
+def script(wanted: Wanted, system: System) -> str:
     """Write the script that the guest runs: the environment, Slurm if wanted, then the command."""
-    tools = Path(sys.executable).parent
+    tools = system.python.parent
     variables = {
         "HOME": "/root",
         "PATH": f"{tools}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
@@ -105,14 +120,14 @@ def script(wanted: Wanted) -> str:
         # A pool of BLAS threads for each import of numpy is dear on an emulated CPU.
         "OPENBLAS_NUM_THREADS": "1",
         # The plugin imports all of hypothesis, 5 s of an emulated CPU, even where no test uses it.
-        "PYTEST_ADDOPTS": "-p no:hypothesispytest -p no:cacheprovider",
+        "PYTEST_ADDOPTS": f"-p no:hypothesispytest -p no:cacheprovider -o 'pythonpath={' '.join(system.imports)}'",
         "PAGEFERRY_SCRATCH": "/dev/vda",
         **environment(wanted.layout.name, wanted.cgroup, GUEST_RESULTS),
     }
     lines = ["#!/bin/sh", *(f"export {name}={shlex.quote(value)}" for name, value in variables.items())]
     lines.append(f"cd {shlex.quote(str(REPOSITORY))} || exit 1")
     if wanted.slurm:
-        lines.append(f"PYTHONPATH=tests {shlex.quote(sys.executable)} -m guest.vm.slurm start || exit 1")
+        lines.append(f"PYTHONPATH=tests {shlex.quote(str(system.python))} -m guest.vm.slurm start || exit 1")
     if wanted.command:
         lines.append(f"exec {shlex.join(wanted.command)}")
     else:
@@ -130,10 +145,12 @@ def _remove_leftovers() -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _machine(wanted: Wanted, folder: Path, words: dict[str, str], accelerator_: qemu.Accelerator) -> qemu.Machine:
-    kernel = newest_kernel()
+def _machine(
+    wanted: Wanted, system: System, folder: Path, told: dict[str, str], accelerator_: qemu.Accelerator
+) -> qemu.Machine:
+    kernel = newest_kernel(system.root / "boot", system.root / "lib/modules")
     image = folder / "initramfs"
-    image.write_bytes(initramfs(kernel, words))
+    image.write_bytes(initramfs(kernel, told))
     scratch = folder / "scratch"
     with scratch.open("wb") as disk:
         disk.truncate(SCRATCH_BYTES)
@@ -147,12 +164,14 @@ def _machine(wanted: Wanted, folder: Path, words: dict[str, str], accelerator_: 
         status=folder / "status",
         accelerator=accelerator_,
         threads=wanted.threads,
-        interactive=words["mode"] == "shell",
+        interactive=told["mode"] == "shell",
+        root=system.root,
+        repository=REPOSITORY,
     )
 
 
 def _boots_with_kvm(layout: Layout) -> bool:
     with tempfile.TemporaryDirectory(dir=CACHE, prefix="probe-") as folder:
-        wanted = Wanted(layout, Path(folder))
-        machine = _machine(wanted, Path(folder), {"mode": "probe", "command": ""}, "kvm")
+        system = System(Path("/"), Path(sys.executable))
+        machine = _machine(Wanted(layout, Path(folder)), system, Path(folder), {"mode": "probe", "command": ""}, "kvm")
         return accelerator.boots(machine, PROBE_TIMEOUT_S)
