@@ -147,6 +147,11 @@ def mprotect(address: int, pages: int, prot: int) -> None:
     checked(libc.mprotect(address, pages * PAGE, prot))
 
 
+def lock_all() -> None:
+    """Lock what is in memory and what comes to be, without faulting anything in: mlockall(2) with MCL_ONFAULT."""
+    checked(libc.mlockall(1 | 2 | 4))
+
+
 def mlock(address: int, pages: int) -> None:
     """mlock(2)."""
     checked(libc.mlock(address, pages * PAGE))
@@ -254,8 +259,8 @@ def drop_to(user: int) -> None:
 REQUESTS: dict[str, Callable[..., Any]] = {
     function.__name__.rstrip("_"): function
     for function in (
-        map_, memfd, system_v, unmap, write, write_each, read, seal, broken, madvise, mprotect, mlock, set_mempolicy,
-        mbind, pin, leave_each, threads, use, use_on, affinity, load, close, unshare_ipc, drop_to,
+        map_, memfd, system_v, unmap, write, write_each, read, seal, broken, madvise, mprotect, mlock, lock_all,
+        set_mempolicy, mbind, pin, leave_each, threads, use, use_on, affinity, load, close, unshare_ipc, drop_to,
     )
 }  # fmt: skip
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from guest import rights
 from guest.proof import prove, request
-from guest.ranks import BIND, HUGE, MADV_HUGEPAGE, SHARED, job
+from guest.ranks import BIND, HUGE, MADV_HUGEPAGE, SHARED, Job, job
 from guest.witness import node_vector, vmstat
 from pageferry import ferry
 from pageferry.kernel import libnuma
@@ -25,11 +27,33 @@ FULL = 3
 LEFT_PAGES = 12288
 """48 MiB: about 20 MiB more than the kernel keeps free for itself there, below which it takes from others."""
 
+NOISE_PAGES = 256
+"""What others take or give back meanwhile."""
+
+LISTS_OF_CPUS = Path("/proc/sys/vm/percpu_pagelist_high_fraction")
+"""1/N of a zone is the most that CPUs keep in lists of their own, where it is free and is not counted as free; 0: from
+Linux 6.7 on as much as they are asked for, which is more than these tests leave free."""
+
 
 def free_pages(node: int) -> int:
     """Return how many pages of a node are free."""
     text = Path(f"/sys/devices/system/node/node{node}/meminfo").read_text()
     return int(text.split("MemFree:")[1].split()[0]) // 4
+
+
+def high_watermark(node: int) -> int:
+    """Return how many pages of a node the kernel keeps free: below that it reclaims what others use."""
+    zones = re.split(r"^Node ", Path("/proc/zoneinfo").read_text(), flags=re.MULTILINE)
+    ours = [zone for zone in zones if zone.startswith(f"{node}, ")]
+    return sum(int(number) for zone in ours for number in re.findall(r"^ +high +(\d+)$", zone, re.MULTILINE))
+
+
+@contextmanager
+def small_job() -> Iterator[Job]:
+    """Start a job of which the kernel cannot reclaim any page, as Linux 6.12 does of files that move to a full node."""
+    with job(node=0) as made:
+        made.first.ask("lock_all")
+        yield made
 
 
 @contextmanager
@@ -66,13 +90,15 @@ def wanted(*nodes: int, when_full: WhenFull, spill: tuple[int, ...] = ()) -> fer
 def full() -> Iterator[None]:
     """Node 3 with little room."""
     before = vmstat()["oom_kill"]
+    LISTS_OF_CPUS.write_text("100000")
     with ballast(FULL, LEFT_PAGES):
         yield
+    LISTS_OF_CPUS.write_text("0")
     assert vmstat()["oom_kill"] == before
 
 
 def test_what_does_not_fit_is_refused_and_nothing_moves(full: None) -> None:
-    with job(node=0) as made:
+    with small_job() as made:
         memory = made.first.map(8192).write()
         proof = prove(made, wanted(FULL, when_full=WhenFull.REFUSE))
         assert proof.migrated == proof.outcome.tally.calls == 0
@@ -83,17 +109,17 @@ def test_what_does_not_fit_is_refused_and_nothing_moves(full: None) -> None:
 
 
 def test_of_what_does_not_fit_a_part_moves_if_so_asked(full: None) -> None:
-    with job(node=0) as made:
+    with small_job() as made:
         memory = made.first.map(8192).write()
         proof = prove(made, wanted(FULL, when_full=WhenFull.PARTIAL))
-        assert 2048 < proof[Bucket.MOVED] <= LEFT_PAGES // 2
+        assert proof[Bucket.MOVED] > 2048
         assert proof[Bucket.NO_ROOM] == proof.before.not_on(FULL) - proof[Bucket.MOVED]
         assert Counter(node_vector(made.first.pid, *memory.span)).keys() <= {0, FULL}
-        assert free_pages(FULL) >= LEFT_PAGES // 2
+        assert free_pages(FULL) >= high_watermark(FULL) - NOISE_PAGES
 
 
 def test_what_does_not_fit_goes_to_the_next_nearest_node_if_so_asked(full: None) -> None:
-    with job(node=0) as made:
+    with small_job() as made:
         memory = made.first.map(8192).write()
         proof = prove(made, wanted(FULL, when_full=WhenFull.SPILL, spill=(1, 2)))
         assert proof[Bucket.NO_ROOM] <= proof.before.on(2)  # those are as near as can be
@@ -104,7 +130,7 @@ def test_what_does_not_fit_goes_to_the_next_nearest_node_if_so_asked(full: None)
 
 
 def test_nothing_spills_to_a_node_that_was_not_named(full: None) -> None:
-    with job(node=0) as made:
+    with small_job() as made:
         memory = made.first.map(8192).write()
         prove(made, wanted(FULL, when_full=WhenFull.SPILL, spill=(1,)))
         nodes = Counter(node_vector(made.first.pid, *memory.span))
@@ -114,14 +140,14 @@ def test_nothing_spills_to_a_node_that_was_not_named(full: None) -> None:
 
 def test_a_node_that_is_full_after_all_takes_what_it_can_and_nobody_is_killed(full: None) -> None:
     """The plan is made to believe that there is room, as when others took it between plan and move."""
-    with job(node=0) as made:
+    with small_job() as made:
         memory = made.first.map(16384, made.first.memfd(16384), flags=SHARED).write()
         made.seal()
         before = vmstat()
         with pytest.MonkeyPatch.context() as patch:
             really = ferry.host
             patch.setattr(ferry, "host", lambda topology, *_: replace(really(topology, 0), room={FULL: 1 << 20}))
-            outcome = ferry.move(made.pids, wanted(FULL, when_full=WhenFull.REFUSE))
+            outcome = rights.move(made.pids, wanted(FULL, when_full=WhenFull.REFUSE))
         counters = vmstat() - before
         assert counters["oom_kill"] == 0
         assert counters["pgmigrate_success"] == outcome.tally[Bucket.MOVED]

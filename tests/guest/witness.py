@@ -34,6 +34,9 @@ _TRACING = Path("/sys/kernel/tracing")
 _BY_REASON = "hist:keys=reason:vals=succeeded,failed"
 _MR_COMPACTION = 0  # the first of enum migrate_reason
 
+LINUX = tuple(int(number) for number in os.uname().release.split(".")[:2])
+"""The kernel's release, for what is known to fail on some; the product never asks for it."""
+
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -246,12 +249,20 @@ def policies(pid: int) -> list[tuple[str, str]]:
 def vmstat() -> Counter[str]:
     """Return the counters of /proc/vmstat, those of migrated pages without what the kernel's compaction moved.
 
-    A node that fills wakes kcompactd, which moves pages within the node and counts them in the same place.
+    A node that fills wakes kcompactd, which moves pages within the node and counts them in the same place, a moment
+    before it tells of them: so both are read until they stay the same.
     """
-    succeeded, failed = _compacted()
+    seen: tuple[int, ...] = ()
+    while True:
+        (succeeded, failed), counters = _compacted(), _counters()
+        before, seen = seen, (succeeded, failed, counters["pgmigrate_success"], counters["pgmigrate_fail"])
+        if seen == before:
+            return counters - Counter(pgmigrate_success=succeeded, pgmigrate_fail=failed)
+
+
+def _counters() -> Counter[str]:
     lines = Path("/proc/vmstat").read_text().splitlines()
-    counters = Counter({name: int(value) for name, value in (line.split() for line in lines)})
-    return counters - Counter(pgmigrate_success=succeeded, pgmigrate_fail=failed)
+    return Counter({name: int(value) for name, value in (line.split() for line in lines)})
 
 
 def _compacted() -> tuple[int, int]:
