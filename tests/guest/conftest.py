@@ -14,15 +14,23 @@ import pytest
 
 pytest.register_assert_rewrite("guest.proof")
 
-from guest import witness  # noqa: E402
+from guest import rights, witness  # noqa: E402
 from guest.vm import slurm as daemons  # noqa: E402
 from guest.vm.jobs import Slurm  # noqa: E402
 from guest.vm.layouts import LAYOUTS, Layout, observed  # noqa: E402
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Let one machine run every n-th file, so that several share the work: `--shard 1/2`, `--shard 2/2`."""
+    """Let several machines share the files, `--shard 1/2` and `--shard 2/2`; say with whose rights memory is moved."""
     parser.addoption("--shard", default="1/1", metavar="I/N", help="run the I-th of N parts of the files")
+    parser.addoption("--rights", choices=("unit", "root"), default="unit", help="those of the agent's unit, or all")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Tell `rights` whose they are, and let mounts reach other namespaces, as they do where systemd has booted."""
+    os.environ[rights.VARIABLE] = config.getoption("--rights")
+    if "PAGEFERRY_GUEST_LAYOUT" in os.environ:
+        subprocess.run(["mount", "--make-rshared", "/"], check=True)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -103,6 +111,22 @@ def quiet(several_nodes: None) -> Iterator[None]:
     for path, value in before.items():
         path.write_text(value)
     witness.count_no_more()
+
+
+@pytest.fixture
+def overlay(several_nodes: None, tmp_path: Path) -> Iterator[Path]:
+    """An empty overlay over two folders of a tmpfs that is mounted nowhere else, as a container's root may be one."""
+    folder, hidden = tmp_path / "overlay", tmp_path / "hidden"
+    for path in (folder, hidden):
+        path.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "hidden", str(hidden)], check=True)
+    for name in ("lower", "upper", "work"):
+        (hidden / name).mkdir()
+    layers = f"lowerdir={hidden}/lower,upperdir={hidden}/upper,workdir={hidden}/work"
+    subprocess.run(["mount", "-t", "overlay", "-o", layers, "overlay", str(folder)], check=True)
+    subprocess.run(["umount", "--lazy", str(hidden)], check=True)
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
 
 
 @pytest.fixture

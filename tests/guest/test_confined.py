@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from guest import rights
 from guest.proof import prove_whole, request
 from guest.ranks import Job, job
 from guest.witness import census, node_vector, vmstat
@@ -70,7 +71,7 @@ def test_a_frozen_job_moves_and_stays_frozen(cgroup: str) -> None:
         enter(path, made)
         with freeze(path, cgroup):
             before, counters = census(made.pids), vmstat()
-            outcome = ferry.move(made.pids, request(2))
+            outcome = rights.move(made.pids, request(2))
             assert frozen(path, cgroup)
             assert outcome.tally.requested == before.not_on(2) == (vmstat() - counters)["pgmigrate_success"]
             assert node_vector(made.first.pid, *memory.span) == [2] * 300
@@ -85,7 +86,7 @@ def test_a_target_outside_the_cpuset_is_refused_in_one_line_and_nothing_moves(cg
         enter(path, made)
         counters = vmstat()
         with pytest.raises(KernelError, match=r"^node 2 is outside the job's cpuset \(mems 0-1\): .*widen cpuset.mems"):
-            ferry.move(made.pids, request(2))
+            rights.move(made.pids, request(2))
         assert (vmstat() - counters)["pgmigrate_success"] == 0
         prove_whole(made, 1)
 
@@ -96,7 +97,7 @@ def test_a_process_whose_cpuset_is_narrower_than_the_others_bounds_them_all(cgro
         (path / "cpuset.mems").write_text("0-1")
         (path / "cgroup.procs").write_text(str(made.ranks[1].pid))
         with pytest.raises(KernelError, match="outside the job's cpuset"):
-            ferry.move(made.pids, request(3))
+            rights.move(made.pids, request(3))
 
 
 def test_nothing_spills_to_a_node_outside_the_cpuset(cgroup: str) -> None:
@@ -108,6 +109,6 @@ def test_nothing_spills_to_a_node_outside_the_cpuset(cgroup: str) -> None:
         target = Target((1,), when_full=WhenFull.SPILL, spill=frozenset({2, 3}))
         all_of_it = 1 << 40
         before, counters = census(made.pids), vmstat()
-        outcome = ferry.move(made.pids, ferry.Request(target, reserve_bytes=all_of_it))
+        outcome = rights.move(made.pids, ferry.Request(target, reserve_bytes=all_of_it))
         assert outcome.tally.requested == (vmstat() - counters)["pgmigrate_success"] == 0
         assert outcome.tally[Bucket.NO_ROOM] == before.not_on(1)

@@ -11,10 +11,11 @@ from types import SimpleNamespace
 
 import pytest
 
+from guest import rights
 from guest.proof import prove, prove_whole, request
 from guest.ranks import SHARED, Job, Rank, filled, job
 from guest.witness import census, node_vector, vmstat
-from pageferry import ferry, mover
+from pageferry import mover
 from pageferry.errors import Vanished
 from pageferry.kernel import libnuma
 from pageferry.mover import Limits
@@ -81,7 +82,7 @@ def killed_midway(made: Job, victims: list[Rank], objects: list[tuple[str, int, 
     made.seal()
     before = census(made.pids, objects)
     counters = vmstat()
-    outcome = ferry.move(made.pids, request(2))
+    outcome = rights.move(made.pids, request(2))
     counters = vmstat() - counters
     tally = outcome.tally
     assert tally.total() == before.total
@@ -146,7 +147,7 @@ def test_a_job_that_has_ended_before_has_vanished() -> None:
         for rank in made.ranks:
             rank.kill()
         with pytest.raises(Vanished):
-            ferry.move(made.pids, request(2))
+            rights.move(made.pids, request(2))
 
 
 def test_processes_that_have_ended_before_are_left_out() -> None:
@@ -154,7 +155,7 @@ def test_processes_that_have_ended_before_are_left_out() -> None:
         memory = made.first.map(100).write()
         pids = made.pids
         made.end(made.ranks[2])
-        outcome = ferry.move(pids, request(2))
+        outcome = rights.move(pids, request(2))
         assert outcome.complete
         assert node_vector(made.first.pid, *memory.span) == [2] * 100
 
@@ -208,6 +209,7 @@ def test_control_c_stops_between_calls_and_what_was_done_is_told(
         assert proof[Bucket.NOT_REACHED] == proof.before.not_on(2) - proof[Bucket.MOVED]
         assert interrupted_at[-1] == proof.before.not_on(2)
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        monkeypatch.undo()
         prove_whole(made, 2)
 
 

@@ -12,6 +12,8 @@ from guest.proof import prove_whole
 from guest.ranks import HUGE, HUGETLB, MADV_HUGEPAGE, PRIVATE, SHARED, job
 from guest.witness import node_vector, smaps, vmstat
 
+pytestmark = pytest.mark.systemd
+
 SHMEM_ENABLED = Path("/sys/kernel/mm/transparent_hugepage/shmem_enabled")
 
 

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from guest import rights
 from guest.proof import prove, request
 from guest.ranks import BIND, HUGE, MADV_HUGEPAGE, MADV_POPULATE_WRITE, Job, Memory, Rank, job
-from guest.witness import node_vector, smaps, vmstat
+from guest.witness import LINUX, node_vector, smaps, vmstat
 from pageferry import ferry, mover
 from pageferry_planner.model import Bucket, HugePages, Target, WhenFull
 from pageferry_planner.policy import Rules
@@ -85,9 +86,9 @@ def take(rank: Rank, count: int) -> Memory:
 
 
 @pytest.fixture
-def compacted(monkeypatch: pytest.MonkeyPatch) -> list[set[int]]:
+def compacted(monkeypatch: pytest.MonkeyPatch) -> rights.Notes:
     """Which nodes were to be compacted; none is, so that each page that moves was asked for."""
-    asked: list[set[int]] = []
+    asked = rights.Notes()
 
     def note(nodes: Iterable[int]) -> None:
         asked.append(set(nodes))
@@ -114,7 +115,7 @@ def splits(counters: Counter[str]) -> int:
 
 
 def test_huge_pages_that_are_kept_move_as_long_as_there_are_free_ones_and_all_else_moves(
-    torn: Rank, compacted: list[set[int]]
+    torn: Rank, compacted: rights.Notes
 ) -> None:
     with job(node=0) as made:
         memory, small = filled(made, MANY), made.first.map(1000).write()
@@ -132,14 +133,17 @@ def test_huge_pages_that_are_kept_move_as_long_as_there_are_free_ones_and_all_el
         assert proof.before.not_on(NODE) == proof[Bucket.MOVED] + proof[Bucket.NO_HUGE_PAGE]
         assert node_vector(made.first.pid, *small.span) == [NODE] * 1000
         assert not proof.outcome.complete
-        assert compacted == [{NODE}]
+        assert compacted.read() == [{NODE}]
 
 
+@pytest.mark.xfail(
+    LINUX >= (6, 12), strict=True, reason="what the kernel leaves behind of a split huge page counts as moved"
+)
 def test_the_kernel_splits_huge_pages_whose_target_has_none_free(torn: Rank) -> None:
     with job(node=0) as made:
         memory = take(made.first, MANY)
         before = vmstat()
-        outcome = ferry.move(made.pids, wanted(NODE, HugePages.SPLIT))
+        outcome = rights.move(made.pids, wanted(NODE, HugePages.SPLIT))
         after = vmstat() - before
         assert outcome.complete
         assert node_vector(made.first.pid, *memory.span) == [NODE] * memory.pages
@@ -148,13 +152,13 @@ def test_the_kernel_splits_huge_pages_whose_target_has_none_free(torn: Rank) -> 
 
 
 def test_a_huge_page_without_a_free_one_spills_whole_to_the_next_nearest_node(
-    torn: Rank, compacted: list[set[int]]
+    torn: Rank, compacted: rights.Notes
 ) -> None:
     with job(node=0) as made:
         memory = filled(made, MANY)
         free = free_huge_pages(NODE)
         before = vmstat()
-        outcome = ferry.move(made.pids, wanted(NODE, HugePages.KEEP, WhenFull.SPILL))
+        outcome = rights.move(made.pids, wanted(NODE, HugePages.KEEP, WhenFull.SPILL))
         assert splits(vmstat() - before) == 0
         assert smaps(made.first.pid, memory.address, "AnonHugePages") == memory.pages * 4
         nodes = Counter(node_vector(made.first.pid, *memory.span))
@@ -164,26 +168,27 @@ def test_a_huge_page_without_a_free_one_spills_whole_to_the_next_nearest_node(
 
 
 def test_who_takes_the_free_ones_between_plan_and_move_leaves_huge_pages_where_they_are(
-    torn: Rank, compacted: list[set[int]]
+    torn: Rank, compacted: rights.Notes
 ) -> None:
     with job(node=0) as made:
         memory = filled(made, 2)
-        before, taken = vmstat(), list[Memory]()
+        before, taken = vmstat(), rights.Notes()
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(ferry, "read_free_huge_pages", lambda: {NODE: 100})
             really = mover.carry
 
             def late(*arguments: object) -> object:
                 while free := free_huge_pages(NODE):
-                    taken.append(take(torn, free))
+                    more = take(torn, free)
+                    taken.append((more.address, more.pages))
                 return really(*arguments)  # type: ignore[arg-type]
 
             patch.setattr(ferry, "carry", late)
-            outcome = ferry.move(made.pids, wanted(NODE, HugePages.KEEP))  # others' pages are reclaimed meanwhile
+            outcome = rights.move(made.pids, wanted(NODE, HugePages.KEEP))  # others' pages are reclaimed meanwhile
         assert splits(vmstat() - before) == 0
         assert outcome.tally[Bucket.NO_HUGE_PAGE] == memory.pages
-        for each in taken:
-            torn.ask("unmap", each.address, each.pages)
+        for address, pages in taken.read():
+            torn.ask("unmap", address, pages)
         assert smaps(made.first.pid, memory.address, "AnonHugePages") == memory.pages * 4
 
 
@@ -191,7 +196,7 @@ def test_a_target_with_too_few_is_compacted_first_and_none_is_split_for_that(tor
     with job(node=0) as made:
         memory = filled(made, FREE + 5)
         before, free = vmstat(), free_huge_pages(NODE)
-        outcome = ferry.move(made.pids, wanted(NODE, HugePages.KEEP))
+        outcome = rights.move(made.pids, wanted(NODE, HugePages.KEEP))
         after = vmstat() - before
         assert after["compact_migrate_scanned"] > 0
         assert splits(after) == 0
@@ -201,7 +206,7 @@ def test_a_target_with_too_few_is_compacted_first_and_none_is_split_for_that(tor
         assert smaps(made.first.pid, memory.address, "AnonHugePages") == memory.pages * 4
 
 
-def test_a_huge_page_that_a_parent_maps_in_part_moves_whole_through_a_child(compacted: list[set[int]]) -> None:
+def test_a_huge_page_that_a_parent_maps_in_part_moves_whole_through_a_child(compacted: rights.Notes) -> None:
     with job(node=0) as made:
         memory = filled(made, 2)
         children = made.fork(2)

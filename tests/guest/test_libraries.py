@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from guest import rights
 from guest.proof import Object, Proof, prove, prove_whole, request
 from guest.ranks import READ, SHARED, Job, filled, job
 from guest.witness import vmas
-from pageferry import ferry
 from pageferry_planner.model import Bucket
 from pageferry_planner.policy import Rules
 
@@ -57,7 +57,7 @@ def test_the_c_library_that_the_host_uses_too_stays_and_a_library_of_the_job_mov
         for rank in made.ranks:
             rank.ask("load", str(copy))
         libc = library_of(made, "libc.")
-        ferry.move(others.pids, request(0, rules=Rules(reference_count=False)))
+        rights.move(others.pids, request(0, rules=Rules(reference_count=False)))
         proof = prove_stays(made, libraries(made) & libraries(others), "reference-count", objects=[(copy, 0, 1000)])
         assert proof.after.cached(libc) == proof.before.cached(libc)
         assert proof.after.cached(libc)[0] > 200

@@ -5,10 +5,14 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import pytest
+
 from guest.proof import prove_whole
 from guest.ranks import PRIVATE, READ, WRITE, filled, job
 from guest.witness import node_vector, status
 from pageferry_planner.model import Bucket
+
+pytestmark = pytest.mark.systemd
 
 
 def test_what_a_process_has_alone_is_asked_for_once() -> None:

@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from guest import rights
 from guest.proof import prove_whole, request
-from guest.ranks import PRIVATE, READ, SHARED, Job, Memory, Rank, job
+from guest.ranks import PRIVATE, READ, SHARED, Job, Memory, Rank, filled, job
 from guest.witness import node_vector, vmstat
-from pageferry import ferry
 from pageferry_planner.model import Bucket
+
+pytestmark = pytest.mark.systemd
 
 PAGES = 512
 ANONYMOUS_SHARED = SHARED | 0x20
@@ -86,6 +88,18 @@ def test_what_no_process_has_in_its_page_table_any_more_arrives_too(tmp_path: Pa
         shared.write(0, 50)
         proof = prove_whole(made, 2, objects=[object_of(shared)])
         assert proof[Bucket.MOVED] >= 250
+        assert node_vector(made.first.pid, *shared.span) == [2] * 50 + [-1] * (PAGES - 50)
+
+
+@pytest.mark.xfail(strict=True, reason="an overlay is not taken for what its layers are: pages nobody maps are missed")
+def test_pages_of_an_overlays_file_that_no_process_maps_any_more_arrive_too(overlay: Path) -> None:
+    with job(node=0) as made:
+        shared = made.first.map(PAGES, filled(overlay / "shared", PAGES), prot=READ)
+        (gone,) = made.fork()
+        shared.of(gone).read(100, 300)
+        made.end(gone)
+        shared.read(0, 50)
+        prove_whole(made, 2, objects=[(overlay / "shared", 0, PAGES)])
         assert node_vector(made.first.pid, *shared.span) == [2] * 50 + [-1] * (PAGES - 50)
 
 
@@ -187,9 +201,9 @@ def test_pages_in_place_already_are_never_asked_for(tmp_path: Path) -> None:
             shared.of(rank).read()
         proof = prove_whole(made, 2)
         assert proof[Bucket.IN_PLACE] >= PAGES - 32
-        ferry.move(made.pids, request(2))  # what checking the contents has touched
+        rights.move(made.pids, request(2))  # what checking the contents has touched
         before = vmstat()
-        again = ferry.move(made.pids, request(2)).tally
+        again = rights.move(made.pids, request(2)).tally
         assert again.requested == again.calls == again.addresses == 0
         assert (vmstat() - before)["pgmigrate_success"] == 0
 
