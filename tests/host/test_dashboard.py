@@ -70,6 +70,7 @@ def test_it_asks_by_labels_and_values_that_there_are(dashboard: dict[str, Any], 
             assert label == "instance" or set(values.split("|")) <= there, title
 
 
+@pytest.mark.long
 def test_prometheus_understands_every_question(dashboard: dict[str, Any], tmp_path: Path) -> None:
     rules = []
     for number, (_, expression) in enumerate(expressions(dashboard)):

@@ -154,6 +154,7 @@ def suspend(job: SlurmJob, suspended: bool = True) -> None:
             (step / "user/cgroup.freeze").write_text("1" if suspended else "0")
 
 
+@pytest.mark.long
 def test_promtool_has_nothing_to_say_of_what_an_agent_writes_and_of_what_it_answers(
     agent: Agent, job: SlurmJob
 ) -> None:

@@ -15,6 +15,8 @@ from pageferry.page import render
 from support.chromium import Browser, browser
 from support.history_rows import HOSTILE, row
 
+pytestmark = pytest.mark.long  # and its browser is a large package
+
 TITLE = "pageferry: job 4711"
 LONG = "/" + "x" * 119
 """As long as a name of a backing gets, and nowhere to break it."""
