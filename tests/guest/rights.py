@@ -36,7 +36,13 @@ UNIT = Path(__file__).parents[2] / "hooks/systemd/pageferry.service"
 VARIABLE = "PAGEFERRY_RIGHTS"
 """The environment variable that says whose rights: "unit" (default) or "root"."""
 
-CAPABILITIES = {"CAP_DAC_READ_SEARCH": 2, "CAP_SYS_PTRACE": 19, "CAP_SYS_ADMIN": 21, "CAP_SYS_NICE": 23}
+CAPABILITIES = {
+    "CAP_DAC_READ_SEARCH": 2,
+    "CAP_FOWNER": 3,
+    "CAP_SYS_PTRACE": 19,
+    "CAP_SYS_ADMIN": 21,
+    "CAP_SYS_NICE": 23,
+}
 """By their numbers in linux/capability.h."""
 
 NOT_FOR_A_RUN = re.compile(r"Type|Exec|Restart|Watchdog|Timeout|KillMode|RuntimeDirectory|StateDirectory|Slice")

@@ -10,15 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from guest.rights import CAPABILITIES
 from support.packaged import UNIT, Job, drop_in, install, shown, slurm_job
 from support.slurm_groups import answers
 from support.throwaway_host import SYSTEMD, Host, throwaway_host, wait_until
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SERVICE = REPOSITORY / "hooks/systemd/pageferry.service"
-CAPABILITIES = {"CAP_DAC_READ_SEARCH": 2, "CAP_SYS_PTRACE": 19, "CAP_SYS_ADMIN": 21, "CAP_SYS_NICE": 23}
-"""By their numbers in linux/capability.h."""
-
 DOCTOR = """
 [Service]
 Type=oneshot

@@ -16,6 +16,7 @@ from pageferry.kernel.files import read_bytes
 _NUMBERS = {
     "CAP_DAC_OVERRIDE": 1,
     "CAP_DAC_READ_SEARCH": 2,
+    "CAP_FOWNER": 3,
     "CAP_KILL": 5,
     "CAP_IPC_OWNER": 15,
     "CAP_SYS_PTRACE": 19,
@@ -66,6 +67,12 @@ _GAPS = (
         lost="files that our user may not read cannot be opened, so shared objects with modes that shut us out "
         "cannot be mapped, and the marks on such files (user.pageferry) cannot be read",
         kept="files that our user may read are opened; others are moved through the processes that touched them",
+    ),
+    Gap(
+        "CAP_FOWNER",
+        lost="the kernel does not say which pages of other users' files are in memory, so of shared memory that its "
+        "owner alone may write, a page that no process of the job has touched stays",
+        kept="pages of such files are moved through the processes that touched them",
     ),
 )
 

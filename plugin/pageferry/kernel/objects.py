@@ -1,9 +1,9 @@
 """Backings as objects: opened through the job's own mapping, and mapped into pageferry itself.
 
 A page of a shared object that no process of the job has in its page table is moved from here. Nothing is faulted in
-that was not resident: mincore(2) says what is, and only that is populated. An object on a network or FUSE file system
-is never mapped, because that can hang. /proc/PID/map_files names the very inode, whatever its path says; it needs
-CAP_SYS_ADMIN or CAP_CHECKPOINT_RESTORE.
+that was not resident: mincore(2) says what is, if it tells us the truth, and only that is populated. An object on a
+network or FUSE file system is never mapped, because that can hang. /proc/PID/map_files names the very inode, whatever
+its path says; it needs CAP_SYS_ADMIN or CAP_CHECKPOINT_RESTORE.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+
+from pageferry.kernel import capabilities
 
 SHARED_MEMORY = frozenset({"tmpfs", "shmem", "ramfs"})
 LOCAL = SHARED_MEMORY | {"ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs", "overlay", "squashfs", "erofs", "zfs"}
@@ -55,15 +57,20 @@ def shared_memory_device() -> str:
 
 @contextmanager
 def mapped(path: Path, index: int, count: int) -> Iterator[Mapped]:
-    """Map pages [index, index + count) of an object, less what lies behind its end. Raises OSError."""
+    """Map pages [index, index + count) of an object, less what lies behind its end.
+
+    Raises OSError; EPERM for one of which we would not be told what is in memory.
+    """
     page_bytes = mmap.PAGESIZE
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
-        size = -(-os.fstat(descriptor).st_size // page_bytes)
-        count = min(count, size - index)
+        status = os.fstat(descriptor)
+        count = min(count, -(-status.st_size // page_bytes) - index)
         if count <= 0:
             raise OSError(errno.ENODATA, "nothing there", str(path))
-        length = min(count * page_bytes, os.fstat(descriptor).st_size - index * page_bytes)
+        if not _is_told(descriptor, status.st_uid):
+            raise OSError(errno.EPERM, "what of it is in memory is not told", str(path))
+        length = min(count * page_bytes, status.st_size - index * page_bytes)
         memory = mmap.mmap(descriptor, length, mmap.MAP_SHARED, mmap.PROT_READ, offset=index * page_bytes)
     finally:
         os.close(descriptor)
@@ -72,6 +79,17 @@ def mapped(path: Path, index: int, count: int) -> Iterator[Mapped]:
         yield Mapped(memory, address // page_bytes, index, count)
     finally:
         memory.close()
+
+
+def _is_told(descriptor: int, owner: int) -> bool:
+    """Return True if mincore(2) tells us what of a file is in memory.
+
+    To all but its owner, who may write it and who has CAP_FOWNER it says that all of it is (kernel mm/mincore.c
+    can_do_mincore(), since 5.2).
+    """
+    if owner == os.geteuid() or "CAP_FOWNER" in capabilities.effective():
+        return True
+    return os.access(f"/proc/self/fd/{descriptor}", os.W_OK, effective_ids=True)
 
 
 def resident(on: Mapped, lo: int, hi: int) -> list[tuple[int, int]]:
