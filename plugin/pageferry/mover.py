@@ -315,7 +315,7 @@ class _Worker:
         """
         heads = ~self._joined(left)
         addresses = left.page[heads].astype(np.uint64) * np.uint64(mmap.PAGESIZE)
-        pid = os.getpid() if batch.process == SELF else self._handles[batch.process].pid
+        pid = os.getpid() if batch.process == SELF else self._handles[batch.process].thread()
         account.calls += 1
         account.addresses += len(addresses)
         account.requested += len(left) if first else 0

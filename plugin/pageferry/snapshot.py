@@ -85,11 +85,11 @@ def take(pids: Iterable[int], rules: Rules, topology: Topology) -> Iterator[Take
                     continue
                 handles.append(handle)
                 texts.append(text)
-                namespaces.append(ipc_namespace(pid) if b" /SYSV" in text else 0)
+                namespaces.append(ipc_namespace(handle.thread()) if b" /SYSV" in text else 0)
                 processes.append(_process(handle, status, topology))
         if not handles:
             raise Vanished("none of its processes is left")
-        tables = stack.enter_context(PageTables([handle.pid for handle in handles]))
+        tables = stack.enter_context(PageTables([handle.thread() for handle in handles]))
         devices = _devices(rules)
         sharing = share(parse(texts, namespaces), mmap.PAGESIZE, devices.ambiguous, devices.nodes)
         seen = _read(sharing, sharing.ranges, tables)
@@ -213,7 +213,7 @@ def _path(sharing: Sharing, extent: int, handles: list[ProcessHandle]) -> Path:
     row = int(sharing.carriers[extent])
     start = int(sharing.vmas.page[row]) * mmap.PAGESIZE
     end = start + int(sharing.vmas.count[row]) * mmap.PAGESIZE
-    return objects.path_of(handles[int(sharing.vmas.process[row])].pid, start, end)
+    return objects.path_of(handles[int(sharing.vmas.process[row])].thread(), start, end)
 
 
 def _facts(sharing: Sharing, handles: list[ProcessHandle], rules: Rules, devices: _Devices) -> tuple[Facts, ...]:

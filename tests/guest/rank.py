@@ -21,6 +21,7 @@ PAGE = os.sysconf("SC_PAGE_SIZE")
 MAP_SHARED, MAP_PRIVATE, MAP_FIXED, MAP_ANONYMOUS = 0x01, 0x02, 0x10, 0x20
 MPOL_DEFAULT, MPOL_BIND = 0, 2
 MADV_DONTNEED, MADV_NOHUGEPAGE = 4, 15
+SYS_EXIT = 60
 SYS_MBIND, SYS_SET_MEMPOLICY, SYS_IO_URING_SETUP, SYS_IO_URING_REGISTER = 237, 238, 425, 427
 IPC_CREAT, IPC_RMID = 0o1000, 0
 CLONE_NEWIPC = 0x08000000
@@ -281,6 +282,9 @@ def serve(receive: int, send: int) -> None:
                 os.close(send)
                 receive, send = os.open(arguments[0], os.O_RDONLY), os.open(arguments[1], os.O_WRONLY)
                 answer = ("", os.getpid())
+        elif name == "leave":
+            _thread.start_new_thread(serve, (receive, send))
+            answer = ("", None)
         else:
             try:
                 answer = ("", REQUESTS[name](*arguments))
@@ -288,6 +292,8 @@ def serve(receive: int, send: int) -> None:
                 answer = (f"{name}: {error}", None)
         data = marshal.dumps(answer)
         os.write(send, len(data).to_bytes(4, "little") + data)
+        if name == "leave":  # the first thread ends, as with pthread_exit(3), and the other answers from now on
+            libc.syscall(SYS_EXIT, 0)
     os._exit(0)
 
 

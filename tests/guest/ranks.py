@@ -106,6 +106,12 @@ class Rank:
         """Map a new System V segment."""
         return Memory(self, self.ask("system_v", pages), pages)
 
+    def end_first_thread(self) -> None:
+        """Have its first thread end, and wait for that; another one answers from now on."""
+        self.ask("leave")
+        while Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
+            os.sched_yield()
+
     def kill(self) -> None:
         """End the process and wait until it, and its memory, are gone."""
         with suppress(ProcessLookupError):

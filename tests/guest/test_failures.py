@@ -160,6 +160,32 @@ def test_processes_that_have_ended_before_are_left_out() -> None:
         assert node_vector(made.first.pid, *memory.span) == [2] * 100
 
 
+def test_memory_is_found_and_moved_when_the_first_thread_has_ended() -> None:
+    with job(node=0, ranks=2) as made:
+        shared = made.first.map(100, made.first.memfd(100), flags=SHARED).write()
+        memory = made.first.map(200).write()
+        made.first.end_first_thread()
+        prove_whole(made, 2)
+        for part in (shared, memory):
+            assert node_vector(made.first.pid, *part.span) == [2] * part.pages
+
+
+@pytest.mark.parametrize("call", [1, 2])
+def test_memory_is_moved_when_the_first_thread_ends_between_the_plan_and_a_call(
+    before_call: AtCall, monkeypatch: pytest.MonkeyPatch, call: int
+) -> None:
+    monkeypatch.setattr(mover, "BATCH_PAGES", 512)
+    with job(node=0) as made:
+        memory = made.first.map(2048).write()
+        made.seal()
+        before_call(call, made.first.end_first_thread)
+        outcome = rights.move(made.pids, request(2))
+        assert outcome.complete
+        assert outcome.tally[Bucket.VANISHED] == 0
+        assert node_vector(made.first.pid, *memory.span) == [2] * 2048
+        assert made.broken() == []
+
+
 def test_without_any_time_nothing_is_asked_for_and_a_second_move_does_it_all() -> None:
     with job(node=0, ranks=2) as made:
         made.first.map(500).write()

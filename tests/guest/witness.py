@@ -90,7 +90,7 @@ def census(pids: Iterable[int], objects: Iterable[tuple[str | Path, int, int]] =
     paths: list[str] = []
     found: list[Entries] = []
     for pid in pids:
-        with Path(f"/proc/{pid}/pagemap").open("rb", buffering=0) as file:
+        with Path(f"/proc/{thread(pid)}/pagemap").open("rb", buffering=0) as file:
             for vma in vmas(pid):
                 if vma.path not in _NOT_THE_JOBS:
                     paths.append(vma.path)
@@ -115,10 +115,18 @@ def census(pids: Iterable[int], objects: Iterable[tuple[str | Path, int, int]] =
     )
 
 
+def thread(pid: int) -> int:
+    """Return the ID of a thread of a process that has not ended: the first where that is one."""
+    for path in sorted(Path(f"/proc/{pid}/task").iterdir(), key=lambda path: int(path.name)):
+        if (path / "stat").read_text().rpartition(")")[2].split()[0] != "Z":
+            return int(path.name)
+    return pid
+
+
 def vmas(pid: int) -> list[Vma]:
     """Return the mappings of a process."""
     found = []
-    for line in Path(f"/proc/{pid}/maps").read_bytes().decode("utf-8", "surrogateescape").split("\n")[:-1]:
+    for line in Path(f"/proc/{thread(pid)}/maps").read_bytes().decode("utf-8", "surrogateescape").split("\n")[:-1]:
         addresses, permissions, _offset, _device, rest = line.split(" ", 4)
         start, end = addresses.split("-")
         path = rest.split(" ", 1)[1].lstrip(" ") if " " in rest else ""
@@ -128,7 +136,7 @@ def vmas(pid: int) -> list[Vma]:
 
 def page_table(pid: int, start: int, end: int) -> Entries:
     """Return the pagemap entry of each page of [start, end)."""
-    with Path(f"/proc/{pid}/pagemap").open("rb", buffering=0) as file:
+    with Path(f"/proc/{thread(pid)}/pagemap").open("rb", buffering=0) as file:
         return _entries(file.fileno(), start, end)
 
 
@@ -233,7 +241,7 @@ def queried_nodes(pid: int, addresses: Sequence[int]) -> list[int]:
 def numa_maps(pid: int) -> Counter[int]:
     """Return the base pages of a process per node, as the kernel's own walk counts them."""
     pages: Counter[int] = Counter()
-    for line in Path(f"/proc/{pid}/numa_maps").read_text(errors="surrogateescape").splitlines():
+    for line in Path(f"/proc/{thread(pid)}/numa_maps").read_text(errors="surrogateescape").splitlines():
         size = re.search(r" kernelpagesize_kB=(\d+)$", line)
         for node, count in re.findall(r" N(\d+)=(\d+)(?= |$)", line):
             pages[int(node)] += int(count) * (int(size[1]) * 1024 // PAGE if size else 1)

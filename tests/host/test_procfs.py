@@ -54,12 +54,13 @@ def test_states_are_the_kernels_letters() -> None:
                 reader(process.pid)
 
 
-def test_a_thread_tells_its_process_and_has_the_maps_that_an_ended_first_thread_lacks() -> None:
+def test_maps_are_read_through_a_thread_that_lives_when_the_first_has_ended() -> None:
     with python(LEADER_ENDS) as process:
         thread = said(process)
         assert procfs.read_status(thread).thread_group == process.pid
-        assert procfs.read_maps(process.pid) == b""
-        assert b"[heap]" in procfs.read_maps(thread)
+        assert Path(f"/proc/{process.pid}/maps").read_bytes() == b""
+        assert procfs.living_thread(process.pid) == thread
+        assert b"[heap]" in procfs.read_maps(process.pid)
 
 
 def test_maps_longer_than_a_page_come_whole() -> None:

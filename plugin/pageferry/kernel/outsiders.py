@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from pageferry.errors import Denied, Vanished
-from pageferry.kernel.procfs import ipc_namespace, list_pids, read_maps
+from pageferry.kernel.procfs import ipc_namespace, list_pids, living_thread, read_maps
 from pageferry_planner.model import Backing
 
 _SYSV = b"/SYSV"
@@ -45,7 +45,7 @@ def _mapped_by(pid: int, wanted: Mapping[tuple[bytes, bytes], list[Backing]], ro
             if path.startswith(_SYSV) != backing.space.startswith("sysv:"):
                 continue
             if backing.space.startswith("sysv:"):
-                namespace = namespace or f"sysv:{ipc_namespace(pid, root)}"
+                namespace = namespace or f"sysv:{ipc_namespace(living_thread(pid, root), root)}"
                 if backing.space != namespace:
                     continue
             elif backing.space and backing.space != path.decode("utf-8", "surrogateescape"):

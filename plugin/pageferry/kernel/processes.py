@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Self
 
 from pageferry.errors import KernelError, Vanished
-from pageferry.kernel.procfs import start_time
+from pageferry.kernel.procfs import living_thread, start_time
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +42,10 @@ class ProcessHandle:
             return start_time(self.pid) == self.start_time
         except Vanished:
             return False
+
+    def thread(self) -> int:
+        """Return the ID of a thread through which its memory is reached now; its own ID if it has ended."""
+        return living_thread(self.pid)
 
     def close(self) -> None:
         """Give the file descriptor back."""

@@ -22,6 +22,7 @@ _STATUS = (
     *(b"Name", b"State", b"Tgid", b"PPid", b"Uid", b"Threads", b"Cpus_allowed_list", b"Mems_allowed_list"),
     *(b"RssAnon", b"RssFile", b"RssShmem"),
 )
+_ENDED = frozenset({b"Z", b"X"})
 _NAMESPACE = re.compile(r"ipc:\[([0-9]+)\]")
 
 
@@ -52,13 +53,7 @@ def start_time(pid: int, root: Path = Path("/")) -> int:
 
     With the process ID it names a process for as long as the host is up.
     """
-    path = _path(pid, "stat", root)
-    text = read_bytes(path)
-    # The command name, in parentheses, can hold any character, ") R 1 (" too; the numbers behind it cannot.
-    fields = text[text.rfind(b")") + 1 :].split()
-    if len(fields) < 20 or not fields[19].isdigit():
-        raise KernelError(f"{path}: not a process: {printable(text[:200])}")
-    return int(fields[19])
+    return int(_stat(pid, root)[19])
 
 
 def read_status(pid: int, root: Path = Path("/")) -> Status:
@@ -89,12 +84,30 @@ def read_status(pid: int, root: Path = Path("/")) -> Status:
 
 
 def read_maps(pid: int, root: Path = Path("/")) -> bytes:
-    """Return the text of /proc/PID/maps, whole lines. Kernel threads and zombies have an empty one.
+    """Return the text of a process's maps, whole lines; of a kernel thread, and of a process that has ended, nothing.
 
     A process that ends while it is read can leave the text short without an error: whoever needs all of it asks
     afterwards whether the process is still alive. Raises Vanished and Denied.
     """
-    return read_bytes(_path(pid, "maps", root))
+    text = read_bytes(_path(pid, "maps", root))
+    if not text and (thread := living_thread(pid, root)) != pid:
+        return read_bytes(_path(thread, "maps", root))
+    return text
+
+
+def living_thread(pid: int, root: Path = Path("/")) -> int:
+    """Return the ID of a thread through which a process's memory is reached; `pid` where none is better.
+
+    That of its first thread, unless it has ended: then the process is a zombie (pthread_exit(3) in main) that has no
+    maps, although the others run. /proc/TID has for each thread what /proc/PID has. Raises KernelError.
+    """
+    with contextlib.suppress(Vanished):
+        if _state(pid, root) in _ENDED:
+            for thread in numbered(root / f"proc/{pid}/task"):
+                with contextlib.suppress(Vanished):
+                    if _state(thread, root) not in _ENDED:
+                        return thread
+    return pid
 
 
 def ipc_namespace(pid: int, root: Path = Path("/")) -> int:
@@ -153,6 +166,21 @@ def mounts(root: Path = Path("/")) -> dict[str, str]:
 def _path(pid: int, name: str, root: Path) -> str:
     top = str(root)  # joining Paths costs more than the open itself
     return f"{'' if top == '/' else top}/proc/{pid}/{name}"
+
+
+def _state(pid: int, root: Path) -> bytes:
+    return _stat(pid, root)[0]
+
+
+def _stat(pid: int, root: Path) -> list[bytes]:
+    """Return the fields of /proc/PID/stat from the state on. Raises as read_bytes() does, and KernelError."""
+    path = _path(pid, "stat", root)
+    text = read_bytes(path)
+    # The command name, in parentheses, can hold any character, ") R 1 (" too; the numbers behind it cannot.
+    fields = text[text.rfind(b")") + 1 :].split()
+    if len(fields) < 20 or not fields[19].isdigit():
+        raise KernelError(f"{path}: not a process: {printable(text[:200])}")
+    return fields
 
 
 def _fields(text: bytes) -> dict[bytes, bytes]:
