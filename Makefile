@@ -92,7 +92,8 @@ guest-root:
 # Debian 13, as far as each change must pass it.
 guest-debian13:
 	$(GUEST) run --layout four --debian 13 --timeout 3000 --results .cache/debian13 -- \
-	    $(PYTEST) $(MEMORY) tests/guest/test_machine.py tests/guest/test_agent.py -m 'not long'
+	    $(PYTEST) $(addprefix tests/guest/test_,$(addsuffix .py,capacity failures huge keep_huge private rights shared \
+	    untouched machine agent)) -m 'not long'
 
 guest-debian13-1:
 	$(GUEST) run --layout four --debian 13 --timeout 3500 --results .cache/debian13-1 -- $(PYTEST) tests/guest -m 'not cpuless and not package' --shard 1/2

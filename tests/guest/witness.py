@@ -34,9 +34,6 @@ _TRACING = Path("/sys/kernel/tracing")
 _BY_REASON = "hist:keys=reason:vals=succeeded,failed"
 _MR_COMPACTION = 0  # the first of enum migrate_reason
 
-LINUX = tuple(int(number) for number in os.uname().release.split(".")[:2])
-"""The kernel's release, for what is known to fail on some; the product never asks for it."""
-
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
