@@ -186,3 +186,20 @@ def test_one_file_by_two_names_is_one_backing_and_one_inode_on_two_devices_is_tw
 def test_large_pages_of_the_host_are_its_pages() -> None:
     found = share(parse([b"10000-50000 r--s 00020000 08:01 9 /a\n"]), 1 << 16)
     assert (found.vmas.page[0], found.vmas.count[0], found.vmas.index[0]) == (1, 4, 2)
+
+
+TORN = [
+    # As /proc/PID/maps of a running process has them (Linux 6.1): two were joined while it was read, ...
+    "10000-12000 rw-p 00000000 00:00 0\n10000-14000 rw-p 00000000 00:00 0\n",
+    # ... one was told twice, ...
+    "10000-14000 rw-p 00000000 00:00 0\n10000-14000 rw-p 00000000 00:00 0\n",
+    # ... or cut into three.
+    "10000-14000 rw-p 00000000 00:00 0\n11000-12000 r--p 00000000 00:00 0\n12000-14000 rw-p 00000000 00:00 0\n",
+]
+
+
+@pytest.mark.xfail(strict=True, reason="maps that change while they are read are taken as they stand")
+@pytest.mark.parametrize("text", TORN, ids=["joined", "twice", "cut"])
+def test_maps_that_changed_while_they_were_read_show_each_page_once(text: str) -> None:
+    found = share(parse([text.encode()]), PAGE)
+    assert sorted(addresses(found.ranges)) == [(0, page) for page in range(0x10, 0x14)]
