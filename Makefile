@@ -32,7 +32,7 @@ DEB         := dist/pageferry_$(DEB_VERSION)_$(shell dpkg --print-architecture).
 DEB_SOURCES := $(shell find planner plugin hooks contrib docs -type f -not -name '*.pyc') CHANGELOG.md LICENSE README.md
 
 .PHONY: help quick test test-all test-all-parts release-check lint unit deb $(MACHINES) guest-debian13 \
-        demo bench soak guest packages more-packages clean
+        demo bench look soak guest packages more-packages clean
 
 help:
 	@echo "make demo    a Slurm job moves while it is suspended, in a throw-away guest with four NUMA nodes"
@@ -41,6 +41,7 @@ help:
 	@echo "make test-all [PART='...']  all tests, or these parts of them; before a release"
 	@echo "make test-all-parts   which parts there are, and when each passed last;  make release-check: what a release lacks"
 	@echo "make bench   the benchmark against the kernel's own ways; writes docs/benchmarks.md"
+	@echo "make look [AGAINST=REV]  what one look at a job costs here, against the kernel's walks and an earlier commit"
 	@echo "make soak    ten minutes of jobs that come, go and are suspended, while the agent is killed 200 times, in the guest"
 	@echo "make deb     the Debian package, below dist/; for this machine's Debian and architecture"
 	@echo "make guest [LAYOUT=four] [DEBIAN=13]   a shell in the guest, with Slurm running"
@@ -119,6 +120,9 @@ demo: $(VENV)/ready
 
 bench: $(VENV)/ready more-packages
 	$(BIN)/python bench/run.py
+
+look: $(VENV)/ready
+	PYTHONPATH=planner:plugin:tests:. $(BIN)/python -m bench.look $(if $(AGAINST),--against $(AGAINST))
 
 soak: $(VENV)/ready
 	$(GUEST) run --layout four --slurm --timeout 2400 --results .cache/soak -- env PYTHONPATH=tests python -m guest.soak

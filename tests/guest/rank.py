@@ -13,6 +13,7 @@ import marshal
 import os
 import signal
 import sys
+import time
 import zlib
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -20,6 +21,7 @@ from typing import Any
 PAGE = os.sysconf("SC_PAGE_SIZE")
 MAP_SHARED, MAP_PRIVATE, MAP_FIXED, MAP_ANONYMOUS = 0x01, 0x02, 0x10, 0x20
 MPOL_DEFAULT, MPOL_BIND = 0, 2
+MPOL_MF_STRICT = 1
 MADV_DONTNEED, MADV_NOHUGEPAGE = 4, 15
 SYS_EXIT = 60
 SYS_MBIND, SYS_SET_MEMPOLICY, SYS_IO_URING_SETUP, SYS_IO_URING_REGISTER = 237, 238, 425, 427
@@ -171,6 +173,15 @@ def mbind(address: int, pages: int, mode: int, nodes: Sequence[int]) -> None:
     checked(libc.syscall(SYS_MBIND, ctypes.c_void_p(address), length, mode, ctypes.byref(mask), ctypes.c_ulong(64), 0))
 
 
+def walk(address: int, pages: int) -> float:
+    """Have the kernel look at each page as its migration does, and return the seconds: mbind(2) with MPOL_MF_STRICT."""
+    began = time.perf_counter()
+    mask, length = ctypes.c_ulong(1), ctypes.c_ulong(pages * PAGE)
+    where = ctypes.c_void_p(address), length, MPOL_BIND, ctypes.byref(mask), ctypes.c_ulong(64), MPOL_MF_STRICT
+    libc.syscall(SYS_MBIND, *where)  # EIO where a page is not on node 0: it has looked by then
+    return time.perf_counter() - began
+
+
 def pin(address: int, pages: int) -> int:
     """Register pages as a fixed buffer of an io_uring, which pins them for as long as its descriptor is open."""
     ring = checked(libc.syscall(SYS_IO_URING_SETUP, 1, (ctypes.c_char * 120)()))
@@ -261,7 +272,7 @@ REQUESTS: dict[str, Callable[..., Any]] = {
     function.__name__.rstrip("_"): function
     for function in (
         map_, memfd, system_v, unmap, write, write_each, read, seal, broken, madvise, mprotect, mlock, lock_all,
-        set_mempolicy, mbind, pin, leave_each, threads, use, use_on, affinity, load, close, unshare_ipc, drop_to,
+        set_mempolicy, mbind, walk, pin, leave_each, threads, use, use_on, affinity, load, close, unshare_ipc, drop_to,
     )
 }  # fmt: skip
 
