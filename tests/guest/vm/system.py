@@ -39,6 +39,7 @@ NO_INITRAMFS = (
 """A hook of mmdebstrap's: the guest has an initramfs of its own."""
 
 VENV = Path("/opt/pageferry")
+NOTE = "opt/pageferry/installed"
 INSTALLED = ("planner", "plugin", "hooks", "contrib", "pyproject.toml", "README.md", "LICENSE")
 """What of the repository becomes the installed pageferry."""
 
@@ -66,10 +67,17 @@ def system_of(debian: int | None, cache: Path) -> Iterator[System]:
         return
     cache.mkdir(exist_ok=True)
     with (cache / f"debian-{debian}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        tree = _tree(debian, cache)
-        _install(tree, cache)
         fcntl.flock(lock, fcntl.LOCK_SH)
+        requirements, uri = _requirements(), _mirror()
+        tree = cache / tree_name(debian, PACKAGES, requirements, [uri, *MANUALS])
+        digest = _digest()
+        if _noted(tree) != digest:  # several guests may run from it, and nobody while it is changed
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not tree.exists():
+                _make(debian, tree, requirements, uri)
+            if _noted(tree) != digest:
+                _install(tree, digest)
+            fcntl.flock(lock, fcntl.LOCK_SH)
         yield System(tree, VENV / "bin/python", ("contrib", "tests"))
 
 
@@ -91,21 +99,20 @@ def mirror(targets: str) -> str:
     raise NoGuestError("apt is not set up for Debian's main archive: see sources.list(5)")
 
 
-def _tree(debian: int, cache: Path) -> Path:
-    """Return the tree of a release, made unless it is there; trees of other lists of packages are removed."""
-    requirements = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["dependencies"]
-    wanted = sorted({*requirements, *TEST_PACKAGES})
-    uri = _mirror()
-    tree = cache / tree_name(debian, PACKAGES, wanted, [uri, *MANUALS])
-    if tree.exists():
-        return tree
+def _requirements() -> list[str]:
+    """Return what pip installs there: pageferry's dependencies, and what the tests need."""
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    return sorted({*project["dependencies"], *TEST_PACKAGES})
+
+
+def _make(debian: int, tree: Path, requirements: Sequence[str], uri: str) -> None:
+    """Make the tree of a release; trees of other lists of packages are removed."""
     if shutil.which("mmdebstrap") is None:
         raise NoGuestError("no mmdebstrap in PATH: install mmdebstrap")
-    for old in [*cache.glob(f"debian-{debian}-*"), *cache.glob("draft-debian-*")]:
+    draft, log = tree.with_name(f"draft-{tree.name}"), tree.with_name(f"debian-{debian}.log")
+    for old in [*tree.parent.glob(f"debian-{debian}-*/"), *tree.parent.glob("draft-debian-*/")]:
         shutil.rmtree(old)
-    draft = cache / f"draft-debian-{debian}"
     print(f"guest: making {tree.name}, which takes about two minutes", file=sys.stderr, flush=True)
-    log = cache / f"debian-{debian}.log"
     with log.open("w") as out:
         words = ["mmdebstrap", "--variant=minbase", f"--include={','.join(PACKAGES)}"]
         words += [f"--essential-hook={NO_INITRAMFS}", "--dpkgopt=force-confold"]
@@ -113,22 +120,29 @@ def _tree(debian: int, cache: Path) -> Path:
         words += [*(f"--dpkgopt=path-exclude={glob}" for glob in MANUALS)]
         _run([*words, CODENAMES[debian], str(draft), uri], out, log)
         _run(_inside(draft, "python3", "-m", "venv", str(VENV)), out, log)
-        _run(_inside(draft, f"{VENV}/bin/pip", "install", "-q", *wanted), out, log)
+        _run(_inside(draft, f"{VENV}/bin/pip", "install", "-q", *requirements), out, log)
         (draft / "usr/local/bin/pageferry").symlink_to(VENV / "bin/pageferry")
     draft.rename(tree)
-    return tree
 
 
-def _install(tree: Path, cache: Path) -> None:
-    """Install the repository's pageferry in a tree, unless that very one is there."""
+def _noted(tree: Path) -> str:
+    """Return the digest of the pageferry that is installed in a tree, "" if there is none."""
+    note = tree / NOTE
+    return note.read_text() if note.exists() else ""
+
+
+def _digest() -> str:
+    """Return a digest of all that becomes the installed pageferry."""
     digest = hashlib.sha256()
     for path in sorted(_files(REPOSITORY / name for name in INSTALLED)):
         digest.update(f"{path.relative_to(REPOSITORY)}\0".encode() + path.read_bytes() + b"\0")
-    note = tree / "opt/pageferry/installed"
-    if note.exists() and note.read_text() == digest.hexdigest():
-        return
-    log = cache / f"{tree.name}-install.log"
-    with tempfile.TemporaryDirectory(dir=cache, prefix="wheel-") as folder, log.open("w") as out:
+    return digest.hexdigest()
+
+
+def _install(tree: Path, digest: str) -> None:
+    """Install the repository's pageferry in a tree, and note its digest there."""
+    log = tree.with_name(f"{tree.name}-install.log")
+    with tempfile.TemporaryDirectory(dir=tree.parent, prefix="wheel-") as folder, log.open("w") as out:
         build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", folder, str(REPOSITORY)]
         _run(build, out, log)
         (wheel,) = Path(folder).glob("*.whl")
@@ -136,7 +150,7 @@ def _install(tree: Path, cache: Path) -> None:
         words = ["install", "-q", "--no-deps", "--no-index", "--force-reinstall", f"/tmp/{wheel.name}"]
         _run(_inside(tree, f"{VENV}/bin/pip", *words), out, log)
         (tree / "tmp" / wheel.name).unlink()
-    note.write_text(digest.hexdigest())
+    (tree / NOTE).write_text(digest)
 
 
 def compile_tests(system: System) -> None:
