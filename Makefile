@@ -6,13 +6,13 @@ GUEST  := PYTHONPATH=tests $(BIN)/python -m guest.vm
 
 # What make test needs. For pageferry itself: libnuma1. For the tests: a guest with four NUMA nodes and Debian's Slurm, the
 # tree of another Debian release, linters.
-PACKAGES := git libnuma1 python3-venv shellcheck strace lua5.4 cpio kmod zstd e2fsprogs util-linux \
+PACKAGES := git libnuma1 numactl python3-venv shellcheck strace lua5.4 cpio kmod zstd e2fsprogs util-linux \
             dpkg-dev init-system-helpers man-db systemd dbus \
             qemu-system-x86 linux-image-amd64 busybox-static mmdebstrap \
             slurmctld slurmd slurm-client slurm-wlm-basic-plugins munge
 # What the other tests and the benchmarks need as well: the package's checker, a browser for the report's page, promtool;
 # the peers of the benchmarks.
-MORE_PACKAGES := lintian chromium chromium-driver fonts-dejavu-core prometheus gcc libc6-dev numactl
+MORE_PACKAGES := lintian chromium chromium-driver fonts-dejavu-core prometheus gcc libc6-dev
 
 PYTEST   := pytest -q --durations=5
 MACHINES := guest-four-1 guest-four-2 guest-root guest-v1 guest-cpuless guest-tight guest-package \
