@@ -57,6 +57,16 @@ def small_job() -> Iterator[Job]:
 
 
 @contextmanager
+def small_lists_of_cpus() -> Iterator[None]:
+    """Let CPUs keep next to nothing in lists of their own."""
+    LISTS_OF_CPUS.write_text("100000")
+    try:
+        yield
+    finally:
+        LISTS_OF_CPUS.write_text("0")
+
+
+@contextmanager
 def ballast(node: int, left_pages: int) -> Iterator[None]:
     """Fill a node with a process's memory, mostly huge pages for speed, until about so many pages are free.
 
@@ -64,7 +74,7 @@ def ballast(node: int, left_pages: int) -> Iterator[None]:
     """
     libnuma.migrate_pages(os.getpid(), [node], [0])
     Path("/proc/sys/vm/drop_caches").write_text("1")
-    with job(node=0) as made:
+    with small_lists_of_cpus(), job(node=0) as made:
         made.first.ask("set_mempolicy", BIND, [node])
         pieces = max(0, (free_pages(node) - left_pages) // HUGE)
         memory = made.first.map(pieces * HUGE, align=HUGE) if pieces else None
@@ -90,10 +100,8 @@ def wanted(*nodes: int, when_full: WhenFull, spill: tuple[int, ...] = ()) -> fer
 def full() -> Iterator[None]:
     """Node 3 with little room."""
     before = vmstat()["oom_kill"]
-    LISTS_OF_CPUS.write_text("100000")
     with ballast(FULL, LEFT_PAGES):
         yield
-    LISTS_OF_CPUS.write_text("0")
     assert vmstat()["oom_kill"] == before
 
 

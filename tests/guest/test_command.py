@@ -129,7 +129,7 @@ def test_another_users_processes_are_refused_and_what_is_missing_is_named() -> N
             *gaps, error = said.stderr.splitlines()
             assert "Permission denied" in error
             assert all(gap.startswith("pageferry: without CAP_") for gap in gaps)
-            assert len(gaps) == 5
+            assert len(gaps) == 6
 
 
 AS_A_USER = """
