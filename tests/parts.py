@@ -84,7 +84,8 @@ def run(repository: Path, name: str, command: Sequence[str], seconds: float = SE
     clean = not _git(repository, "status", "--porcelain", "--", ".", f":!{PASSED}")[1]
     commit = _git(repository, "rev-parse", "HEAD")[1]
     began, last = time.monotonic(), ""
-    words = ["timeout", "--kill-after=30", f"{seconds:g}", *command]
+    # Whatever ends this process ends the part, too.
+    words = ["setpriv", "--pdeathsig", "TERM", "timeout", "--kill-after=30", f"{seconds:g}", *command]
     with subprocess.Popen(words, cwd=repository, stdout=subprocess.PIPE, text=True, errors="replace") as part:
         assert part.stdout is not None
         for line in part.stdout:
