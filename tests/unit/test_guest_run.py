@@ -76,6 +76,12 @@ def test_a_guest_whose_command_does_not_begin_is_ended_soon(tmp_path: Path) -> N
     assert gone(int((tmp_path / "PID").read_text()))
 
 
+def test_a_guest_that_dies_before_its_command_begins_has_not_booted(tmp_path: Path) -> None:
+    argv = ["sh", "-c", f"echo Kernel panic >{tmp_path}/CONSOLE"]
+    with pytest.raises(NotBootedError, match=r"(?s)before its command began.*Kernel panic"):
+        supervise.run(argv, tmp_path / "STATUS", tmp_path / "CONSOLE", 30.0, io.BytesIO(), boot_s=30.0)
+
+
 def test_a_guest_that_has_begun_takes_as_long_as_it_takes(tmp_path: Path) -> None:
     begins = f"echo 'guest: the command starts after 3 s' >{tmp_path}/CONSOLE"
     argv = ["sh", "-c", f"{begins}; sleep 1; echo hello; echo 7 >{tmp_path}/STATUS"]

@@ -74,7 +74,8 @@ def run(wanted: Wanted, out: BinaryIO) -> int:
             try:
                 return run_once(boot_s=BOOT_TIMEOUT_S)
             except NotBootedError as error:
-                # An emulated machine may lose a timer interrupt while it boots, and wait for it for good.
+                # An emulated machine may lose a timer interrupt while it boots and wait for it for good, or run into an
+                # instruction that its kernel is just changing on another CPU (jump labels), and panic.
                 print(f"{error}\nThe guest is started once more.", file=sys.stderr, flush=True)
         return run_once(boot_s=BOOT_TIMEOUT_S)
 

@@ -30,9 +30,9 @@ def run(
 ) -> int:
     """Run a guest, copy its output to `out`, and return the exit code that it wrote to `status`.
 
-    Raises GuestError, with the end of the console, when the guest is not done after `timeout_s` seconds or
-    ends without an exit code; NotBootedError when its command has not begun after `boot_s` seconds. `complaints` takes
-    qemu's own standard error, by default the caller's.
+    Raises GuestError, with the end of the console, when the guest is not done after `timeout_s` seconds or ends
+    without an exit code; with `boot_s` NotBootedError when it ends before its command begins, or that has not begun
+    after so many seconds. `complaints` takes qemu's own standard error, by default the caller's.
     """
     console.unlink(missing_ok=True)
     with _process(argv, complaints) as qemu:
@@ -87,9 +87,14 @@ def _process(argv: Sequence[str], complaints: int | None) -> Iterator[subprocess
 
 
 def _await_boot(qemu: subprocess.Popen[bytes], console: Path, boot_s: float) -> None:
-    """Wait until the guest's command begins, or the guest ends. Its output waits in the pipe meanwhile."""
+    """Wait until the guest's command begins; NotBootedError if the guest ends before. Its output waits in the pipe."""
     deadline = time.monotonic() + boot_s
-    while qemu.poll() is None and not (console.exists() and BOOTED in console.read_bytes()):
+    while True:
+        ended = qemu.poll() is not None
+        if console.exists() and BOOTED in console.read_bytes():
+            return
+        if ended:
+            raise NotBootedError(_with_console("the guest ended before its command began", console))
         if time.monotonic() > deadline:
             raise NotBootedError(_with_console(f"the guest's command had not begun after {boot_s:g} s", console))
         time.sleep(0.05)
