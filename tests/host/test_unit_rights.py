@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from guest import rights
 from guest.ranks import SHARED, Job, job
-from guest.witness import residency
+from guest.witness import census, residency
 from pageferry import ferry
 from pageferry.kernel.outsiders import mapped_outside
 from pageferry_planner.policy import Rules
+from support.children import LEADER_ENDS, python, said
 
 NOBODY = 65534
 PAGES = 4096
@@ -80,43 +78,16 @@ def test_a_look_finds_what_nobody_has_in_a_page_table_any_more(whose: str, made:
     assert sparse.stat().st_blocks == 45 * 8
 
 
-ENDED_LEADER = """
-import ctypes, mmap, os, sys
-memory = mmap.mmap(-1, {bytes})
-for at in range(0, len(memory), mmap.PAGESIZE):
-    memory[at] = 1
-libc, thread = ctypes.CDLL(None), ctypes.c_ulong()
-libc.pthread_create.argtypes = [ctypes.c_void_p] * 4
-libc.pthread_create(ctypes.byref(thread), None, ctypes.cast(libc.sleep, ctypes.c_void_p), 600)
-os.write(1, b"ready\\n")
-libc.syscall({exit}, 0)  # of this thread alone, as pthread_exit(3) in main
-"""
-
-
-@contextmanager
-def without_its_first_thread(pages: int) -> Iterator[int]:
-    """Run a process with memory of which the first thread has ended and another lives."""
-    program = ENDED_LEADER.format(bytes=pages * 4096, exit=60)
-    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == b"ready\n"
-        while Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
-            os.sched_yield()
-        try:
-            yield process.pid
-        finally:
-            process.kill()
-
-
 def test_memory_of_a_process_whose_first_thread_has_ended_is_found(whose: str) -> None:
-    with without_its_first_thread(PAGES) as pid:
-        snapshot, _ = rights.call(ferry.survey, (pid,), Rules())
-        assert PAGES <= snapshot.runs.pages() < 2 * PAGES
+    with python(LEADER_ENDS) as process:
+        said(process)
+        snapshot, _ = rights.call(ferry.survey, (process.pid,), Rules())
+        assert snapshot.runs.pages() == census([process.pid]).total > 500
 
 
-def test_what_such_a_process_maps_is_mapped_outside_another_job(made: Job, sparse: Path) -> None:
-    made.first.map(PAGES, sparse, flags=SHARED).write(0, 5)
-    with without_its_first_thread(1) as pid:
+def test_what_such_a_process_maps_is_mapped_outside_another_job(made: Job) -> None:
+    with python(LEADER_ENDS) as process:
+        said(process)
         snapshot, _ = ferry.survey(made.pids, Rules())
         (libc,) = (backing for backing in snapshot.backings if "/libc" in backing.path)
-        assert pid in mapped_outside([libc], made.pids)[libc]
+        assert process.pid in mapped_outside([libc], made.pids)[libc]

@@ -20,6 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from guest.vm.errors import NoGuestError
 
@@ -67,18 +68,28 @@ def system_of(debian: int | None, cache: Path) -> Iterator[System]:
         return
     cache.mkdir(exist_ok=True)
     with (cache / f"debian-{debian}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_SH)
         requirements, uri = _requirements(), _mirror()
         tree = cache / tree_name(debian, PACKAGES, requirements, [uri, *MANUALS])
         digest = _digest()
-        if _noted(tree) != digest:  # several guests may run from it, and nobody while it is changed
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        # Several guests may run from it, and nobody while it is changed. What was locked for one is open for a moment
+        # before it is locked for all.
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        while _noted(tree) != digest:
+            _lock_alone(lock)
             if not tree.exists():
                 _make(debian, tree, requirements, uri)
             if _noted(tree) != digest:
                 _install(tree, digest)
             fcntl.flock(lock, fcntl.LOCK_SH)
         yield System(tree, VENV / "bin/python", ("contrib", "tests"))
+
+
+def _lock_alone(lock: IO[str]) -> None:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        print("guest: waiting for another guest that runs from the same tree", file=sys.stderr, flush=True)
+        fcntl.flock(lock, fcntl.LOCK_EX)
 
 
 def tree_name(debian: int, *lists: Sequence[str]) -> str:
@@ -142,6 +153,7 @@ def _digest() -> str:
 def _install(tree: Path, digest: str) -> None:
     """Install the repository's pageferry in a tree, and note its digest there."""
     log = tree.with_name(f"{tree.name}-install.log")
+    (tree / NOTE).unlink(missing_ok=True)
     with tempfile.TemporaryDirectory(dir=tree.parent, prefix="wheel-") as folder, log.open("w") as out:
         build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", folder, str(REPOSITORY)]
         _run(build, out, log)
@@ -169,7 +181,14 @@ def _files(tops: Iterator[Path]) -> Iterator[Path]:
 def _mirror() -> str:
     form = "$(REPO_URI)|$(ORIGIN)|$(COMPONENT)|$(CODENAME)"
     words = ["apt-get", "indextargets", f"--format={form}", "Created-By: Packages"]
-    return mirror(subprocess.run(words, capture_output=True, text=True, check=True).stdout)
+    if not (said := _output(words)).strip():  # apt has no lists yet
+        subprocess.run(["apt-get", "update", "-q"], stdout=sys.stderr, check=False)
+        said = _output(words)
+    return mirror(said)
+
+
+def _output(words: Sequence[str]) -> str:
+    return subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True).stdout
 
 
 def _inside(tree: Path, *command: str, shared: Sequence[Path] = ()) -> list[str]:
