@@ -7,7 +7,7 @@ fs/proc/task_mmu.c show_map_vma.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -63,6 +63,16 @@ class Maps:
     regions: tuple[Region, ...]
     process: Ints
     line: Ints
+
+    def of_device(self, devices: Collection[str]) -> Iterator[tuple[int, int, int, int]]:
+        """Yield each region on these devices, with a VMA that shows it: its process, and its [start, end)."""
+        if not any(region.device in devices for region in self.regions):
+            return
+        shown, first = np.unique(self.region[self.line], return_index=True)
+        for region, row in zip(shown.tolist(), first.tolist(), strict=True):
+            if self.regions[region].device in devices:
+                line = self.line[row]
+                yield region, int(self.process[row]), int(self.start[line]), int(self.end[line])
 
 
 class _Numbers(dict[bytes, int]):

@@ -37,8 +37,8 @@ class Backing:
     """What VMAs map, known by (device, inode).
 
     `space` tells apart what the pair alone does not: System V segments show their shmid as inode, which may be
-    another shmem file's inode, and every IPC namespace counts its shmids from 0 (kernel ipc/shm.c); and the
-    subvolumes of a btrfs share one device.
+    another shmem file's inode, and every IPC namespace counts its shmids from 0 (kernel ipc/shm.c). Subvolumes of a
+    btrfs, and the layers of an overlay, show one device: there it is what stat(2) says of the file, or else its path.
     """
 
     device: str

@@ -7,7 +7,7 @@ A private mapping is read in its own process all the same, because pages written
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
@@ -21,6 +21,9 @@ from pageferry_planner.model import ANONYMOUS, Backing, Ranges
 READ_ONLY_PRIVATE_PAGES = 1 << 14
 """A read-only private file mapping above this size is taken to hold page cache only, as input files mapped by every
 rank do; below it, it may be what a program wrote and then protected (RELRO), and is read in each process."""
+
+_PROCESS_SHIFT = 52
+"""Page numbers are below 1 << 52: an address has 64 bits, a page at least 4096 bytes."""
 
 
 class Span(NamedTuple):
@@ -75,36 +78,39 @@ def cover(spans: Iterable[tuple[int, int, int]]) -> list[Span]:
 def share(
     maps: Maps,
     page_bytes: int,
-    ambiguous: frozenset[str] = frozenset(),
+    spaces: Mapping[int, str] | None = None,
     devices: frozenset[str] = frozenset(),
 ) -> Sharing:
     """Group the VMAs by backing and choose carriers.
 
-    `ambiguous`: devices (as maps prints them) on which (device, inode) names several files. `devices`: those of
+    `spaces`: what tells files apart that show one (device, inode), by the number of the region. `devices`: those of
     device nodes (devtmpfs); what a driver maps there is not the job's memory, unless written to privately.
     """
-    backings, region_backing, region_kept = _backings(maps.regions, ambiguous, devices)
+    backings, region_backing, region_kept = _backings(maps.regions, spaces or {}, devices)
     shared = np.array([region.shared for region in maps.regions], bool)
     writable = np.array([region.writable for region in maps.regions], bool)
     offset = np.array([region.offset // page_bytes for region in maps.regions], np.int64)
 
     kept = region_kept[maps.region[maps.line]] if len(maps.line) else np.zeros(0, bool)
     line, process = maps.line[kept], maps.process[kept]
+    page, count = maps.start[line] // page_bytes, (maps.end[line] - maps.start[line]) // page_bytes
+    told = _told_before(process, page, count)
+    new = told < count
+    line, process, page, count, told = line[new], process[new], page[new], count[new], told[new]
     region = maps.region[line]
-    page = maps.start[line] // page_bytes
     backing = region_backing[region]
     private = ~shared[region]
     vmas = Ranges(
         process=process,
-        page=page,
-        count=(maps.end[line] - maps.start[line]) // page_bytes,
+        page=page + told,
+        count=count - told,
         backing=backing,
-        index=np.where(backing == ANONYMOUS, page, offset[region]),
+        index=np.where(backing == ANONYMOUS, page, offset[region]) + told,
         private=private,
     )
     own = private & ((backing == ANONYMOUS) | writable[region] | (vmas.count <= READ_ONLY_PRIVATE_PAGES))
     extents, carriers = _carry(vmas, np.flatnonzero(backing != ANONYMOUS))
-    first = np.zeros(len(page), bool)
+    first = np.zeros(len(vmas), bool)
     first[carriers] = True
     ranges = Ranges.concatenate([extents.take(~own[carriers]), vmas.take(own & first), vmas.take(own & ~first)])
     contested = np.zeros(len(backings) + 1, bool)  # the last is ANONYMOUS
@@ -113,8 +119,20 @@ def share(
     return Sharing(backings, vmas, extents, carriers, own, ranges, contested)
 
 
+def _told_before(process: Ints, page: Ints, count: Ints) -> Ints:
+    """Return how many of the first pages of each VMA an earlier one of its process has: maps may change meanwhile.
+
+    The kernel goes on reading from the end of the last VMA that it told. One that was joined to that meanwhile begins
+    before, and is told from its beginning; one that was cut may be told once more (fs/proc/task_mmu.c m_next()).
+    """
+    end = (process << _PROCESS_SHIFT) + page + count
+    before = np.append(0, np.maximum.accumulate(end))[: len(end)]
+    told: Ints = np.clip(before - (process << _PROCESS_SHIFT) - page, 0, count)
+    return told
+
+
 def _backings(
-    regions: Sequence[Region], ambiguous: frozenset[str], devices: frozenset[str]
+    regions: Sequence[Region], spaces: Mapping[int, str], devices: frozenset[str]
 ) -> tuple[tuple[Backing, ...], Ints, Bools]:
     """Number the backings; return them, and per region its backing's number and whether it is looked at at all."""
     numbers: dict[tuple[str, int, str], int] = {}
@@ -125,11 +143,9 @@ def _backings(
         if region.kernel_own or (region.device in devices and region.shared):
             kept[row] = False
         elif not region.anonymous and region.device not in devices:
-            space = ""
+            space = spaces.get(row, "")
             if region.path.startswith("/SYSV"):
                 space = f"sysv:{region.namespace}"
-            elif region.device in ambiguous:
-                space = region.path
             key = (region.device, region.inode, space)
             if key not in numbers:
                 numbers[key] = len(backings)

@@ -9,23 +9,24 @@ from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from pageferry.errors import Vanished
+from pageferry.errors import Denied, Vanished
 from pageferry.kernel import objects
-from pageferry.kernel.mountinfo import read_mountinfo
+from pageferry.kernel.files import numbered
+from pageferry.kernel.mountinfo import Mount, read_mountinfo
 from pageferry.kernel.outsiders import mapped_outside
 from pageferry.kernel.processes import ProcessHandle, open_process
-from pageferry.kernel.procfs import Status, ipc_namespace, mounts, read_maps, read_status
+from pageferry.kernel.procfs import Status, ipc_namespace, mount_namespace, read_maps, read_status
 from pageferry.kernel.residency import PageTables
 from pageferry.kernel.topology import Topology
 from pageferry_planner.columns import Bools
-from pageferry_planner.maps import parse
+from pageferry_planner.maps import Maps, parse
 from pageferry_planner.model import SELF, Process, Ranges, Runs, Snapshot
 from pageferry_planner.pages import (
     Entries,
@@ -55,8 +56,9 @@ class Taken:
 
 @dataclass(frozen=True, slots=True)
 class _Devices:
-    """What lies on which device (as maps prints it): shared memory, local file systems, device nodes, btrfs.
+    """What lies on which device (as maps prints it): shared memory, local file systems, device nodes.
 
+    `ambiguous`: the devices of which maps may show one inode for several files.
     `left`: the devices of file systems that are not to be touched, by the name that the rules have for each; they count
     as neither shared memory nor local, so that nothing there is opened.
     """
@@ -83,15 +85,18 @@ def take(pids: Iterable[int], rules: Rules, topology: Topology) -> Iterator[Take
                 status = read_status(pid)
                 if not text or not handle.alive():
                     continue
+                process = _process(handle, status, topology)
+                namespace = ipc_namespace(handle.thread()) if b" /SYSV" in text else 0
                 handles.append(handle)
                 texts.append(text)
-                namespaces.append(ipc_namespace(handle.thread()) if b" /SYSV" in text else 0)
-                processes.append(_process(handle, status, topology))
+                namespaces.append(namespace)
+                processes.append(process)
         if not handles:
             raise Vanished("none of its processes is left")
         tables = stack.enter_context(PageTables([handle.thread() for handle in handles]))
-        devices = _devices(rules)
-        sharing = share(parse(texts, namespaces), mmap.PAGESIZE, devices.ambiguous, devices.nodes)
+        devices = _devices(rules, handles)
+        maps = parse(texts, namespaces)
+        sharing = share(maps, mmap.PAGESIZE, _spaces(maps, handles, devices), devices.nodes)
         seen = _read(sharing, sharing.ranges, tables)
         unseen = holes(sharing, seen)
         if unseen:
@@ -112,17 +117,18 @@ def take(pids: Iterable[int], rules: Rules, topology: Topology) -> Iterator[Take
 def _process(handle: ProcessHandle, status: Status, topology: Topology) -> Process:
     cpus = set(status.cpus_allowed)
     if status.threads > 1:
-        for thread in os.listdir(f"/proc/{handle.pid}/task"):  # noqa: PTH208
+        for thread in numbered(Path(f"/proc/{handle.pid}/task")):
             with suppress(OSError):
-                cpus |= os.sched_getaffinity(int(thread))
+                cpus |= os.sched_getaffinity(thread)
     return Process(handle.pid, handle.start_time, status.name, topology.nodes_of_cpus(cpus), status.mems_allowed)
 
 
-def _devices(rules: Rules) -> _Devices:
-    types = mounts()
+def _devices(rules: Rules, handles: Iterable[ProcessHandle]) -> _Devices:
+    mounts = [*read_mountinfo(), *_mounts_of_others(handles)]
+    types = {mount.device: mount.fstype for mount in mounts}
     types[objects.shared_memory_device()] = "shmem"
     names: dict[str, list[str]] = {device: [fstype] for device, fstype in types.items()}
-    for mount in read_mountinfo() if rules.filesystems else ():
+    for mount in mounts if rules.filesystems else ():
         names.setdefault(mount.device, []).append(os.fsdecode(mount.point))
     left = {device: name for device, known in names.items() if (name := left_alone(known, rules))}
     touched = {device: fstype for device, fstype in types.items() if device not in left}
@@ -130,9 +136,28 @@ def _devices(rules: Rules) -> _Devices:
         shared_memory=frozenset(device for device, fstype in touched.items() if fstype in objects.SHARED_MEMORY),
         local=frozenset(device for device, fstype in touched.items() if fstype in objects.LOCAL),
         nodes=frozenset(device for device, fstype in types.items() if fstype == "devtmpfs"),
-        ambiguous=frozenset(device for device, fstype in types.items() if fstype == "btrfs"),
+        ambiguous=frozenset(device for device, fstype in touched.items() if fstype in objects.AMBIGUOUS),
         left=left,
     )
+
+
+def _mounts_of_others(handles: Iterable[ProcessHandle]) -> Iterator[Mount]:
+    """Yield the mounts of each mount namespace of the job's that is not ours, such as a container's."""
+    known = {mount_namespace(os.getpid())}
+    for handle in handles:
+        with suppress(Vanished, Denied):
+            thread = handle.thread()
+            if (namespace := mount_namespace(thread)) not in known:
+                known.add(namespace)
+                yield from read_mountinfo(process=thread)
+
+
+def _spaces(maps: Maps, handles: Sequence[ProcessHandle], devices: _Devices) -> dict[int, str]:
+    """Return what tells the files apart that show one device and inode, by the number of the region."""
+    return {
+        region: objects.identity(objects.path_of(handles[process].thread(), start, end)) or maps.regions[region].path
+        for region, process, start, end in maps.of_device(devices.ambiguous)
+    }
 
 
 def _read(sharing: Sharing, ranges: Ranges, tables: PageTables, *, overlapping: bool = False) -> Runs:

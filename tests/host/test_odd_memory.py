@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import subprocess
@@ -20,7 +21,6 @@ from pageferry.kernel.residency import PageTables
 from pageferry_planner.policy import Rules
 
 PAGES = 256
-LINUX = tuple(int(number) for number in os.uname().release.split(".")[:2])
 
 
 def looked_at(pids: tuple[int, ...], name: str) -> dict[str, int]:
@@ -60,11 +60,6 @@ def layers(tmp_path: Path) -> Iterator[Path]:
             subprocess.run(["umount", str(path)], check=True)
 
 
-@pytest.mark.xfail(
-    LINUX >= (6, 8),
-    strict=True,
-    reason="the kernel shows the overlay's device with the layer's inode: two files are one",
-)
 def test_files_of_two_layers_with_one_inode_number_are_two_backings(layers: Path) -> None:
     with job() as made:
         for name in ("file-a", "file-b"):
@@ -101,26 +96,24 @@ def in_its_own_shared_memory(pages: int) -> Iterator[int]:
             process.kill()
 
 
-@pytest.mark.xfail(strict=True, reason="what a device is, is looked up in our own table of mounts, not in the job's")
 def test_shared_memory_that_is_mounted_for_the_job_alone_is_shared_memory() -> None:
     with in_its_own_shared_memory(PAGES) as pid:
         assert list(looked_at((pid,), "window").values()) == [PAGES]
 
 
-@pytest.mark.xfail(strict=True, reason="a thread's folder that has gone since costs the whole look")
 def test_a_process_that_ends_while_its_threads_are_listed_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     with job(ranks=2) as made:
         for rank in made.ranks:
             rank.ask("threads", 1, 1, [0])
-        gone = made.ranks[1].pid
+        gone = f"/proc/{made.ranks[1].pid}/task"
         really = os.listdir
 
-        def listdir(path: str) -> list[str]:
-            if path == f"/proc/{gone}/task":
-                raise FileNotFoundError(path)
+        def listdir(path: str | Path) -> list[str]:
+            if str(path) == gone:
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), gone)
             return really(path)
 
-        monkeypatch.setattr("pageferry.snapshot.os.listdir", listdir)
+        monkeypatch.setattr(os, "listdir", listdir)
         found, _ = ferry.survey(made.pids, Rules())
         assert [process.pid for process in found.processes] == [made.first.pid]
 
@@ -138,8 +131,8 @@ def test_a_job_of_more_processes_than_a_shells_limit_of_open_files_is_looked_at(
         assert rights.call(looks_with_few_descriptors, made.pids) == 50
 
 
-@pytest.mark.xfail(strict=True, reason="a page table that is not there counts as one of a process that has ended")
 def test_a_kernel_without_page_tables_to_read_is_told_from_a_process_that_has_ended(tmp_path: Path) -> None:
     (tmp_path / "proc/4711").mkdir(parents=True)
+    (tmp_path / "proc/4711/stat").touch()
     with PageTables([4711], tmp_path) as tables, pytest.raises(KernelError):
         tables.descriptor(0)

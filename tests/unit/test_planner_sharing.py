@@ -170,10 +170,15 @@ def test_what_a_driver_maps_is_not_the_jobs_memory_unless_written_to_privately()
     assert found.ranges.index.tolist() == [3]
 
 
-def test_on_a_device_of_several_subvolumes_the_path_tells_files_apart() -> None:
+def test_where_one_inode_is_several_files_what_stat_says_tells_them_apart() -> None:
     text = line(1, b"r--s", b"00:2a", 9, b"/a/x") + line(3, b"r--s", b"00:2a", 9, b"/b/x")
     assert len(share(parse([text]), PAGE).backings) == 1
-    assert len(share(parse([text]), PAGE, ambiguous=frozenset({"00:2a"})).backings) == 2
+    maps = parse([text])
+    assert [shown[0] for shown in maps.of_device({"00:2a"})] == [0, 1]
+    assert [shown[1:] for shown in maps.of_device({"00:2a"})] == [(0, PAGE, 2 * PAGE), (0, 3 * PAGE, 4 * PAGE)]
+    assert list(maps.of_device({"00:2b"})) == []
+    assert len(share(maps, PAGE, {0: "1:2:9", 1: "1:3:9"}).backings) == 2
+    assert len(share(maps, PAGE, {0: "1:2:9", 1: "1:2:9"}).backings) == 1
 
 
 def test_one_file_by_two_names_is_one_backing_and_one_inode_on_two_devices_is_two() -> None:
@@ -198,7 +203,6 @@ TORN = [
 ]
 
 
-@pytest.mark.xfail(strict=True, reason="maps that change while they are read are taken as they stand")
 @pytest.mark.parametrize("text", TORN, ids=["joined", "twice", "cut"])
 def test_maps_that_changed_while_they_were_read_show_each_page_once(text: str) -> None:
     found = share(parse([text.encode()]), PAGE)

@@ -1,4 +1,4 @@
-"""Reads the table of mounts of our own mount namespace.
+"""Reads the table of mounts of a mount namespace: our own, or that of a process.
 
 Which mount is a cgroup hierarchy, or which file system a mapping lies on, is left to the readers that ask.
 Source: the man page proc_pid_mountinfo(5).
@@ -32,12 +32,12 @@ class Mount:
     super_options: frozenset[bytes]
 
 
-def read_mountinfo(root: Path = Path("/")) -> tuple[Mount, ...]:
-    """Return all mounts, in the kernel's order: a later one hides an earlier one at the same point.
+def read_mountinfo(root: Path = Path("/"), process: int | str = "self") -> tuple[Mount, ...]:
+    """Return all mounts that a process sees, in the kernel's order: a later one hides an earlier one at the same point.
 
-    Raises KernelError for a line that cannot be understood.
+    Raises KernelError for a line that cannot be understood, Vanished and Denied.
     """
-    path = root / "proc/self/mountinfo"
+    path = root / f"proc/{process}/mountinfo"
     return tuple(_parse_line(line, path) for line in read_bytes(path).split(b"\n") if line)
 
 

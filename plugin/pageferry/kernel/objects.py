@@ -27,6 +27,10 @@ SHARED_MEMORY = frozenset({"tmpfs", "shmem", "ramfs"})
 LOCAL = SHARED_MEMORY | {"ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs", "overlay", "squashfs", "erofs", "zfs"}
 """File systems on which opening or mapping a file waits for no other host or process."""
 
+AMBIGUOUS = frozenset({"btrfs", "overlay"})
+"""File systems of which maps show one device and inode for several files: subvolumes of btrfs; layers of an overlay
+that are on different file systems (Linux 6.8)."""
+
 _MADV_POPULATE_READ = 22  # Linux 5.14
 
 
@@ -43,6 +47,15 @@ class Mapped:
 def path_of(pid: int, start: int, end: int, root: Path = Path("/")) -> Path:
     """Return the path that names the object behind a process's VMA [start, end)."""
     return root / f"proc/{pid}/map_files/{start:x}-{end:x}"
+
+
+def identity(path: Path) -> str:
+    """Return what tells an object from all others, as stat(2) does it; "" where it cannot be told."""
+    try:
+        status = path.stat()
+    except OSError:
+        return ""
+    return f"{os.major(status.st_dev)}:{os.minor(status.st_dev)}:{status.st_ino}"
 
 
 def shared_memory_device() -> str:

@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from pageferry.errors import Denied, Vanished
+from pageferry.kernel import objects
 from pageferry.kernel.procfs import ipc_namespace, list_pids, living_thread, read_maps
 from pageferry_planner.model import Backing
 
@@ -48,7 +49,16 @@ def _mapped_by(pid: int, wanted: Mapping[tuple[bytes, bytes], list[Backing]], ro
                 namespace = namespace or f"sysv:{ipc_namespace(living_thread(pid, root), root)}"
                 if backing.space != namespace:
                     continue
-            elif backing.space and backing.space != path.decode("utf-8", "surrogateescape"):
+            elif backing.space and backing.space != (_identity(pid, fields[0], root) or _text(path)):
                 continue
             mapped.add(backing)
     return mapped
+
+
+def _identity(pid: int, addresses: bytes, root: Path) -> str:
+    start, end = (int(address, 16) for address in addresses.split(b"-"))
+    return objects.identity(objects.path_of(living_thread(pid, root), start, end, root))
+
+
+def _text(path: bytes) -> str:
+    return path.decode("utf-8", "surrogateescape")

@@ -155,12 +155,21 @@ def descendants(pid: int, root: Path = Path("/")) -> frozenset[int]:
 
 
 def mounts(root: Path = Path("/")) -> dict[str, str]:
-    """Return the file system type of each mounted device; the key is "major:minor" as /proc/PID/maps has it.
+    """Return the file system type of each device mounted here; the key is "major:minor" as /proc/PID/maps has it.
 
     Not among them: what only the kernel mounts (memfd, SysV and shared-anonymous memory), what only other mount
     namespaces see, and layers of an overlay that are not mounted here, which some kernels show for its files.
     """
     return {mount.device: mount.fstype for mount in read_mountinfo(root)}
+
+
+def mount_namespace(pid: int, root: Path = Path("/")) -> int:
+    """Return the inode of a process's mount namespace. Raises Vanished and Denied."""
+    path = _path(pid, "ns/mnt", root)
+    try:
+        return os.stat(path).st_ino  # noqa: PTH116
+    except OSError as error:
+        raise translated(error, path) from error
 
 
 def _path(pid: int, name: str, root: Path) -> str:

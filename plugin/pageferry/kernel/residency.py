@@ -114,7 +114,9 @@ class PageTables:
             path = f"{self._proc}/{self._pids[process]}/pagemap"
             try:
                 self._open[process] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            except (FileNotFoundError, ProcessLookupError):
+            except (FileNotFoundError, ProcessLookupError) as error:
+                if Path(f"{self._proc}/{self._pids[process]}/stat").exists() and not Path(path).exists():
+                    raise KernelError(f"{path} is missing: the kernel has no CONFIG_PROC_PAGE_MONITOR") from error
                 self._open[process] = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
             except OSError as error:
                 raise translated(error, path) from error
