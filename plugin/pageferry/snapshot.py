@@ -21,7 +21,7 @@ from pageferry.kernel import objects
 from pageferry.kernel.files import numbered
 from pageferry.kernel.mountinfo import Mount, read_mountinfo
 from pageferry.kernel.outsiders import mapped_outside
-from pageferry.kernel.processes import ProcessHandle, open_process
+from pageferry.kernel.processes import ProcessHandle, enough_descriptors, open_process
 from pageferry.kernel.procfs import Status, ipc_namespace, mount_namespace, read_maps, read_status
 from pageferry.kernel.residency import PageTables
 from pageferry.kernel.topology import Topology
@@ -76,7 +76,7 @@ def take(pids: Iterable[int], rules: Rules, topology: Topology) -> Iterator[Take
 
     Processes that end meanwhile are left out. Raises Vanished when none is left, Denied for one that we may not read.
     """
-    with ExitStack() as stack:
+    with enough_descriptors(), ExitStack() as stack:
         handles, texts, namespaces, processes = [], [], [], []
         for pid in sorted(pids):
             with suppress(Vanished):

@@ -125,7 +125,6 @@ def looks_with_few_descriptors(pids: tuple[int, ...]) -> int:
     return len(ferry.survey(pids, Rules())[0].processes)
 
 
-@pytest.mark.xfail(strict=True, raises=KernelError, reason="the soft limit of open files is not raised")
 def test_a_job_of_more_processes_than_a_shells_limit_of_open_files_is_looked_at() -> None:
     with job(ranks=50) as made:
         assert rights.call(looks_with_few_descriptors, made.pids) == 50

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import select
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
@@ -58,6 +61,20 @@ class ProcessHandle:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+@contextmanager
+def enough_descriptors() -> Iterator[None]:
+    """Let this process open as many files as it ever may: a process that is held takes one, its page table another.
+
+    A shell's soft limit is 1024; the hard one is what an administrator means. It is put back for what is started later.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def open_process(pid: int) -> ProcessHandle:
