@@ -82,7 +82,7 @@ def take(pids: Iterable[int], rules: Rules, topology: Topology) -> Iterator[Take
             with suppress(Vanished):
                 handle = stack.enter_context(open_process(pid))
                 text = read_maps(pid)
-                status = read_status(pid)
+                status = read_status(handle.thread())  # an ended thread's nodes and CPUs are those that it once had
                 if not text or not handle.alive():
                     continue
                 process = _process(handle, status, topology)
@@ -93,7 +93,7 @@ def take(pids: Iterable[int], rules: Rules, topology: Topology) -> Iterator[Take
                 processes.append(process)
         if not handles:
             raise Vanished("none of its processes is left")
-        tables = stack.enter_context(PageTables([handle.thread() for handle in handles]))
+        tables = stack.enter_context(PageTables([handle.pid for handle in handles]))
         devices = _devices(rules, handles)
         maps = parse(texts, namespaces)
         sharing = share(maps, mmap.PAGESIZE, _spaces(maps, handles, devices), devices.nodes)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from pageferry.errors import Denied, KernelError, PageferryError, Vanished
 from pageferry.kernel.files import read_bytes, translated
-from pageferry.kernel.procfs import read_status
+from pageferry.kernel.procfs import living_thread, read_status
 
 Pins = dict[int, dict[int, frozenset[int]]]
 """From process to thread to the CPUs that the thread may use."""
@@ -130,7 +130,7 @@ def _program(pid: int, root: Path) -> str | None:
 
     The link is read, never followed: the file may be on a user's or on a hung file system.
     """
-    path = f"{root}/proc/{pid}/exe"
+    path = f"{root}/proc/{living_thread(pid, root)}/exe"
     try:
         return os.readlink(path)  # noqa: PTH115
     except OSError as error:

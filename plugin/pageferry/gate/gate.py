@@ -24,7 +24,7 @@ from pageferry.kernel import cgroup, private_cgroup
 from pageferry.kernel.files import read_bytes
 from pageferry.kernel.freezer import wait_frozen
 from pageferry.kernel.processes import ProcessHandle, open_process
-from pageferry.kernel.procfs import read_status
+from pageferry.kernel.procfs import living_thread, read_status
 
 FOLDER = Path("/run/pageferry/holds")
 PULSE_SECONDS = 15.0
@@ -293,6 +293,6 @@ def _own_group(job: int) -> list[guardian.Entry]:
 def _running(pid: int, stack: ExitStack) -> ProcessHandle | None:
     with suppress(Vanished):
         handle = stack.enter_context(open_process(pid))
-        if read_status(pid).state not in {"T", "t", "Z", "X"}:
+        if read_status(living_thread(pid)).state not in {"T", "t", "Z", "X"}:
             return handle
     return None

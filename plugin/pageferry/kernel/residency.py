@@ -6,6 +6,7 @@ move_pages(2), which takes longer. What is no memory of a node (a device's, the 
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -21,6 +22,7 @@ from pageferry.kernel import libnuma, pagemap
 from pageferry.kernel.files import translated
 from pageferry.kernel.pageflags import ZERO_PAGE, flags_of, huge_pages
 from pageferry.kernel.pfn_ranges import PfnRanges, read_pfn_ranges
+from pageferry.kernel.procfs import living_thread
 from pageferry_planner import shared_huge
 from pageferry_planner.capacity import HUGE_PAGES
 from pageferry_planner.columns import Bools, Ints
@@ -111,7 +113,7 @@ class PageTables:
     def descriptor(self, process: int) -> int:
         """Return the open pagemap of a process; of one that has ended, one that reads as empty."""
         if process not in self._open:
-            path = f"{self._proc}/{self._pids[process]}/pagemap"
+            path = f"{self._proc}/{self._thread(process)}/pagemap"
             try:
                 self._open[process] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             except (FileNotFoundError, ProcessLookupError) as error:
@@ -122,13 +124,20 @@ class PageTables:
                 raise translated(error, path) from error
         return self._open[process]
 
+    def _thread(self, process: int) -> int:
+        """Return the ID of a thread through which a process is reached now."""
+        return living_thread(self._pids[process], self._root)
+
     def _ask_nodes(self, process: Ints, page: Ints, node: Ints) -> None:
         unknown = np.flatnonzero(node < 0)
         for number in np.unique(process[unknown]).tolist():
             rows = unknown[process[unknown] == number]
             addresses = page[rows].astype(np.uint64) * np.uint64(mmap.PAGESIZE)
-            with suppress(ProcessLookupError):
-                node[rows] = libnuma.query_pages(self._pids[number], addresses)
+            try:
+                node[rows] = libnuma.query_pages(self._thread(number), addresses)
+            except OSError as error:
+                if error.errno not in {errno.ESRCH, errno.EINVAL}:  # EINVAL: that thread has just ended
+                    raise
 
     def _node_of(self, pfn: Ints) -> Ints:
         if self._frames is None:

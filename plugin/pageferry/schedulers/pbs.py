@@ -14,7 +14,7 @@ from pathlib import Path
 
 from pageferry.errors import Denied, KernelError, UsageError, Vanished
 from pageferry.kernel.files import read_bytes
-from pageferry.kernel.procfs import list_pids, read_status
+from pageferry.kernel.procfs import list_pids, living_thread, read_status
 from pageferry.kernel.topology import Topology
 from pageferry.schedulers.base import Job
 from pageferry.schedulers.pbs_cgroups import (
@@ -143,7 +143,7 @@ def job_nodes(
 
 
 def is_stopped(pids: frozenset[int], root: Path = Path("/")) -> bool:
-    """Say whether all of some processes stand still by a signal, as PBS suspends a job; zombies do anyway."""
+    """Say whether all of some processes stand still by a signal, as PBS suspends a job; what has ended does anyway."""
     states = [state for pid in pids for state in _state(pid, root)]
     return bool(states) and all(state in _OWN_STATES for state in states)
 
@@ -162,12 +162,12 @@ def _users(pid: int, root: Path) -> frozenset[int]:
 
 def _state(pid: int, root: Path) -> Iterator[str]:
     with suppress(Vanished):
-        yield read_status(pid, root).state
+        yield read_status(living_thread(pid, root), root).state
 
 
 def _environment(pid: int, root: Path) -> list[bytes]:
     with suppress(Vanished, Denied, KernelError):
-        return read_bytes(root / f"proc/{pid}/environ").split(b"\0")
+        return read_bytes(root / f"proc/{living_thread(pid, root)}/environ").split(b"\0")
     return []
 
 
