@@ -1,4 +1,4 @@
-"""Memory as other people's programs and containers have it. What is known to fail says why, until it is mended."""
+"""Memory as other people's programs and containers have it is found, with the unit's rights as with all."""
 
 from __future__ import annotations
 
@@ -23,9 +23,18 @@ from pageferry_planner.policy import Rules
 PAGES = 256
 
 
+pytestmark = pytest.mark.usefixtures("whose")
+
+
+@pytest.fixture(params=["unit", "root"])
+def whose(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whose rights a look has: those of the agent's unit, or all."""
+    monkeypatch.setenv(rights.VARIABLE, request.param)
+
+
 def looked_at(pids: tuple[int, ...], name: str) -> dict[str, int]:
     """Return the pages of each backing whose path has this name in it, by "device:inode:space"."""
-    found, _ = ferry.survey(pids, Rules())
+    found, _ = rights.call(ferry.survey, pids, Rules())
     return {
         f"{backing.device}:{backing.inode}:{backing.space}": int(found.runs.count[found.runs.backing == number].sum())
         for number, backing in enumerate(found.backings)
@@ -114,7 +123,7 @@ def test_a_process_that_ends_while_its_threads_are_listed_is_left_out(monkeypatc
             return really(path)
 
         monkeypatch.setattr(os, "listdir", listdir)
-        found, _ = ferry.survey(made.pids, Rules())
+        found, _ = rights.call(ferry.survey, made.pids, Rules())
         assert [process.pid for process in found.processes] == [made.first.pid]
 
 
