@@ -26,4 +26,4 @@ def test_root_and_nobody_differ_in_what_they_may_do() -> None:
     plugin = str(Path(__file__).parents[2] / "plugin")
     with python(UNPRIVILEGED.format(path=[plugin])) as process:
         assert process.stdout is not None
-        assert process.stdout.readline() == b"[] 5\n"
+        assert process.stdout.readline() == b"[] 6\n"
