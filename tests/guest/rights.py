@@ -317,6 +317,7 @@ def _asked(function: Callable[..., T], arguments: tuple[Any, ...]) -> T:
 @functools.cache
 def _service() -> subprocess.Popen[bytes]:
     """Start a service with the unit's rights, which answers until we end."""
+    subprocess.run(["systemctl", "start", "dbus"], check=True)  # --wait is told over it
     words = ["systemd-run", "--pipe", "--wait", "--collect", "--quiet", "--working-directory=/"]
     words += [f"--property={name}={value}" for name, value in properties()]
     words.append(f"--property=BindReadOnlyPaths={REPOSITORY}")  # it may lie below /tmp

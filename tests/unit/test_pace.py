@@ -171,6 +171,9 @@ class FakeHandle:
     def __init__(self, pid: int, alive: Callable[[], bool] = lambda: True) -> None:
         self.pid, self.pidfd, self.alive = pid, -1, alive
 
+    def thread(self) -> int:
+        return self.pid
+
 
 def plan_of(rows: Sequence[Row], target: int = 0) -> Plan:
     moves = runs_of(rows)
