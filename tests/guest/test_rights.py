@@ -14,7 +14,7 @@ pytestmark = pytest.mark.systemd
 CLOSED = ("/etc", "/usr", "/root", "/home", "/var/lib", "/run", "/proc/sys/vm/drop_caches")
 OPEN = ("/tmp", "/var/tmp", "/dev/shm", "/sys/devices/system/node/node0/compact", "/sys/fs/cgroup/cgroup.procs")
 DEVICES = {"null", "zero", "full", "random", "urandom", "tty", "pts", "shm", "mqueue", "hugepages"}
-MAY_BE_THERE = {"fd", "stdin", "stdout", "stderr", "core", "log", "ptmx", "initctl"}
+MAY_BE_THERE = {"char", "fd", "stdin", "stdout", "stderr", "core", "log", "ptmx", "initctl"}
 
 
 @pytest.fixture

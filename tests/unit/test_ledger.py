@@ -75,6 +75,9 @@ class Handle:
         self._kernel, self._process = kernel, process
         self.pid, self.pidfd = 100 + process, -1
 
+    def thread(self) -> int:
+        return self.pid
+
     def alive(self) -> bool:
         return self._kernel.alive(self._process)
 
