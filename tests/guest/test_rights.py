@@ -11,7 +11,7 @@ from guest.ranks import job
 
 pytestmark = pytest.mark.systemd
 
-CLOSED = ("/etc", "/usr", "/root", "/home", "/var/lib", "/run", "/proc/sys/vm/drop_caches")
+CLOSED = ("/etc", "/usr", "/root", "/home", "/var/lib", "/proc/sys/vm/drop_caches")
 OPEN = ("/tmp", "/var/tmp", "/dev/shm", "/sys/devices/system/node/node0/compact", "/sys/fs/cgroup/cgroup.procs")
 DEVICES = {"null", "zero", "full", "random", "urandom", "tty", "pts", "shm", "mqueue", "hugepages"}
 MAY_BE_THERE = {"char", "fd", "stdin", "stdout", "stderr", "core", "log", "ptmx", "initctl"}
