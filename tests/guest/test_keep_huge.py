@@ -191,7 +191,7 @@ def test_who_takes_the_free_ones_between_plan_and_move_leaves_huge_pages_where_t
 
 def test_a_target_with_too_few_is_compacted_first_and_none_is_split_for_that(torn: Rank) -> None:
     with job(node=0) as made:
-        memory = filled(made, FREE + 5)
+        memory = filled(made, free_huge_pages(NODE) + 5)
         before, free = vmstat(), free_huge_pages(NODE)
         outcome = rights.move(made.pids, wanted(NODE, HugePages.KEEP))
         after = vmstat() - before
