@@ -199,6 +199,8 @@ def test_a_job_that_ends_while_it_is_held_is_no_longer_held(agent: Agent) -> Non
     with slurm_job("v2") as job:
         suspend(job)
         wait_until(lambda: value(agent.scraped(), "pageferry_held_jobs", phase="held") == 1, "held")
+        agent.process.send_signal(signal.SIGSTOP)  # it sees the end as a whole: half of it looks like a resume
+    agent.process.send_signal(signal.SIGCONT)
     wait_until(lambda: value(agent.scraped(), "pageferry_hold_releases_total", cause="ended") == 1, "it has ended")
     assert value(agent.scraped(), "pageferry_held_jobs", phase="held") == 0
 
