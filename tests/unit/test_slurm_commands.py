@@ -269,11 +269,12 @@ def test_a_field_that_slurm_does_not_know_shifts_no_other(commands: SlurmCommand
 def test_a_controller_that_hangs_is_given_up(
     commands: SlurmCommands, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(slurm_commands, "READ_SECONDS", 0.5)
+    with monkeypatch.context() as patch:
+        patch.setattr(slurm_commands, "READ_SECONDS", 0.5)
+        known(tmp_path, {}, hangs=["squeue"])
+        with pytest.raises(SchedulerError, match=r"^squeue --all: slurmctld did not answer within"):
+            commands.job(7)
     monkeypatch.setattr(slurm_commands, "WRITE_SECONDS", 0.6)
-    known(tmp_path, {}, hangs=["squeue"])
-    with pytest.raises(SchedulerError, match=r"^squeue --all: slurmctld did not answer within"):
-        commands.job(7)
     known(tmp_path, {"7": [row(7)]}, hangs=["suspend"])
     with pytest.raises(SchedulerError, match="it may still be done"):
         commands.suspend(7)
