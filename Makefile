@@ -19,7 +19,7 @@ MACHINES := guest-four-1 guest-four-2 guest-root guest-v1 guest-cpuless guest-ti
             guest-debian13-1 guest-debian13-2
 QUICK    :=
 SHORT    = $(if $(QUICK),and not long)
-V1_TESTS = $(if $(QUICK),$(addprefix tests/guest/test_,machine.py gate.py narrow.py),tests/guest)
+V1_TESTS = $(if $(QUICK),$(addprefix tests/guest/test_,machine.py gate.py),tests/guest)
 # The tests of what moves memory, as each change must pass them with the rights of the agent's unit.
 MEMORY   := $(addprefix tests/guest/test_,$(addsuffix .py,capacity confined denied failures huge keep_huge libraries \
             node_map private process_ids rights shared untouched))
@@ -93,8 +93,8 @@ guest-root:
 # Debian 13, as far as each change must pass it.
 guest-debian13:
 	$(GUEST) run --layout four --debian 13 --timeout 3000 --results .cache/debian13 -- \
-	    $(PYTEST) $(addprefix tests/guest/test_,$(addsuffix .py,capacity failures huge keep_huge private rights shared \
-	    untouched machine agent)) -m 'not long'
+	    $(PYTEST) $(addprefix tests/guest/test_,$(addsuffix .py,capacity failures huge keep_huge rights shared \
+	    machine agent)) -m 'not long'
 
 guest-debian13-1:
 	$(GUEST) run --layout four --debian 13 --timeout 3500 --results .cache/debian13-1 -- $(PYTEST) tests/guest -m 'not cpuless and not package' --shard 1/2

@@ -165,6 +165,7 @@ def _past(agent: Agent, asking: int) -> int:
     return asking
 
 
+@pytest.mark.long
 def test_a_freeze_that_is_not_ours_outlasts_us(agent: Agent, job: Steady) -> None:
     wait_until(lambda: settled(agent, job), "the agent knows the job")
     theirs = administrators(job)

@@ -25,6 +25,8 @@ from pageferry.hotness import Means
 from pageferry.mover import Limits
 from pageferry_planner.model import Bucket, Order, Target
 
+pytestmark = pytest.mark.long
+
 PIECE = 512
 """Pages of a mapping; one page more, which may not be touched, keeps it from being joined with the next one."""
 
@@ -175,7 +177,6 @@ def test_a_job_that_is_watched_and_then_held_moves_by_what_it_used_before(monkey
         assert sum(rank == coldest for rank in pages.values()) >= (FIRST + SECOND - 8) * PIECE
 
 
-@pytest.mark.long
 def test_the_commands_say_what_was_in_use_and_the_file_keeps_it(tmp_path: Path) -> None:
     path = tmp_path / "snapshot"
     with busy() as running:

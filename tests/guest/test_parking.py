@@ -251,6 +251,7 @@ def test_what_the_park_node_has_no_room_for_stays_and_all_of_it_is_there_at_the_
     assert vmstat()["oom_kill"] == oom
 
 
+@pytest.mark.long
 def test_a_job_that_is_resumed_while_it_is_being_parked_is_whole_again(slurm: Slurm, agent: Agent, low: Steady) -> None:
     slurm.suspend(low.id)
     wait_until(lambda: agent.ask("status")["jobs"][str(low.id)]["parked_nodes"] == [PARK], "it is being parked")

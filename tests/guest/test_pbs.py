@@ -171,6 +171,7 @@ def test_what_an_operator_asks_of_a_suspended_job_is_there_before_its_first_inst
     assert "to node 2" in told
 
 
+@pytest.mark.long
 def test_a_job_is_held_beyond_its_resume_until_its_pages_are_there_and_no_longer_than_max_hold(
     agent: Agent, job: PbsJob
 ) -> None:

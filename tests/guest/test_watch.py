@@ -19,7 +19,7 @@ from guest.vm.jobs import CGROUP, Slurm
 from pageferry.agent.watch import Event, Kind, Watch
 from pageferry.schedulers.slurm_cgroups import Suspension, slurm_job_suspension, slurm_job_user_groups
 
-pytestmark = pytest.mark.v1
+pytestmark = [pytest.mark.v1, pytest.mark.long]
 
 SECONDS = 60.0
 STEPS = {"step_batch", "step_extern", "step_0"}
@@ -129,7 +129,6 @@ def test_a_jobs_start_suspension_resumption_and_end_are_told(slurm: Slurm, watch
     assert watches(watch) == left
 
 
-@pytest.mark.long
 def test_a_suspension_that_is_over_at_once_is_told_by_its_writes(slurm: Slurm, watch: Watch) -> None:
     job, _ = started(slurm, watch)
     for verb in ("suspend", "resume"):
@@ -141,7 +140,6 @@ def test_a_suspension_that_is_over_at_once_is_told_by_its_writes(slurm: Slurm, w
     gather(watch, gone(job))
 
 
-@pytest.mark.long
 def test_a_job_that_is_cancelled_while_it_is_suspended_is_gone(slurm: Slurm, watch: Watch) -> None:
     job, _ = started(slurm, watch)
     subprocess.run(["scontrol", "suspend", str(job)], check=True)
