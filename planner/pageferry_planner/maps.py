@@ -7,7 +7,7 @@ fs/proc/task_mmu.c show_map_vma.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -64,13 +64,11 @@ class Maps:
     process: Ints
     line: Ints
 
-    def of_device(self, devices: Collection[str]) -> Iterator[tuple[int, int, int, int]]:
-        """Yield each region on these devices, with a VMA that shows it: its process, and its [start, end)."""
-        if not any(region.device in devices for region in self.regions):
-            return
-        shown, first = np.unique(self.region[self.line], return_index=True)
-        for region, row in zip(shown.tolist(), first.tolist(), strict=True):
-            if self.regions[region].device in devices:
+    def shown(self, wanted: Callable[[Region], bool]) -> Iterator[tuple[int, int, int, int]]:
+        """Yield each region that is wanted, with a VMA that shows it: its process, and its [start, end)."""
+        regions, first = np.unique(self.region[self.line], return_index=True)
+        for region, row in zip(regions.tolist(), first.tolist(), strict=True):
+            if wanted(self.regions[region]):
                 line = self.line[row]
                 yield region, int(self.process[row]), int(self.start[line]), int(self.end[line])
 

@@ -66,6 +66,24 @@ def doubtful(sharing: Sharing, ranges: Ranges, entries: Entries | Stretches) -> 
     return twice_seen
 
 
+def kernels_own(ranges: Ranges, entries: Entries | Stretches) -> Bools:
+    """Return which entries show a page of the kernel's: in a mapping of no object, a page that is not anonymous.
+
+    Trampolines and the like (install_special_mapping()) look like memory of the process but for that.
+    """
+    found: Bools = entries.file & (ranges.backing[entries.row] == ANONYMOUS)
+    return found
+
+
+def mapped_elsewhere(entries: Entries, mappings: Callable[[Ints], Ints]) -> Ints:
+    """Return the frames, ascending, of anonymous pages that have more mappings than these entries show.
+
+    `entries`: all that the job has of pages that are not exclusive. `mappings`: frames → how often each is mapped.
+    """
+    frames, shown = np.unique(entries.pfn[~entries.file & ~entries.exclusive & (entries.pfn != 0)], return_counts=True)
+    return frames[mappings(frames) > shown]
+
+
 def first_of_each(ranges: Ranges, entries: Entries) -> Entries:
     """Return the entries without those that show a page which an earlier entry shows, in the order given.
 
@@ -174,8 +192,9 @@ def asked_per_process(sharing: Sharing, seen: Runs) -> int:
     An estimate: it takes every process to have touched what is resident of the objects that it maps, and counts what
     forked processes still share of their own memory once.
     """
-    total = int(seen.count[seen.backing == ANONYMOUS].sum())
-    seen = seen.take(seen.backing != ANONYMOUS)
+    in_object = (seen.backing != ANONYMOUS) & (seen.backing < len(sharing.backings))
+    total = int(seen.count[~in_object].sum())
+    seen = seen.take(in_object)
     seen = seen.take(np.lexsort((seen.index, seen.backing)))
     starts = np.searchsorted(seen.backing, np.arange(len(sharing.backings) + 1))
     mapping = sharing.vmas.backing != ANONYMOUS

@@ -6,13 +6,17 @@ site names, in a list or on the file itself. The rules are asked in one order; t
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from pageferry_planner.model import Backing, Verdict
 
 STAY, MOVE = "stay", "move"
+
+OUTSIDE = Backing("", 0, "outside", "[mapped outside the job, too]")
+"""In the place of a backing: memory of the job's processes that processes outside map as well, since they were forked
+from one another or the kernel merged equal pages (KSM). The reference count says so of each page."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,18 +57,24 @@ def decide(backing: Backing, facts: Facts, rules: Rules) -> Verdict:
 
     They are asked in this order: file system, trusted xattr, site's list, user xattr, reference count.
     """
+    return next(_opinions(backing, facts, rules))
+
+
+def _opinions(backing: Backing, facts: Facts, rules: Rules) -> Iterator[Verdict]:
     if facts.filesystem:
-        return Verdict(False, "filesystem", facts.filesystem)
+        yield Verdict(False, "filesystem", facts.filesystem)
     if rules.xattrs and facts.xattr_trusted in (STAY, MOVE):
-        return Verdict(facts.xattr_trusted == MOVE, "xattr", f"trusted.pageferry={facts.xattr_trusted}")
+        yield Verdict(facts.xattr_trusted == MOVE, "xattr", f"trusted.pageferry={facts.xattr_trusted}")
     path = backing.path.removesuffix(" (deleted)")
     for glob in rules.stay:
         if fnmatchcase(path, glob):
-            return Verdict(False, "library-list", glob)
+            yield Verdict(False, "library-list", glob)
     if rules.xattrs and facts.xattr_user == STAY:
-        return Verdict(False, "xattr", "user.pageferry=stay")
+        yield Verdict(False, "xattr", "user.pageferry=stay")
     if rules.reference_count and facts.external_pids:
         count = len(facts.external_pids)
         also = f" and {count - 1} more" if count > 1 else ""
-        return Verdict(False, "reference-count", f"pid {facts.external_pids[0]}{also} outside the job")
-    return Verdict(True, "job-only")
+        yield Verdict(False, "reference-count", f"pid {facts.external_pids[0]}{also} outside the job")
+    if rules.reference_count and backing == OUTSIDE:
+        yield Verdict(False, "reference-count", "forked or merged, and mapped outside the job")
+    yield Verdict(True, "job-only")

@@ -7,7 +7,7 @@ A private mapping is read in its own process all the same, because pages written
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
@@ -79,12 +79,12 @@ def share(
     maps: Maps,
     page_bytes: int,
     spaces: Mapping[int, str] | None = None,
-    devices: frozenset[str] = frozenset(),
+    devices: Collection[int] = (),
 ) -> Sharing:
     """Group the VMAs by backing and choose carriers.
 
-    `spaces`: what tells files apart that show one (device, inode), by the number of the region. `devices`: those of
-    device nodes (devtmpfs); what a driver maps there is not the job's memory, unless written to privately.
+    `spaces`: what tells files apart that show one (device, inode), by the number of the region. `devices`: the regions
+    of device nodes, sockets and the like: what a driver maps there is not the job's memory, unless written privately.
     """
     backings, region_backing, region_kept = _backings(maps.regions, spaces or {}, devices)
     shared = np.array([region.shared for region in maps.regions], bool)
@@ -132,7 +132,7 @@ def _told_before(process: Ints, page: Ints, count: Ints) -> Ints:
 
 
 def _backings(
-    regions: Sequence[Region], spaces: Mapping[int, str], devices: frozenset[str]
+    regions: Sequence[Region], spaces: Mapping[int, str], devices: Collection[int]
 ) -> tuple[tuple[Backing, ...], Ints, Bools]:
     """Number the backings; return them, and per region its backing's number and whether it is looked at at all."""
     numbers: dict[tuple[str, int, str], int] = {}
@@ -140,9 +140,9 @@ def _backings(
     backing = np.full(len(regions), ANONYMOUS, np.int64)
     kept = np.ones(len(regions), bool)
     for row, region in enumerate(regions):
-        if region.kernel_own or (region.device in devices and region.shared):
+        if region.kernel_own or (row in devices and region.shared):
             kept[row] = False
-        elif not region.anonymous and region.device not in devices:
+        elif not region.anonymous and row not in devices:
             space = spaces.get(row, "")
             if region.path.startswith("/SYSV"):
                 space = f"sysv:{region.namespace}"

@@ -9,24 +9,23 @@ from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
+from pageferry.backings import Kinds, facts_of, kinds_of, path_of, read_devices, told_apart
 from pageferry.errors import Denied, Vanished
 from pageferry.kernel import objects
 from pageferry.kernel.files import numbered
-from pageferry.kernel.mountinfo import Mount, read_mountinfo
-from pageferry.kernel.outsiders import mapped_outside
 from pageferry.kernel.processes import ProcessHandle, enough_descriptors, open_process
-from pageferry.kernel.procfs import Status, ipc_namespace, mount_namespace, read_maps, read_status
+from pageferry.kernel.procfs import Status, children, ipc_namespace, read_maps, read_status
 from pageferry.kernel.residency import PageTables
 from pageferry.kernel.topology import Topology
 from pageferry_planner.columns import Bools
-from pageferry_planner.maps import Maps, parse
+from pageferry_planner.maps import parse
 from pageferry_planner.model import SELF, Process, Ranges, Runs, Snapshot
 from pageferry_planner.pages import (
     Entries,
@@ -37,10 +36,12 @@ from pageferry_planner.pages import (
     doubtful,
     first_of_each,
     holes,
+    kernels_own,
+    mapped_elsewhere,
     others,
     runs,
 )
-from pageferry_planner.policy import Facts, Rules, decide, left_alone
+from pageferry_planner.policy import OUTSIDE, Facts, Rules, decide
 from pageferry_planner.sharing import Sharing, share
 
 
@@ -52,22 +53,6 @@ class Taken:
     facts: tuple[Facts, ...]
     handles: tuple[ProcessHandle, ...]
     tables: PageTables
-
-
-@dataclass(frozen=True, slots=True)
-class _Devices:
-    """What lies on which device (as maps prints it): shared memory, local file systems, device nodes.
-
-    `ambiguous`: the devices of which maps may show one inode for several files.
-    `left`: the devices of file systems that are not to be touched, by the name that the rules have for each; they count
-    as neither shared memory nor local, so that nothing there is opened.
-    """
-
-    shared_memory: frozenset[str]
-    local: frozenset[str]
-    nodes: frozenset[str]
-    ambiguous: frozenset[str]
-    left: Mapping[str, str]
 
 
 @contextmanager
@@ -94,19 +79,23 @@ def take(pids: Iterable[int], rules: Rules, topology: Topology) -> Iterator[Take
         if not handles:
             raise Vanished("none of its processes is left")
         tables = stack.enter_context(PageTables([handle.pid for handle in handles]))
-        devices = _devices(rules, handles)
+        devices = read_devices(rules, handles)
         maps = parse(texts, namespaces)
-        sharing = share(maps, mmap.PAGESIZE, _spaces(maps, handles, devices), devices.nodes)
-        seen = _read(sharing, sharing.ranges, tables)
-        unseen = holes(sharing, seen)
+        sharing = share(maps, mmap.PAGESIZE, *told_apart(maps, handles, devices))
+        seen = _read(sharing, sharing.ranges, tables, handles if rules.reference_count else ())
+        kinds = kinds_of(sharing, seen, tables, devices)
+        seen = seen.take(~np.isin(seen.backing, list(kinds.drivers)))
+        unseen = [hole for hole in holes(sharing, seen) if hole.backing not in kinds.drivers]
         if unseen:
-            seen = Runs.concatenate([seen, _read_unseen(sharing, unseen, handles, tables, devices, stack)])
-        facts = _facts(sharing, handles, rules, devices)
+            seen = Runs.concatenate([seen, _read_unseen(sharing, unseen, handles, tables, kinds, stack)])
+        backings, facts = (*sharing.backings, OUTSIDE), (*facts_of(sharing, handles, rules, devices), Facts())
+        if not (seen.backing == len(sharing.backings)).any():
+            backings, facts = backings[:-1], facts[:-1]
         snapshot = Snapshot(
             page_bytes=mmap.PAGESIZE,
             processes=tuple(processes),
-            backings=sharing.backings,
-            verdicts=tuple(decide(*asked, rules) for asked in zip(sharing.backings, facts, strict=True)),
+            backings=backings,
+            verdicts=tuple(decide(*asked, rules) for asked in zip(backings, facts, strict=True)),
             vmas=sharing.vmas,
             runs=seen,
             asked_per_process=asked_per_process(sharing, seen),
@@ -123,45 +112,18 @@ def _process(handle: ProcessHandle, status: Status, topology: Topology) -> Proce
     return Process(handle.pid, handle.start_time, status.name, topology.nodes_of_cpus(cpus), status.mems_allowed)
 
 
-def _devices(rules: Rules, handles: Iterable[ProcessHandle]) -> _Devices:
-    mounts = [*read_mountinfo(), *_mounts_of_others(handles)]
-    types = {mount.device: mount.fstype for mount in mounts}
-    types[objects.shared_memory_device()] = "shmem"
-    names: dict[str, list[str]] = {device: [fstype] for device, fstype in types.items()}
-    for mount in mounts if rules.filesystems else ():
-        names.setdefault(mount.device, []).append(os.fsdecode(mount.point))
-    left = {device: name for device, known in names.items() if (name := left_alone(known, rules))}
-    touched = {device: fstype for device, fstype in types.items() if device not in left}
-    return _Devices(
-        shared_memory=frozenset(device for device, fstype in touched.items() if fstype in objects.SHARED_MEMORY),
-        local=frozenset(device for device, fstype in touched.items() if fstype in objects.LOCAL),
-        nodes=frozenset(device for device, fstype in types.items() if fstype == "devtmpfs"),
-        ambiguous=frozenset(device for device, fstype in touched.items() if fstype in objects.AMBIGUOUS),
-        left=left,
-    )
+def _read(
+    sharing: Sharing,
+    ranges: Ranges,
+    tables: PageTables,
+    job: Sequence[ProcessHandle] = (),
+    *,
+    overlapping: bool = False,
+) -> Runs:
+    """Read ranges and return each page once; `overlapping`: the ranges may show the same page several times.
 
-
-def _mounts_of_others(handles: Iterable[ProcessHandle]) -> Iterator[Mount]:
-    """Yield the mounts of each mount namespace of the job's that is not ours, such as a container's."""
-    known = {mount_namespace(os.getpid())}
-    for handle in handles:
-        with suppress(Vanished, Denied):
-            thread = handle.thread()
-            if (namespace := mount_namespace(thread)) not in known:
-                known.add(namespace)
-                yield from read_mountinfo(process=thread)
-
-
-def _spaces(maps: Maps, handles: Sequence[ProcessHandle], devices: _Devices) -> dict[int, str]:
-    """Return what tells the files apart that show one device and inode, by the number of the region."""
-    return {
-        region: objects.identity(objects.path_of(handles[process].thread(), start, end)) or maps.regions[region].path
-        for region, process, start, end in maps.of_device(devices.ambiguous)
-    }
-
-
-def _read(sharing: Sharing, ranges: Ranges, tables: PageTables, *, overlapping: bool = False) -> Runs:
-    """Read ranges and return each page once; `overlapping`: the ranges may show the same page several times."""
+    What processes outside the `job` map as well, if it is given, has the number after those of the backings.
+    """
     parts: list[Runs] = []
     rest: list[Entries] = []
 
@@ -169,16 +131,33 @@ def _read(sharing: Sharing, ranges: Ranges, tables: PageTables, *, overlapping: 
         return np.ones(len(entries), bool) if overlapping else doubtful(sharing, ranges, entries)
 
     for sure, rest_of_buffer in tables.stretches(ranges, unsure):
-        parts.append(runs(ranges, sure))
-        rest.append(rest_of_buffer)
+        parts.append(runs(ranges, sure.take(~kernels_own(ranges, sure))))
+        rest.append(rest_of_buffer.take(~kernels_own(ranges, rest_of_buffer)))
     unsure_entries = Entries.concatenate(rest)
+    frames = mapped_elsewhere(unsure_entries, tables.mappings) if job else np.zeros(0, np.int64)
+    if len(frames) and _has_grown(job):
+        frames = frames[:0]
     if overlapping:  # these ranges are asked for a file's pages; a forked process's copy was seen, or is another's
         unsure_entries = unsure_entries.take(unsure_entries.file | unsure_entries.exclusive)
     else:
         unsure_entries = tables.through_owners(ranges, unsure_entries)
     carriers_first = unsure_entries.take(np.argsort(unsure_entries.row, kind="stable"))
-    parts.append(runs(ranges, tables.owned(first_of_each(ranges, carriers_first))))
+    unique = tables.owned(first_of_each(ranges, carriers_first))
+    elsewhere = ~unique.file & np.isin(unique.pfn, frames)
+    parts.append(runs(ranges, unique.take(~elsewhere)))
+    outside = runs(ranges, unique.take(elsewhere))
+    parts.append(replace(outside, backing=np.full(len(outside), len(sharing.backings))))
     return Runs.concatenate(parts)
+
+
+def _has_grown(job: Sequence[ProcessHandle]) -> bool:
+    """Return whether a process of the job has a child that is the job's but came too late to be among its processes."""
+    known = {handle.pid for handle in job}
+    for handle in job:
+        with suppress(Vanished, Denied):
+            if children(handle.pid) - known:
+                return True
+    return False
 
 
 def _read_unseen(  # noqa: PLR0917 - one caller, a step of its own
@@ -186,36 +165,36 @@ def _read_unseen(  # noqa: PLR0917 - one caller, a step of its own
     unseen: list[Hole],
     handles: list[ProcessHandle],
     tables: PageTables,
-    devices: _Devices,
+    kinds: Kinds,
     stack: ExitStack,
 ) -> Runs:
     """Find resident pages that the carriers did not show: shared memory through ourselves, files through others."""
     mine: list[Ranges] = []
     ask: list[Hole] = []
     by_extent: dict[int, list[Hole]] = {}
-    for hole in askable(sharing, unseen, lambda backing: sharing.backings[backing].device in devices.shared_memory):
+    for hole in askable(sharing, unseen, kinds.shared_memory.__contains__):
         by_extent.setdefault(hole.extent, []).append(hole)
     for extent, part in by_extent.items():
-        device = sharing.backings[part[0].backing].device
-        if device not in devices.local:
+        backing = part[0].backing
+        if backing not in kinds.local:
             ask += part
             continue
         try:
             mapped = stack.enter_context(
-                objects.mapped(_path(sharing, extent, handles), part[0].lo, part[-1].hi - part[0].lo)
+                objects.mapped(path_of(sharing, extent, handles), part[0].lo, part[-1].hi - part[0].lo)
             )
             present = [
                 Hole(extent, hole.backing, lo, hi)
                 for hole in part
                 for lo, hi in objects.resident(mapped, hole.lo, hole.hi)
             ]
-            if device in devices.shared_memory:
+            if backing in kinds.shared_memory:
                 for hole in present:
                     objects.populate(mapped, hole.lo, hole.hi)
         except OSError:
             ask += part
         else:
-            if device in devices.shared_memory:
+            if backing in kinds.shared_memory:
                 mine += [_range(mapped, hole) for hole in present]
             else:
                 ask += present
@@ -232,23 +211,3 @@ def _range(mapped: objects.Mapped, hole: Hole) -> Ranges:
     page = mapped.page + hole.lo - mapped.index
     process, first, count, of, index = np.array([[SELF], [page], [hole.hi - hole.lo], [hole.backing], [hole.lo]])
     return Ranges(process, first, count, of, index, np.zeros(1, bool))
-
-
-def _path(sharing: Sharing, extent: int, handles: list[ProcessHandle]) -> Path:
-    row = int(sharing.carriers[extent])
-    start = int(sharing.vmas.page[row]) * mmap.PAGESIZE
-    end = start + int(sharing.vmas.count[row]) * mmap.PAGESIZE
-    return objects.path_of(handles[int(sharing.vmas.process[row])].thread(), start, end)
-
-
-def _facts(sharing: Sharing, handles: list[ProcessHandle], rules: Rules, devices: _Devices) -> tuple[Facts, ...]:
-    outside = mapped_outside(sharing.backings, {handle.pid for handle in handles}) if rules.reference_count else {}
-    extent_of = {backing: extent for extent, backing in reversed(list(enumerate(sharing.extents.backing.tolist())))}
-    facts = []
-    for number, backing in enumerate(sharing.backings):
-        trusted = user = ""
-        if rules.xattrs and backing.device in devices.local:
-            path = _path(sharing, extent_of[number], handles)
-            trusted, user = (objects.attribute(path, f"{space}.pageferry") for space in ("trusted", "user"))
-        facts.append(Facts(outside.get(backing, ()), trusted, user, devices.left.get(backing.device, "")))
-    return tuple(facts)

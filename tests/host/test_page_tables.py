@@ -14,7 +14,7 @@ import pytest
 from guest.ranks import HUGE, MADV_HUGEPAGE, PRIVATE, READ, SHARED, Job, Memory, job
 from guest.witness import census, page_table, queried_nodes, residency, smaps, status
 from pageferry.kernel import pagemap
-from pageferry.kernel.procfs import mounts
+from pageferry.kernel.mountinfo import read_mountinfo
 from pageferry.kernel.residency import PageTables
 from pageferry.kernel.topology import read_topology
 from pageferry.snapshot import take
@@ -180,8 +180,8 @@ def test_a_huge_page_that_its_parent_has_begun_to_write_is_found_once(made: Job,
 def unmapped(path: Path, made: Job) -> int:
     """Return how many pages of a file that is in memory, on a tmpfs, no process has in its page table."""
     device = path.stat().st_dev
-    kind = mounts().get(f"{os.major(device):02x}:{os.minor(device):02x}")
-    if kind != "tmpfs":
+    name = f"{os.major(device):02x}:{os.minor(device):02x}"
+    if "tmpfs" not in {mount.fstype for mount in read_mountinfo() if mount.device == name}:
         return 0
     return census(made.pids, [(path, 0, 300)]).total - census(made.pids).total
 

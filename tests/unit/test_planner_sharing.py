@@ -163,7 +163,7 @@ def line(page: int, kind: bytes, device: bytes, inode: int, path: bytes, pages: 
 
 def test_what_a_driver_maps_is_not_the_jobs_memory_unless_written_to_privately() -> None:
     text = line(1, b"rw-s", b"00:05", 9, b"/dev/gpu0") + line(3, b"rw-p", b"00:05", 8, b"/dev/zero")
-    found = share(parse([text]), PAGE, devices=frozenset({"00:05"}))
+    found = share(parse([text]), PAGE, devices={0, 1})
     assert found.backings == ()
     assert found.ranges.page.tolist() == [3]
     assert found.ranges.backing.tolist() == [ANONYMOUS]
@@ -174,9 +174,9 @@ def test_where_one_inode_is_several_files_what_stat_says_tells_them_apart() -> N
     text = line(1, b"r--s", b"00:2a", 9, b"/a/x") + line(3, b"r--s", b"00:2a", 9, b"/b/x")
     assert len(share(parse([text]), PAGE).backings) == 1
     maps = parse([text])
-    assert [shown[0] for shown in maps.of_device({"00:2a"})] == [0, 1]
-    assert [shown[1:] for shown in maps.of_device({"00:2a"})] == [(0, PAGE, 2 * PAGE), (0, 3 * PAGE, 4 * PAGE)]
-    assert list(maps.of_device({"00:2b"})) == []
+    shown = list(maps.shown(lambda region: region.device == "00:2a"))
+    assert shown == [(0, 0, PAGE, 2 * PAGE), (1, 0, 3 * PAGE, 4 * PAGE)]
+    assert list(maps.shown(lambda region: region.device == "00:2b")) == []
     assert len(share(maps, PAGE, {0: "1:2:9", 1: "1:3:9"}).backings) == 2
     assert len(share(maps, PAGE, {0: "1:2:9", 1: "1:2:9"}).backings) == 1
 

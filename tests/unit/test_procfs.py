@@ -8,6 +8,7 @@ import pytest
 
 from pageferry.errors import Denied, KernelError, Vanished
 from pageferry.kernel import procfs
+from pageferry.kernel.mountinfo import read_mountinfo
 from support.trees import plant, write
 
 STARTED = 280893
@@ -139,7 +140,7 @@ def test_a_circle_of_parents_does_not_hang(root: Path) -> None:
 
 
 def test_devices_are_named_as_maps_names_them(root: Path) -> None:
-    mounts = procfs.mounts(root)
+    mounts = {mount.device: mount.fstype for mount in read_mountinfo(root)}
     assert mounts["fe:00"] == "ext4"
     assert mounts["08:11"] == "nfs4"
     assert mounts["103:12c"] == "xfs"

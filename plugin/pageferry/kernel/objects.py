@@ -12,6 +12,7 @@ import ctypes
 import errno
 import mmap
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,13 +22,15 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from pageferry.kernel import capabilities
+from pageferry.kernel import capabilities, pageflags
+
+OVERLAY = "overlay"
 
 SHARED_MEMORY = frozenset({"tmpfs", "shmem", "ramfs"})
-LOCAL = SHARED_MEMORY | {"ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs", "overlay", "squashfs", "erofs", "zfs"}
+LOCAL = SHARED_MEMORY | {"ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs", OVERLAY, "squashfs", "erofs", "zfs"}
 """File systems on which opening or mapping a file waits for no other host or process."""
 
-AMBIGUOUS = frozenset({"btrfs", "overlay"})
+AMBIGUOUS = frozenset({"btrfs", OVERLAY})
 """File systems of which maps show one device and inode for several files: subvolumes of btrfs; layers of an overlay
 that are on different file systems (Linux 6.8)."""
 
@@ -49,13 +52,35 @@ def path_of(pid: int, start: int, end: int, root: Path = Path("/")) -> Path:
     return root / f"proc/{pid}/map_files/{start:x}-{end:x}"
 
 
-def identity(path: Path) -> str:
-    """Return what tells an object from all others, as stat(2) does it; "" where it cannot be told."""
+def status(path: Path) -> os.stat_result | None:
+    """Return what stat(2) says of an object, None where it does not."""
     try:
-        status = path.stat()
+        return path.stat()
     except OSError:
-        return ""
-    return f"{os.major(status.st_dev)}:{os.minor(status.st_dev)}:{status.st_ino}"
+        return None
+
+
+def identity(status: os.stat_result | None) -> str:
+    """Return what tells an object from all others; "" where it cannot be told."""
+    return f"{os.major(status.st_dev)}:{os.minor(status.st_dev)}:{status.st_ino}" if status else ""
+
+
+def is_file(status: os.stat_result) -> bool:
+    """Return True for a file; False for device nodes, sockets and the kernel's nameless inodes, such as of io_uring."""
+    return stat.S_ISREG(status.st_mode)
+
+
+def is_content(flags: int) -> bool:
+    """Return whether a page of a file is what the file holds, by its flags: a driver's own pages were never read.
+
+    0: nobody tells the flags. Before Linux 6.9 a compound page's later frames do not say that they are up to date.
+    """
+    return flags == 0 or flags & int(pageflags.UPTODATE | pageflags.HUGE | pageflags.COMPOUND_TAIL) != 0
+
+
+def is_shared_memory(flags: int) -> bool:
+    """Return whether a page of a file is shared memory, by its flags: it would be swapped out, not written back."""
+    return flags & int(pageflags.SWAP_BACKED) != 0
 
 
 def shared_memory_device() -> str:

@@ -57,7 +57,7 @@ def _mapped_by(pid: int, wanted: Mapping[tuple[bytes, bytes], list[Backing]], ro
 
 def _identity(pid: int, addresses: bytes, root: Path) -> str:
     start, end = (int(address, 16) for address in addresses.split(b"-"))
-    return objects.identity(objects.path_of(living_thread(pid, root), start, end, root))
+    return objects.identity(objects.status(objects.path_of(living_thread(pid, root), start, end, root)))
 
 
 def _text(path: bytes) -> str:

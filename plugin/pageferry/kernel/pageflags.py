@@ -1,6 +1,6 @@
-"""/proc/kpageflags: what kind of page a frame is. Needs CAP_SYS_ADMIN.
+"""/proc/kpageflags and /proc/kpagecount: what kind of page a frame is, and how often it is mapped. Need CAP_SYS_ADMIN.
 
-Format: kernel include/uapi/linux/kernel-page-flags.h.
+Format: kernel include/uapi/linux/kernel-page-flags.h, Documentation/admin-guide/mm/pagemap.rst.
 """
 
 from __future__ import annotations
@@ -13,29 +13,41 @@ import numpy.typing as npt
 
 from pageferry_planner.columns import Bools, Ints
 
-COMPOUND_HEAD, COMPOUND_TAIL, HUGE, THP, ZERO_PAGE = (np.uint64(1 << bit) for bit in (15, 16, 17, 22, 24))
+UPTODATE, SWAP_BACKED, COMPOUND_HEAD, COMPOUND_TAIL, HUGE = (np.uint64(1 << bit) for bit in (3, 14, 15, 16, 17))
 
 _JOIN_GAP = 256
 
 
 def flags_of(pfns: Ints, root: Path = Path("/")) -> npt.NDArray[np.uint64]:
     """Return the flags of page frames, in the order given. Raises OSError where the file cannot be read."""
-    flags = np.zeros(len(pfns), np.uint64)
+    return _looked_up(root / "proc/kpageflags", pfns)
+
+
+def mappings_of(pfns: Ints, root: Path = Path("/")) -> Ints:
+    """Return how often each page frame is mapped, in the order given; 0: it is no memory of a process (any more).
+
+    Raises OSError where the file cannot be read.
+    """
+    return _looked_up(root / "proc/kpagecount", pfns).astype(np.int64)
+
+
+def _looked_up(table: Path, pfns: Ints) -> npt.NDArray[np.uint64]:
+    found = np.zeros(len(pfns), np.uint64)
     if not len(pfns):
-        return flags
+        return found
     order = np.argsort(pfns, kind="stable")
     wanted = pfns[order]
     begin = np.append(0, np.flatnonzero(np.diff(wanted) > _JOIN_GAP) + 1)
     end = np.append(begin[1:], len(wanted))
-    descriptor = os.open(root / "proc/kpageflags", os.O_RDONLY | os.O_CLOEXEC)
+    descriptor = os.open(table, os.O_RDONLY | os.O_CLOEXEC)
     try:
         for first, last in zip(begin.tolist(), end.tolist(), strict=True):
             lo, hi = int(wanted[first]), int(wanted[last - 1]) + 1
             data = np.frombuffer(os.pread(descriptor, (hi - lo) * 8, lo * 8), np.uint64)
-            flags[order[first:last]] = data[wanted[first:last] - lo]
+            found[order[first:last]] = data[wanted[first:last] - lo]
     finally:
         os.close(descriptor)
-    return flags
+    return found
 
 
 def huge_pages(pfns: Ints, pages: int, root: Path = Path("/")) -> Bools:

@@ -16,7 +16,6 @@ from pathlib import Path
 from pageferry.errors import KernelError, Vanished
 from pageferry.kernel.files import numbered, printable, read_bytes, translated
 from pageferry.kernel.lists import parse_list
-from pageferry.kernel.mountinfo import read_mountinfo
 
 _STATUS = (
     *(b"Name", b"State", b"Tgid", b"PPid", b"Uid", b"Threads", b"Cpus_allowed_list", b"Mems_allowed_list"),
@@ -154,13 +153,20 @@ def descendants(pid: int, root: Path = Path("/")) -> frozenset[int]:
     return frozenset(found - {pid})
 
 
-def mounts(root: Path = Path("/")) -> dict[str, str]:
-    """Return the file system type of each device mounted here; the key is "major:minor" as /proc/PID/maps has it.
+def children(pid: int, root: Path = Path("/")) -> frozenset[int]:
+    """Return the IDs of the children of a process that stand in its own cgroups; none where the kernel tells none.
 
-    Not among them: what only the kernel mounts (memfd, SysV and shared-anonymous memory), what only other mount
-    namespaces see, and layers of an overlay that are not mounted here, which some kernels show for its files.
+    Raises Vanished and Denied. CONFIG_PROC_CHILDREN.
     """
-    return {mount.device: mount.fstype for mount in read_mountinfo(root)}
+    found: set[int] = set()
+    mine = read_bytes(_path(pid, "cgroup", root))
+    for thread in numbered(root / f"proc/{pid}/task"):
+        with contextlib.suppress(Vanished):
+            for child in map(int, read_bytes(root / f"proc/{pid}/task/{thread}/children").split()):
+                with contextlib.suppress(Vanished):
+                    if read_bytes(_path(child, "cgroup", root)) == mine:
+                        found.add(child)
+    return frozenset(found)
 
 
 def mount_namespace(pid: int, root: Path = Path("/")) -> int:

@@ -11,16 +11,18 @@ import mmap
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 import numpy as np
+import numpy.typing as npt
 
 from pageferry.errors import KernelError
 from pageferry.kernel import libnuma, pagemap
 from pageferry.kernel.files import translated
-from pageferry.kernel.pageflags import ZERO_PAGE, flags_of, huge_pages
+from pageferry.kernel.pageflags import flags_of, huge_pages, mappings_of
 from pageferry.kernel.pfn_ranges import PfnRanges, read_pfn_ranges
 from pageferry.kernel.procfs import living_thread
 from pageferry_planner import shared_huge
@@ -83,11 +85,23 @@ class PageTables:
         return entries if node.min(initial=0) >= 0 else entries.take(node >= 0)
 
     def owned(self, entries: Entries) -> Entries:
-        """Return the entries without those of the kernel's zero page."""
+        """Return the entries without those of pages that are no memory of a process, such as the zero page."""
         suspects = np.flatnonzero(~entries.file & ~entries.exclusive & (entries.pfn != 0))
         kept = np.ones(len(entries), bool)
-        kept[suspects] = (flags_of(entries.pfn[suspects], self._root) & ZERO_PAGE) == 0
+        kept[suspects] = self.mappings(entries.pfn[suspects]) > 0
         return entries.take(kept)
+
+    def mappings(self, frames: Ints) -> Ints:
+        """Return how often each page frame is mapped, by whomever."""
+        return mappings_of(frames, self._root)
+
+    def flags(self, ranges: Ranges) -> npt.NDArray[np.uint64]:
+        """Return the flags of the first page of each range, as /proc/kpageflags has them; 0 where they are not told."""
+        found = np.zeros(len(ranges), np.uint64)
+        for entries in self.entries(replace(ranges, count=np.minimum(ranges.count, 1))):
+            shown = entries.take(entries.pfn != 0)
+            found[shown.row] = flags_of(shown.pfn, self._root)
+        return found
 
     def through_owners(self, ranges: Ranges, entries: Entries) -> Entries:
         """Return the entries without parts of huge pages of which another process maps all; of such, one is left.
