@@ -21,7 +21,7 @@ QUICK    :=
 SHORT    = $(if $(QUICK),and not long)
 V1_TESTS = $(if $(QUICK),$(addprefix tests/guest/test_,machine.py gate.py),tests/guest)
 # The tests of what moves memory, as each change must pass them with the rights of the agent's unit.
-MEMORY   := $(addprefix tests/guest/test_,$(addsuffix .py,capacity confined denied failures huge keep_huge libraries \
+MEMORY   := $(addprefix tests/guest/test_,$(addsuffix .py,capacity confined denied devices failures huge keep_huge libraries \
             node_map private process_ids rights shared untouched))
 PARTS    := PYTHONPATH=tests $(BIN)/python -m parts
 

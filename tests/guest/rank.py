@@ -25,6 +25,7 @@ MPOL_MF_STRICT = 1
 MADV_DONTNEED, MADV_NOHUGEPAGE = 4, 15
 SYS_EXIT = 60
 SYS_MBIND, SYS_SET_MEMPOLICY, SYS_IO_URING_SETUP, SYS_IO_URING_REGISTER = 237, 238, 425, 427
+SYS_PERF_EVENT_OPEN = 298
 IPC_CREAT, IPC_RMID = 0o1000, 0
 CLONE_NEWIPC = 0x08000000
 PR_SET_DUMPABLE = 4
@@ -190,6 +191,66 @@ def pin(address: int, pages: int) -> int:
     return ring
 
 
+def io_uring() -> int:
+    """Map the submission entries of a new io_uring, which are the kernel's pages, and return where."""
+    ring = checked(libc.syscall(SYS_IO_URING_SETUP, 8, (ctypes.c_char * 120)()))
+    return map_open(ring, 1, 0x10000000 // PAGE)
+
+
+def perf() -> int:
+    """Map the ring of a perf event, and return where."""
+    event = perf_event(1, 0, 0)  # PERF_TYPE_SOFTWARE, PERF_COUNT_SW_CPU_CLOCK
+    return map_open(event, 9, 0)
+
+
+def perf_event(kind: int, path: int, offset: int) -> int:
+    """perf_event_open(2) for this thread; `path` is the address of a string, for a probe."""
+    attributes = (ctypes.c_uint32 * 28)(kind, 112)  # type and size; config1 and config2 are at 56 and 64
+    ctypes.c_uint64.from_buffer(attributes, 56).value = path
+    ctypes.c_uint64.from_buffer(attributes, 64).value = offset
+    return checked(libc.syscall(SYS_PERF_EVENT_OPEN, attributes, 0, -1, -1, 0))
+
+
+def packet() -> int:
+    """Map the ring of a packet socket, and return where."""
+    opened = checked(libc.socket(17, 3, 0))  # AF_PACKET, SOCK_RAW; then SOL_PACKET, PACKET_RX_RING
+    checked(libc.setsockopt(opened, 263, 5, (ctypes.c_uint32 * 4)(4 * PAGE, 4, PAGE // 2, 32), 16))
+    return map_open(opened, 16, 0)
+
+
+def map_open(descriptor: int, pages: int, offset: int) -> int:
+    """Map pages of what is open, and return where."""
+    return checked(libc.mmap(None, pages * PAGE, 3, MAP_SHARED, descriptor, offset * PAGE))
+
+
+def probed(path: str) -> None:
+    """Run code that a probe has been set on, so that the kernel maps pages of its own to step over it."""
+    file = os.open(path, os.O_CREAT | os.O_WRONLY)
+    os.write(file, b"\x0f\x1f\x44\x00\x00\xc3".ljust(PAGE, b"\x90"))  # a nop of five bytes, and back
+    os.close(file)
+    code = map_(1, path, 0, 5, MAP_PRIVATE, 1)
+    kind = int(os.read(os.open("/sys/bus/event_source/devices/uprobe/type", os.O_RDONLY), 16))
+    name = ctypes.create_string_buffer(path.encode())
+    perf_event(kind, ctypes.addressof(name), 0)
+    for _ in range(3):
+        ctypes.CFUNCTYPE(None)(code)()
+
+
+def flicker(address: int, pages: int, stride: int, count: int) -> None:
+    """Split and join mappings, for ever, in a thread: `count` of every `stride` pages may be written to, or may not."""
+    places = range(address, address + pages * PAGE, stride * PAGE)
+    for place in places:
+        mprotect(place, count, 1)
+
+    def run() -> None:
+        while True:
+            for place in places:
+                libc.mprotect(place, count * PAGE, 3)
+                libc.mprotect(place, count * PAGE, 1)
+
+    _thread.start_new_thread(run, ())
+
+
 def leave_each(address: int, stride: int, count: int) -> None:
     """Give back all but the first page of every so many."""
     for number in range(count):
@@ -272,7 +333,8 @@ REQUESTS: dict[str, Callable[..., Any]] = {
     function.__name__.rstrip("_"): function
     for function in (
         map_, memfd, system_v, unmap, write, write_each, read, seal, broken, madvise, mprotect, mlock, lock_all,
-        set_mempolicy, mbind, walk, pin, leave_each, threads, use, use_on, affinity, load, close, unshare_ipc, drop_to,
+        set_mempolicy, mbind, walk, pin, io_uring, perf, packet, probed, map_open, flicker,
+        leave_each, threads, use, use_on, affinity, load, close, unshare_ipc, drop_to,
     )
 }  # fmt: skip
 

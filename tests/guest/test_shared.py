@@ -91,7 +91,6 @@ def test_what_no_process_has_in_its_page_table_any_more_arrives_too(tmp_path: Pa
         assert node_vector(made.first.pid, *shared.span) == [2] * 50 + [-1] * (PAGES - 50)
 
 
-@pytest.mark.xfail(strict=True, reason="an overlay is not taken for what its layers are: pages nobody maps are missed")
 def test_pages_of_an_overlays_file_that_no_process_maps_any_more_arrive_too(overlay: Path) -> None:
     with job(node=0) as made:
         shared = made.first.map(PAGES, filled(overlay / "shared", PAGES), prot=READ)

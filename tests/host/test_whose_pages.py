@@ -1,0 +1,151 @@
+"""Pages that only look like the job's memory do not count, and pages that others map as well stay."""
+
+from __future__ import annotations
+
+import os
+import stat
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from guest import rights
+from guest.ranks import PRIVATE, Job, job
+from guest.witness import Vma, census, page_table, vmas
+from pageferry import ferry
+from pageferry_planner.model import ANONYMOUS, Snapshot
+from pageferry_planner.policy import OUTSIDE, Rules
+
+pytestmark = pytest.mark.usefixtures("whose")
+
+PAGES = 64
+MERGEABLE = 12
+KSM = Path("/sys/kernel/mm/ksm")
+
+
+@pytest.fixture(params=["unit", "root"])
+def whose(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whose rights a look has: those of the agent's unit, or all."""
+    monkeypatch.setenv(rights.VARIABLE, request.param)
+
+
+def look(pids: tuple[int, ...], *, counted: bool = True) -> Snapshot:
+    """Look at processes, with or without the reference count."""
+    return rights.call(ferry.survey, pids, Rules(reference_count=counted))[0]
+
+
+def outside(found: Snapshot) -> int:
+    """Return how many pages stay because processes outside map them as well."""
+    if OUTSIDE not in found.backings:
+        return 0
+    number = found.backings.index(OUTSIDE)
+    assert not found.verdicts[number].moves
+    assert found.verdicts[number].rule == "reference-count"
+    return int(found.runs.count[found.runs.backing == number].sum())
+
+
+def own(found: Snapshot) -> int:
+    """Return how many pages are the processes' own."""
+    return int(found.runs.count[found.runs.backing == ANONYMOUS].sum())
+
+
+def present(made: Job, vma: Vma) -> int:
+    """Return how many pages of a mapping are in the first process's page table."""
+    return int((page_table(made.first.pid, vma.start, vma.end) >> 63).sum())
+
+
+@pytest.mark.parametrize(("ring", "path"), [("io_uring", "io_uring"), ("perf", "perf_event"), ("packet", "socket:")])
+def test_a_ring_that_a_driver_maps_is_not_the_jobs_memory(ring: str, path: str) -> None:
+    with job() as made:
+        start = made.first.ask(ring)
+        (vma,) = (vma for vma in vmas(made.first.pid) if vma.start == start)
+        assert path in vma.path
+        found, pages = look(made.pids), census(made.pids).total
+        assert not any(path in backing.path for backing in found.backings)
+        assert found.runs.pages() == pages - present(made, vma)
+
+
+def test_the_kernels_trampolines_are_not_the_jobs_memory(tmp_path: Path) -> None:
+    with job() as made:
+        made.first.ask("probed", str(tmp_path / "code"))
+        special = [vma for vma in vmas(made.first.pid) if vma.path.startswith("[uprobes")]
+        assert special
+        found, pages = look(made.pids), census(made.pids).total
+        kernels = sum(present(made, vma) for vma in special)
+        assert kernels > 0
+        assert found.runs.pages() == pages - kernels
+
+
+def test_what_is_written_privately_through_a_device_node_is_the_processs_own_wherever_the_node_is(
+    tmp_path: Path,
+) -> None:
+    node = tmp_path / "nothing"
+    os.mknod(node, 0o666 | stat.S_IFCHR, os.makedev(1, 5))
+    with job() as made:
+        before = own(look(made.pids))
+        made.first.map(PAGES, node, flags=PRIVATE).write()
+        found = look(made.pids)
+        assert own(found) >= before + PAGES
+        assert not any("nothing" in backing.path for backing in found.backings)
+
+
+def test_what_a_parent_outside_still_shares_stays_and_what_the_job_has_written_since_moves() -> None:
+    with job() as made:
+        memory = made.first.map(PAGES).write()
+        (child,) = made.fork()
+        memory.of(child).write(0, 10, seed=2)
+        found = look((child.pid,))
+        assert outside(found) >= PAGES - 10
+        assert own(found) >= 10
+        assert found.runs.pages() == census((child.pid,)).total
+        both = look(made.pids)
+        assert outside(both) == 0
+        assert both.runs.pages() == census(made.pids).total
+        assert outside(look((child.pid,), counted=False)) == 0
+
+
+def test_a_child_that_the_list_of_processes_lacks_is_the_jobs_all_the_same() -> None:
+    """It was forked after the list was made: what it shares is not taken to be somebody else's."""
+    with job() as made:
+        made.first.map(PAGES).write()
+        made.fork()
+        assert outside(look((made.first.pid,))) == 0
+
+
+@pytest.fixture
+def merging() -> Iterator[None]:
+    """Have the kernel merge equal pages, quickly, and no more when the test has ended."""
+    before = {name: (KSM / name).read_text() for name in ("run", "pages_to_scan", "sleep_millisecs")}
+    (KSM / "pages_to_scan").write_text("10000")
+    (KSM / "sleep_millisecs").write_text("1")
+    (KSM / "run").write_text("1")
+    yield
+    (KSM / "run").write_text("2")  # what is merged is taken apart again
+    for name, value in before.items():
+        with suppress(OSError):
+            (KSM / name).write_text(value)
+
+
+def merged(pid: int) -> int:
+    """Return how many pages of a process the kernel has merged."""
+    return int(Path(f"/proc/{pid}/ksm_merging_pages").read_text())
+
+
+@pytest.mark.usefixtures("merging")
+def test_merged_pages_move_only_if_all_that_map_them_are_the_jobs() -> None:
+    with job() as one, job() as two:
+        for made in (one, two):
+            memory = made.first.map(PAGES).write(seed=os.getpid())
+            memory.tell("madvise", MERGEABLE)
+        until = time.monotonic() + 60
+        while merged(one.first.pid) < PAGES or merged(two.first.pid) < PAGES:
+            assert time.monotonic() < until, "nothing was merged"
+            time.sleep(0.01)
+        alone = look(one.pids)
+        assert outside(alone) >= PAGES
+        assert alone.runs.pages() == census(one.pids).total
+        together = look((*one.pids, *two.pids))
+        assert outside(together) == 0
+        assert together.runs.pages() == census((*one.pids, *two.pids)).total
