@@ -106,7 +106,7 @@ class Snapshot:
 
     `vmas`: all VMAs that memory of the job can be in. `asked_per_process`: what asking every process for every resident
     page of what it maps would request, in pages. `referenced`: how many pages of each run were used of late; `huge`:
-    what of the runs is huge; None: not known.
+    what of the runs is huge; None: not known. `unread`: pages that are in memory, and were not found in time.
     """
 
     page_bytes: int
@@ -118,6 +118,7 @@ class Snapshot:
     asked_per_process: int
     referenced: Ints | None = None
     huge: Huge | None = None
+    unread: int = 0
 
     def movable(self) -> Bools:
         """Return which runs may move, by the rules."""
@@ -230,7 +231,7 @@ class Plan:
     not empty, nothing at all may be moved. `stays`: the pages that are in no move. `rank`: within a stage, runs of a
     lower one go first; None: all are alike. `huge`: the moves that are of huge pages, which must not be split; None:
     they may be. `no_huge_page`: pages that stay for that; `short`: how many of them, per node, a free huge page there
-    would help.
+    would help. `unread`: as in the snapshot; nothing else here counts these.
     """
 
     page_bytes: int
@@ -251,6 +252,7 @@ class Plan:
     huge: Bools | None = None
     no_huge_page: int = 0
     short: Mapping[int, int] = field(default_factory=dict)
+    unread: int = 0
 
     def total(self) -> int:
         """Return the resident base pages of the job that the plan accounts for."""

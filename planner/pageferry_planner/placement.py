@@ -72,4 +72,5 @@ def place(snapshot: Snapshot, target: Target, host: Host) -> Plan:
         huge=placed.huge[going] if keeps else None,
         no_huge_page=unmet.pages(),
         short=placed.short,
+        unread=snapshot.unread,
     )

@@ -81,8 +81,8 @@ class Outcome:
 
     @property
     def complete(self) -> bool:
-        """True when every page that was to move has moved (or went with its process)."""
-        return self.tally.misplaced() == self.tally[Bucket.VANISHED]
+        """True when every page that was to move has moved (or went with its process), and all were found."""
+        return self.tally.misplaced() == self.tally[Bucket.VANISHED] and not self.plan.unread
 
 
 def survey(pids: Iterable[int], rules: Rules) -> tuple[Snapshot, Topology]:

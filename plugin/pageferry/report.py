@@ -75,7 +75,18 @@ def status_json(name: str, snapshot: Snapshot, topology: Topology) -> dict[str, 
         },
         "bytes": snapshot.runs.pages() * snapshot.page_bytes,
         "remote_bytes": remote * snapshot.page_bytes,
+        **_unread(snapshot),
     }
+
+
+def _unread(of: Snapshot | Plan) -> dict[str, int]:
+    return {"not_found_bytes": of.unread * of.page_bytes} if of.unread else {}
+
+
+def unread_words(said: Mapping[str, Any]) -> list[str]:
+    """Return, as a line if there is one, how much of sparse mappings nobody has found."""
+    found = said.get("not_found_bytes")
+    return [f"{size(found)} more are in memory, and were not found in time: mappings of terabytes"] if found else []
 
 
 def plan_json(snapshot: Snapshot, plan: Plan) -> dict[str, Any]:
@@ -105,6 +116,7 @@ def plan_json(snapshot: Snapshot, plan: Plan) -> dict[str, Any]:
         "total_bytes": plan.total() * page,
         "requested_pages": plan.moves.pages(),
         "asked_per_process_pages": plan.asked_per_process,
+        **_unread(plan),
     }
 
 
@@ -154,6 +166,7 @@ def outcome_json(outcome: Outcome) -> dict[str, Any]:
         "addresses": tally.addresses,
         "calls": tally.calls,
         **({"huge_pages_split": tally.split} if tally.split else {}),
+        **_unread(outcome.plan),
         "asked_per_process_pages": outcome.plan.asked_per_process,
         "seconds": round(outcome.seconds, 6),
         "seconds_planning": round(outcome.seconds_planning, 6),
@@ -221,6 +234,7 @@ def observed_json(plan: Plan, seconds: float) -> dict[str, Any]:
         "asked_per_process_pages": plan.asked_per_process,
         "seconds": round(seconds, 6),
         "seconds_planning": round(seconds, 6),
+        **_unread(plan),
     }
 
 
@@ -298,6 +312,7 @@ def outcome_lines(outcome: Mapping[str, Any]) -> list[str]:
         lines.append(
             f"{split} huge pages were split on this host meanwhile, by this migration of memory or by another one"
         )
+    lines += unread_words(outcome)
     rate = f", {size(moved / seconds)}/s" if moved and seconds else ""
     lines.append(f"{seconds:.2f} s, {outcome['seconds_planning']:.2f} s of it to plan{rate}")
     if (stopped := outcome.get("seconds_stopped")) is not None:

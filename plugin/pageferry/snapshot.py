@@ -99,6 +99,7 @@ def take(pids: Iterable[int], rules: Rules, topology: Topology) -> Iterator[Take
             vmas=sharing.vmas,
             runs=seen,
             asked_per_process=asked_per_process(sharing, seen),
+            unread=tables.unread,
         )
         yield Taken(snapshot, facts, tuple(handles), tables)
 
@@ -181,7 +182,12 @@ def _read_unseen(  # noqa: PLR0917 - one caller, a step of its own
             continue
         try:
             mapped = stack.enter_context(
-                objects.mapped(path_of(sharing, extent, handles), part[0].lo, part[-1].hi - part[0].lo)
+                objects.mapped(
+                    path_of(sharing, extent, handles),
+                    part[0].lo,
+                    part[-1].hi - part[0].lo,
+                    in_memory=backing in kinds.shared_memory,
+                )
             )
             present = [
                 Hole(extent, hole.backing, lo, hi)

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pageferry.kernel.lists import format_list
-from pageferry.report import safe, size, tally_words, timestamp, why
+from pageferry.report import safe, size, tally_words, timestamp, unread_words, why
 
 ROWS = 10
 """Rows of a table at most; what is left out is said in the last one."""
@@ -36,6 +36,7 @@ def status_table(status: Mapping[str, Any]) -> RenderableType:
     remote = status["remote_bytes"]
     word = f"{size(remote)} ({remote * 100 / total:.0f} %) of it away from its CPUs" if remote else "all of it in place"
     parts: list[RenderableType] = [table, Text(word, style="yellow" if remote else "green")]
+    parts += map(Text, unread_words(status))
     if (agent := status["agent"]) is not None and agent["phase"] != "runs":
         what = f", and its memory {agent['stage']}" if agent["stage"] else ""
         where = f", parked on {format_list(agent['parked_nodes'])}" if agent.get("parked_nodes") else ""
@@ -63,6 +64,7 @@ def plan_table(plan: Mapping[str, Any]) -> RenderableType:
     ]
     if plan["in_use_bytes"] is not None:
         words.append(f"{size(plan['in_use_bytes'])} of what may move was in use; that goes first")
+    words += unread_words(plan)
     words += [f"REFUSED: node {node} lacks {size(lack)}" for node, lack in plan["lacking_bytes"].items()]
     parts: list[RenderableType] = [table for table in (moves, stays, rooms) if table.row_count]
     return Group(*parts, *map(Text, words))

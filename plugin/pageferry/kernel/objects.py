@@ -34,17 +34,25 @@ AMBIGUOUS = frozenset({"btrfs", OVERLAY})
 """File systems of which maps show one device and inode for several files: subvolumes of btrfs; layers of an overlay
 that are on different file systems (Linux 6.8)."""
 
+_VAST_PAGES = 1 << 20
+"""What is known to be in memory takes a byte for each page: of larger objects the holes are left out."""
+
+_MOST_STRETCHES = 1 << 14
 _MADV_POPULATE_READ = 22  # Linux 5.14
 
 
 @dataclass(frozen=True, slots=True)
 class Mapped:
-    """An object mapped into pageferry: `page` is our page number of its page `index`."""
+    """An object mapped into pageferry: `page` is our page number of its page `index`.
+
+    `data`: stretches of pages, as indexes, outside which it has none; None: not known.
+    """
 
     memory: mmap.mmap
     page: int
     index: int
     count: int
+    data: tuple[tuple[int, int], ...] | None = None
 
 
 def path_of(pid: int, start: int, end: int, root: Path = Path("/")) -> Path:
@@ -94,10 +102,11 @@ def shared_memory_device() -> str:
 
 
 @contextmanager
-def mapped(path: Path, index: int, count: int) -> Iterator[Mapped]:
+def mapped(path: Path, index: int, count: int, *, in_memory: bool = False) -> Iterator[Mapped]:
     """Map pages [index, index + count) of an object, less what lies behind its end.
 
-    Raises OSError; EPERM for one of which we would not be told what is in memory.
+    `in_memory`: it is shared memory, so that a hole of it has no page; elsewhere one that was read may have. Raises
+    OSError; EPERM for one of which we would not be told what is in memory.
     """
     page_bytes = mmap.PAGESIZE
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -110,11 +119,12 @@ def mapped(path: Path, index: int, count: int) -> Iterator[Mapped]:
             raise OSError(errno.EPERM, "what of it is in memory is not told", str(path))
         length = min(count * page_bytes, status.st_size - index * page_bytes)
         memory = mmap.mmap(descriptor, length, mmap.MAP_SHARED, mmap.PROT_READ, offset=index * page_bytes)
+        data = tuple(_data(descriptor, index, index + count)) if in_memory and count > _VAST_PAGES else None
     finally:
         os.close(descriptor)
     try:
         address = np.frombuffer(memory, np.uint8).ctypes.data
-        yield Mapped(memory, address // page_bytes, index, count)
+        yield Mapped(memory, address // page_bytes, index, count, data)
     finally:
         memory.close()
 
@@ -133,6 +143,28 @@ def _is_told(descriptor: int, owner: int) -> bool:
 def resident(on: Mapped, lo: int, hi: int) -> list[tuple[int, int]]:
     """Return the stretches of the object's pages [lo, hi) that are in memory, as page indexes. mincore(2)."""
     lo, hi = max(lo, on.index), min(hi, on.index + on.count)
+    if on.data is None:
+        return _resident(on, lo, hi)
+    return [found for first, end in on.data for found in _resident(on, max(lo, first), min(hi, end))]
+
+
+def _data(descriptor: int, lo: int, hi: int) -> Iterator[tuple[int, int]]:
+    """Yield the stretches of a file's pages [lo, hi) that are no holes; the last may be the rest of a long list."""
+    for _ in range(_MOST_STRETCHES):
+        try:
+            first = os.lseek(descriptor, lo * mmap.PAGESIZE, os.SEEK_DATA) // mmap.PAGESIZE
+        except OSError as error:
+            if error.errno == errno.ENXIO:  # nothing more
+                return
+            break
+        if first >= hi:
+            return
+        lo = min(hi, -(-os.lseek(descriptor, first * mmap.PAGESIZE, os.SEEK_HOLE) // mmap.PAGESIZE))
+        yield first, lo
+    yield lo, hi
+
+
+def _resident(on: Mapped, lo: int, hi: int) -> list[tuple[int, int]]:
     if hi <= lo:
         return []
     vector = np.zeros(hi - lo, np.uint8)

@@ -27,6 +27,9 @@ _JOIN_GAP = 256
 _SPARSE_PAGES = 1 << 15
 """A range larger than this is first scanned for what is present, where the kernel can."""
 
+_VAST_PAGES = 1 << 20
+"""One larger than this is searched for it, where the kernel cannot."""
+
 _ALL_BITS = (1 << 64) - 1
 _PROCESS_SHIFT = 46  # page numbers of a 57-bit address space need 45 bits
 
@@ -61,12 +64,19 @@ class Present:
         )
 
 
-def read(ranges: Ranges, descriptor: Callable[[int], int], alike: int = _ALL_BITS) -> Iterator[Present]:
+def read(
+    ranges: Ranges,
+    descriptor: Callable[[int], int],
+    alike: int = _ALL_BITS,
+    search: Callable[[int, int, int], list[tuple[int, int]]] | None = None,
+) -> Iterator[Present]:
     """Read the present entries of ranges; those of one process must not overlap.
 
     `descriptor` gives the open pagemap of a process number. What cannot be read, because the process has ended, reads
-    as not present. Entries that agree in the bits `alike` are joined: a job's memory is millions of pages, which would
-    each cost numpy a dozen passes, and few stretches. Rows come in order of process and page, a buffer at a time.
+    as not present. `search` finds the present stretches of pages [lo, hi) of a process number, where reading a range
+    would take long and the kernel cannot be asked. Entries that agree in the bits `alike` are joined: a job's memory is
+    millions of pages, which would each cost numpy a dozen passes, and few stretches. Rows come in order of process and
+    page, a buffer at a time.
     """
     order = np.lexsort((ranges.page, ranges.process))
     order = order[ranges.count[order] > 0]
@@ -79,7 +89,7 @@ def read(ranges: Ranges, descriptor: Callable[[int], int], alike: int = _ALL_BIT
     view = buffer.data.cast("B")
     pieces: list[tuple[int, int, int]] = []  # position in the buffer, process, first page
     used = 0
-    for owner, first, hi in _stretches(process, page, ranges.count[order], descriptor):
+    for owner, first, hi in _stretches(process, page, ranges.count[order], descriptor, search):
         lo = first
         while lo < hi:
             if used == len(buffer):
@@ -118,7 +128,11 @@ def scan(descriptor: int, lo: int, hi: int, page_bytes: int) -> list[tuple[int, 
 
 
 def _stretches(
-    process: Ints, page: Ints, count: Ints, descriptor: Callable[[int], int]
+    process: Ints,
+    page: Ints,
+    count: Ints,
+    descriptor: Callable[[int], int],
+    search: Callable[[int, int, int], list[tuple[int, int]]] | None,
 ) -> Iterator[tuple[int, int, int]]:
     """Join ranges that lie close together; leave out of large ones what is known to be empty."""
     page_bytes = os.sysconf("SC_PAGE_SIZE")
@@ -130,6 +144,8 @@ def _stretches(
         process[begin].tolist(), page[begin].tolist(), end[last[: len(begin)]].tolist(), strict=True
     ):
         known = scan(descriptor(owner), lo, hi, page_bytes) if hi - lo > _SPARSE_PAGES else None
+        if known is None and search is not None and hi - lo > _VAST_PAGES:
+            known = search(owner, lo, hi)
         if known is None:
             yield owner, lo, hi
         else:

@@ -25,6 +25,7 @@ from pageferry.kernel.files import translated
 from pageferry.kernel.pageflags import flags_of, huge_pages, mappings_of
 from pageferry.kernel.pfn_ranges import PfnRanges, read_pfn_ranges
 from pageferry.kernel.procfs import living_thread
+from pageferry.kernel.sparse import Sparse
 from pageferry_planner import shared_huge
 from pageferry_planner.capacity import HUGE_PAGES
 from pageferry_planner.columns import Bools, Ints
@@ -41,6 +42,7 @@ class PageTables:
         self._root = root
         self._proc = str(root / "proc")
         self._open: dict[int, int] = {}
+        self._sparse = Sparse(root)
         self._frames: PfnRanges | None = None
         with suppress(KernelError):
             self._frames = read_pfn_ranges(root)
@@ -55,7 +57,7 @@ class PageTables:
         self, ranges: Ranges, singled_out: Callable[[Entries | Stretches], Bools]
     ) -> Iterator[tuple[Stretches | Entries, Entries]]:
         """Read as entries() does, joined where that loses nothing; pages that `singled_out` names come one by one."""
-        for present in pagemap.read(ranges, self.descriptor, self._alike):
+        for present in pagemap.read(ranges, self.descriptor, self._alike, self._search):
             pfn = _frame(present)
             node = self._node_of(pfn)
             if node.min(initial=0) < 0:  # nodes are to be asked for page by page
@@ -137,6 +139,16 @@ class PageTables:
             except OSError as error:
                 raise translated(error, path) from error
         return self._open[process]
+
+    @property
+    def unread(self) -> int:
+        """How many pages of sparse mappings are in memory, and were not found in the time that there is for them."""
+        return self._sparse.unread
+
+    def _search(self, process: int, lo: int, hi: int) -> list[tuple[int, int]]:
+        if process == SELF:
+            return [(lo, hi)]
+        return self._sparse.present(self._thread(process), self.descriptor(process), lo, hi)
 
     def _thread(self, process: int) -> int:
         """Return the ID of a thread through which a process is reached now."""
