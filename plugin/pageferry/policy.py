@@ -129,7 +129,7 @@ class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         ),
     ] = None
     strategy: Annotated[
-        Literal["relative", "local", "interleave", "pack"] | None,
+        Literal["relative", "local", "interleave", "pack", "weighted"] | None,
         Meta(description="Which page goes to which node, where the request does not say it."),
     ] = None
     max_hold_seconds: Annotated[

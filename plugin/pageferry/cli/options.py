@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pageferry.ferry import Request
     from pageferry.kernel.topology import Topology
 
-STRATEGIES = ("relative", "local", "interleave", "pack")
+STRATEGIES = ("relative", "local", "interleave", "pack", "weighted")
 WHEN_FULL = ("refuse", "partial", "spill")
 HUGE_PAGES = ("split", "keep")
 ORDERS = ("worth", "address")
