@@ -22,8 +22,8 @@ local MAX_REQUEST_BYTES = 1024
 local MAX_NUMBER = { nodes = 1023, cpus = 8191 }
 local MAX_MEMBERS = 65536
 local SHOWN_BYTES = 60
-local STRATEGIES = { relative = true, ["local"] = true, interleave = true, pack = true }
-local STRATEGY_NAMES = "relative, local, interleave, pack"
+local STRATEGIES = { relative = true, ["local"] = true, interleave = true, pack = true, weighted = true }
+local STRATEGY_NAMES = "relative, local, interleave, pack, weighted"
 
 -- EINVAL: Slurm prints the C library's words for it, which say more than slurm.ERROR's "Unspecified error".
 local REFUSED = 22

@@ -134,6 +134,11 @@ class Strategy(StrEnum):
     LOCAL = "local"
     INTERLEAVE = "interleave"
     PACK = "pack"
+    WEIGHTED = "weighted"
+
+
+MOST_WEIGHT = 255
+"""A node's weight is 1 to this, as the kernel's."""
 
 
 class Order(StrEnum):
@@ -163,7 +168,8 @@ class Target:
     """Where a job's memory shall go.
 
     `nodes` in the order asked. `sources`: the old nodes of the relative map; None: those that hold the job's memory.
-    `spill`: nodes that may take what does not fit, if `when_full` says so.
+    `spill`: nodes that may take what does not fit, if `when_full` says so. `weights`: pairs of a node and its weight,
+    for `weighted`; a node that is in none has weight 1.
     """
 
     nodes: tuple[int, ...]
@@ -173,6 +179,7 @@ class Target:
     spill: frozenset[int] = frozenset()
     order: Order = Order.WORTH
     huge_pages: HugePages = HugePages.SPLIT
+    weights: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

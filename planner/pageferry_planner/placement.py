@@ -7,7 +7,18 @@ import numpy as np
 from pageferry_planner.capacity import fit, pages_per_node
 from pageferry_planner.huge import cut_huge, whole
 from pageferry_planner.ledger import staying
-from pageferry_planner.model import Bucket, Flows, Host, HugePages, Plan, Runs, Snapshot, Target, WhenFull
+from pageferry_planner.model import (
+    MOST_WEIGHT,
+    Bucket,
+    Flows,
+    Host,
+    HugePages,
+    Plan,
+    Runs,
+    Snapshot,
+    Target,
+    WhenFull,
+)
 from pageferry_planner.strategies import sources_of, wanted_nodes
 from pageferry_planner.worth import ranks
 
@@ -15,12 +26,15 @@ from pageferry_planner.worth import ranks
 def place(snapshot: Snapshot, target: Target, host: Host) -> Plan:
     """Return the plan that brings the snapshot's movable pages to the target, each page at most once.
 
-    Raises ValueError if the target names no node, or one that the host has no memory on, or is to keep huge pages and
-    nobody knows which they are.
+    Raises ValueError if the target names no node, or one that the host has no memory on, or a weight that is none, or
+    is to keep huge pages and nobody knows which they are.
     """
     unknown = sorted(set(target.nodes) - set(host.room))
     if unknown or not target.nodes:
         raise ValueError(f"no memory on node {unknown[0]}" if unknown else "no target node")
+    for node, weight in target.weights:
+        if not 1 <= weight <= MOST_WEIGHT:
+            raise ValueError(f"node {node} has weight {weight}, not 1 to {MOST_WEIGHT}")
     runs = snapshot.runs
     kept = ~snapshot.movable()
     excluded: dict[str, int] = {}

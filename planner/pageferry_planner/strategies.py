@@ -1,4 +1,4 @@
-"""Which node a page belongs on: relative, local, interleave and pack.
+"""Which node a page belongs on: relative, local, interleave, pack and weighted.
 
 `relative` is the kernel's own rule (do_migrate_pages() in mm/mempolicy.c), so that first-touch placement survives.
 """
@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -24,7 +24,9 @@ def wanted_nodes(
     """Return the runs, cut where parts of one belong on different nodes, and the node that each belongs on."""
     nodes = frozenset(target.nodes)
     if target.strategy is Strategy.INTERLEAVE:
-        return _interleave(runs, target.nodes)
+        return _dealt(runs, target.nodes, {})
+    if target.strategy is Strategy.WEIGHTED:
+        return _dealt(runs, target.nodes, dict(target.weights))
     if target.strategy is Strategy.PACK:
         return _pack(runs, target.nodes, host)
     if target.strategy is Strategy.LOCAL:
@@ -60,7 +62,7 @@ def nearest(node: int, nodes: frozenset[int], host: Host) -> int:
     return next((near for near in host.nearest.get(node, ()) if near in nodes), min(nodes))
 
 
-def _interleave(runs: Runs, nodes: tuple[int, ...]) -> tuple[Runs, Ints]:
+def _dealt(runs: Runs, nodes: tuple[int, ...], weights: Mapping[int, int]) -> tuple[Runs, Ints]:
     """Deal the pages out in pieces of a huge page's size, by their place in the backing or address space."""
     pieces = np.unique(
         np.concatenate(
@@ -78,7 +80,20 @@ def _interleave(runs: Runs, nodes: tuple[int, ...]) -> tuple[Runs, Ints]:
         )
     )
     runs = _cut_at(runs, pieces)
-    return runs, np.array(nodes, np.int64)[(runs.index // HUGE_PAGES) % len(nodes)]
+    cycle = _cycle(nodes, weights)
+    return runs, cycle[(runs.index // HUGE_PAGES) % len(cycle)]
+
+
+def _cycle(nodes: tuple[int, ...], weights: Mapping[int, int]) -> Ints:
+    """Return the nodes of successive pieces, until they repeat: each as often as its weight says, evenly spread.
+
+    The k-th piece (from 0) of a node of weight w comes at (k + 1/2) / w of the cycle. That is the method of
+    Sainte-Laguë: whatever number of pieces comes first, the nodes' shares of them are close to the weights.
+    """
+    weight = np.array([weights.get(node, 1) for node in nodes], np.int64)
+    node, of = np.repeat(np.array(nodes, np.int64), weight), np.repeat(weight, weight)
+    number = np.arange(len(node)) - np.repeat(np.cumsum(weight) - weight, weight)
+    return node[np.argsort((number + 0.5) / of, kind="stable")]
 
 
 def _pack(runs: Runs, nodes: tuple[int, ...], host: Host) -> tuple[Runs, Ints]:

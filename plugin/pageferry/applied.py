@@ -17,6 +17,7 @@ from typing import Any
 from pageferry import ferry, report, spill
 from pageferry.errors import PageferryError, Stopped
 from pageferry.kernel.topology import Topology
+from pageferry.kernel.weights import read_weights
 from pageferry.mover import Limits
 from pageferry.policy import Mode, Policy
 from pageferry.spill import JobId
@@ -56,16 +57,22 @@ def request(
     *,
     runs: bool = False,
 ) -> ferry.Request:
-    """Return what is asked of the ferry; `seconds`: how long it may take; `runs`: the job does, meanwhile."""
+    """Return what is asked of the ferry; `seconds`: how long it may take; `runs`: the job does, meanwhile.
+
+    A rule's weights go before the kernel's. Raises KernelError if those are needed and cannot be understood.
+    """
     sources = destination.sources
+    strategy = destination.strategy or policy.strategy
+    weights = policy.weights or (read_weights() if strategy is Strategy.WEIGHTED else ())
     return ferry.Request(
         target=Target(
             nodes=destination.nodes,
-            strategy=destination.strategy or policy.strategy,
+            strategy=strategy,
             sources=frozenset(sources) if sources is not None else None,
             when_full=destination.when_full or policy.when_full,
             spill=topology.nodes_with_memory() if destination.spill is None else destination.spill,
             huge_pages=policy.huge_pages,
+            weights=weights,
         ),
         rules=rules(policy),
         limits=Limits(workers=policy.workers, seconds=seconds, bytes_per_second=policy.rate),

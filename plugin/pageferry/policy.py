@@ -17,6 +17,7 @@ import msgspec
 from msgspec import Meta
 
 from pageferry.kernel.lists import parse_list
+from pageferry.kernel.weights import parse_weights
 from pageferry.toml_file import Bytes, Key
 from pageferry_planner.model import HugePages, Strategy, WhenFull
 
@@ -84,6 +85,17 @@ class Nodes(tuple[int, ...]):
         raise ValueError(f'expected a list of nodes below {_MOST_NODES}, such as "4" or "4-5"')
 
 
+class Weights(tuple[tuple[int, int], ...]):
+    """Pairs of a node and its weight, written "0:3,2:1"."""
+
+    __slots__ = ()
+
+    @classmethod
+    def parse(cls, value: object) -> Weights:
+        """Return the weights that a file's value means. Raises ValueError, which says what would be right."""
+        return cls(parse_weights(value if isinstance(value, str) else ""))
+
+
 _Count = Annotated[int, Meta(ge=1, lt=1 << 31)]
 
 
@@ -129,8 +141,11 @@ class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         ),
     ] = None
     strategy: Annotated[
-        Literal["relative", "local", "interleave", "pack"] | None,
+        Literal["relative", "local", "interleave", "pack", "weighted"] | None,
         Meta(description="Which page goes to which node, where the request does not say it."),
+    ] = None
+    weights: Annotated[
+        Weights | None, Meta(description="With the strategy `weighted`, the nodes' shares of the job's memory.")
     ] = None
     max_hold_seconds: Annotated[
         Annotated[float, Meta(gt=0, le=3600)] | None,
@@ -256,6 +271,7 @@ class Policy:
     rule: str = ""
     mode: Mode = Mode.MOVE
     strategy: Strategy = Strategy.RELATIVE
+    weights: tuple[tuple[int, int], ...] = ()
     max_hold_seconds: float = 60.0
     when_hold_ends: Literal["go on", "leave"] = "go on"
     workers: int | None = None

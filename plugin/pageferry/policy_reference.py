@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import msgspec
 
 from pageferry import config
-from pageferry.policy import Globs, Match, Name, Nodes, Rate, Rule, RuleSpill
+from pageferry.policy import Globs, Match, Name, Nodes, Rate, Rule, RuleSpill, Weights
 from pageferry.toml_file import Bytes, bare
 
 _HEAD = """\
@@ -62,6 +62,13 @@ history --json` (`rule`) and in `pageferry explain`.
   job runs. Either way the job keeps its CPUs. `owners_field = "none"`: a site that has other uses for `Comment`, the
   one field that every Slurm lets a job's user write, is asked by `pageferry request` alone. Under PBS it is the
   resource of a request that came with the submission that is looked at, or not.
+- `strategy = "weighted"`, in a rule or in a request: the memory is dealt out over the target's nodes in 2 MiB pieces,
+  by weights of 1 to 255. With `weights = "0:3,2:1"`, node 0 gets three pieces of four, node 2 the fourth;
+  `"0-3:1,4-7:3"` names nodes by ranges. If the rule has no weights, the kernel's hold, where it has any
+  (`/sys/kernel/mm/mempolicy/weighted_interleave`, since Linux 6.9; since 6.16 it makes them of the nodes' bandwidths,
+  if the firmware tells these). The rule goes before the kernel, because the kernel's weights are all 1 until somebody
+  sets them. A node that has no weight there has weight 1, and weights of other nodes than the target's do not matter.
+  If all weights are equal, `weighted` does what `interleave` does.
 - `park`: for jobs that are suspended so that others run (preemption), on hosts with a slow tier, such as a node without
   CPUs. When the job is suspended, and stands still, its memory goes to these nodes; room is what a move leaves there
   (`reserve`), and what does not fit stays. When it is resumed, it is held, and its memory comes back to the nodes of
@@ -161,7 +168,7 @@ def _value(hint: Any) -> str:
     if get_origin(kind) is Literal:
         return ", ".join(f'`"{word}"`' for word in get_args(kind))
     words = {bool: "`true`, `false`", Globs: "globs", Name: "a short text", Bytes: "a size", str: "a text"}
-    words |= {Nodes: 'a list of nodes, such as `"4-5"`'}
+    words |= {Nodes: 'a list of nodes, such as `"4-5"`', Weights: 'weights of nodes, such as `"0:3,2:1"`'}
     words |= {config.Folder: "the path of a directory", config.Address: "an IP address and a port"}
     if kind in words:
         return words[kind]
@@ -188,6 +195,7 @@ def _default(field: msgspec.structs.FieldInfo, kind: type[msgspec.Struct]) -> st
 _HOSTS = {
     "mode": '`"move"`',
     "strategy": '`"relative"`',
+    "weights": "the kernel's",
     "when_hold_ends": '`"go on"`',
     "rate": "no limit",
     "reserve": "1/64 of it, at least 16 MiB",

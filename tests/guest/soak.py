@@ -40,6 +40,7 @@ REQUESTS = (
     "nodes={a},{b}",
     "nodes={a},strategy=pack",
     "nodes={a},{b},strategy=interleave",
+    "nodes={a},{b},strategy=weighted",
     "nodes=99",
 )
 

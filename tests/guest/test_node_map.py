@@ -97,6 +97,15 @@ def test_interleave_deals_pages_out_over_the_targets_in_huge_pages_worth() -> No
         assert pieces == [{1}, {2}, {3}, {1}, {2}, {3}, {1}, {2}]
 
 
+def test_weighted_deals_pages_out_over_the_targets_by_their_weights() -> None:
+    with job(node=0) as made:
+        memory = made.first.map(8 * HUGE, made.first.memfd(8 * HUGE), flags=SHARED).write()
+        prove(made, ferry.Request(Target((1, 2), Strategy.WEIGHTED, weights=((1, 3),))))
+        nodes = node_vector(made.first.pid, *memory.span)
+        pieces = [set(nodes[at : at + HUGE]) for at in range(0, len(nodes), HUGE)]
+        assert pieces == [{1}, {1}, {2}, {1}] * 2
+
+
 def test_pack_fills_the_targets_in_the_order_given() -> None:
     with job(node=0) as made:
         memory = made.first.map(2048).write()

@@ -181,12 +181,13 @@ def test_the_cpus_that_are_asked_for_are_exactly_those_that_the_job_gets(agent: 
 
 @pytest.mark.long
 def test_each_strategy_puts_the_memory_where_it_says(agent: Agent, job: Steady) -> None:
-    ask_for(job, "pageferry:nodes=1-2,strategy=interleave,now")
-    poke(agent)
-    outcome(job)
-    spread = nodes_of(job)
-    assert set(spread) == {1, 2}
-    assert abs(spread[1] - spread[2]) <= spread.total() // 16
+    for nodes, strategy in (((1, 2), "interleave"), ((2, 3), "weighted")):  # nobody gives weights: all are 1
+        ask_for(job, f"pageferry:nodes={nodes[0]}-{nodes[1]},strategy={strategy},now")
+        poke(agent)
+        outcome(job)
+        spread = nodes_of(job)
+        assert set(spread) == set(nodes)
+        assert abs(spread[nodes[0]] - spread[nodes[1]]) <= spread.total() // 16
     ask_for(job, "pageferry:nodes=3,cpus=6-7,strategy=local,now")
     poke(agent)
     assert "to node 3" in outcome(job)

@@ -60,6 +60,26 @@ def test_the_strategy_of_a_request_goes_before_the_policys() -> None:
     assert asked.target.strategy is Strategy.LOCAL
 
 
+@pytest.mark.parametrize(
+    ("said", "strategy", "weights"),
+    [
+        (((0, 3), (1, 1)), Strategy.WEIGHTED, ((0, 3), (1, 1))),
+        ((), Strategy.WEIGHTED, ((0, 2), (1, 5))),
+        ((), Strategy.PACK, ()),
+    ],
+    ids=["the rule's", "the kernel's where the rule has none", "nobody's where none are asked for"],
+)
+def test_a_rules_weights_go_before_the_kernels(
+    monkeypatch: pytest.MonkeyPatch,
+    said: tuple[tuple[int, int], ...],
+    strategy: Strategy,
+    weights: tuple[tuple[int, int], ...],
+) -> None:
+    monkeypatch.setattr(applied, "read_weights", lambda: ((0, 2), (1, 5)))
+    asked = applied.request(replace(POLICY, weights=said), Destination((0, 1), strategy), read_topology())
+    assert asked.target.weights == weights
+
+
 def test_nothing_is_asked_for_a_job_that_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ferry, "move", pytest.fail)
     monkeypatch.setattr(ferry, "plan", pytest.fail)

@@ -61,6 +61,8 @@ def test_bad_input_gets_one_clear_line_and_code_2(words: list[str], code: int, s
         ("--spill-to", "0-", "--spill-to: not a list"),
         ("--reserve", "12Q", "--reserve: not a size such as 512M: '12Q'"),
         ("--reserve", "-1", "--reserve: not a size"),
+        ("--weights", "0:3", "--weights: for --strategy weighted"),
+        ("--strategy=weighted", "--weights=0:0", "--weights: expected nodes below 1024"),
     ],
 )
 def test_a_bad_option_is_named_with_its_value(option: str, value: str, says: str) -> None:

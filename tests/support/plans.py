@@ -221,4 +221,5 @@ def targets(draw: st.DrawFn, strategies: Iterable[Strategy] = Strategy, fulls: I
         when_full=draw(st.sampled_from(list(fulls))),
         spill=draw(st.frozensets(st.sampled_from(NODES))),
         order=draw(st.sampled_from(Order)),
+        weights=tuple(draw(st.dictionaries(st.sampled_from(NODES), st.integers(1, 4))).items()),
     )

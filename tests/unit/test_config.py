@@ -326,6 +326,8 @@ def test_files_that_are_named_have_to_be_there(tmp_path: Path) -> None:
         ('name = "a"\nmatch.group = "x"', '3: rule[0].match.group = "x": unknown key; there are scheduler, cluster'),
         ('name = "a"\nsticky = "yes"', '3: rule[0].sticky = "yes": unknown key; there are name, match'),
         ('name = "a"\nspill.rate = "1M"', '3: rule[0].spill.rate = "1M": unknown key; there are enabled, least_bytes'),
+        ('name = "a"\nweights = "0:0,2:1"', '3: rule[0].weights = "0:0,2:1": expected nodes'),
+        ('name = "a"\nweights = {0 = 3}', "3: rule[0].weights = {...}: expected nodes"),
         ('name = "a"\nrate = "1K"', '3: rule[0].rate = "1K": expected at least 1048576 bytes'),
         ('name = " a"', '2: rule[0].name = " a": expected a name that can be printed, without blanks around it'),
         ('name = ""', '2: rule[0].name = "": expected a name of 1 to 64 characters'),

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
+from fractions import Fraction
 
 import pytest
 from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pageferry_planner.model import ANONYMOUS, Host, Snapshot, Strategy, Target, Verdict, WhenFull
 from pageferry_planner.placement import place
@@ -54,6 +57,74 @@ def test_interleave_deals_out_huge_pages_by_their_place(snapshot: Snapshot, targ
     final = brought_to(snapshot, place(snapshot, target, host))
     for address, page in movable(snapshot).items():
         assert final[address] == target.nodes[page.index // HUGE % len(target.nodes)]
+
+
+def dealt_by_claims(target: Target, pieces: int) -> list[int]:
+    """Return the nodes of the first pieces: each goes to the greatest weight for what it has so far, half a piece more.
+
+    Of equal claims the node that is named first has the better one.
+    """
+    weights, got = dict(target.weights), Counter[int]()
+    dealt = []
+    for _ in range(pieces):
+        claims = {node: Fraction(2 * weights.get(node, 1), 2 * got[node] + 1) for node in target.nodes}
+        dealt.append(next(node for node in target.nodes if claims[node] == max(claims.values())))
+        got[dealt[-1]] += 1
+    return dealt
+
+
+@given(snapshots(), targets([Strategy.WEIGHTED]), hosts(ample=True))
+@settings(max_examples=100, deadline=None)
+def test_weighted_deals_out_huge_pages_by_their_place_to_the_node_with_the_best_claim(
+    snapshot: Snapshot, target: Target, host: Host
+) -> None:
+    final = brought_to(snapshot, place(snapshot, target, host))
+    pages = movable(snapshot)
+    dealt = dealt_by_claims(target, 1 + max((page.index // HUGE for page in pages.values()), default=0))
+    assert final == {address: dealt[page.index // HUGE] for address, page in pages.items()}
+
+
+@given(
+    st.lists(st.sampled_from(NODES), min_size=1, unique=True),
+    st.dictionaries(st.sampled_from(NODES), st.integers(1, 255)),
+    st.integers(0, 2000),
+)
+@settings(max_examples=40, deadline=None)
+def test_weighted_gives_each_node_its_weight_in_any_cycle_of_pieces(
+    nodes: list[int], weights: dict[int, int], first: int
+) -> None:
+    target = Target(tuple(nodes), Strategy.WEIGHTED, weights=tuple(weights.items()))
+    shares = {node: weights.get(node, 1) for node in nodes}
+    away = 4  # no target: all moves
+    snapshot = snapshot_of([anonymous(0, first * HUGE, sum(shares.values()) * HUGE, away)])
+    plan = place(snapshot, target, line_host([AMPLE] * 5))
+    got = Counter[int]()
+    for node, count in zip(plan.target.tolist(), plan.moves.count.tolist(), strict=True):
+        got[node] += count
+    assert got == {node: share * HUGE for node, share in shares.items()}
+
+
+def test_weighted_spreads_a_nodes_pieces_so_that_small_memory_has_its_proportion_too() -> None:
+    target = Target((1, 0), Strategy.WEIGHTED, weights=((0, 3), (1, 1), (2, 200)))
+    plan = place(snapshot_of([anonymous(0, 0, 8 * HUGE, 3)]), target, line_host([AMPLE] * 4))
+    assert [targets_of(plan)[0, piece * HUGE] for piece in range(8)] == [0, 1, 0, 0, 0, 1, 0, 0]
+
+
+@given(snapshots(), targets([Strategy.INTERLEAVE]), hosts(), st.integers(1, 255))
+@settings(max_examples=50, deadline=None)
+def test_weighted_with_equal_weights_is_interleave(snapshot: Snapshot, target: Target, host: Host, weight: int) -> None:
+    weighted = replace(target, strategy=Strategy.WEIGHTED, weights=tuple((node, weight) for node in target.nodes))
+    unsaid = replace(target, strategy=Strategy.WEIGHTED, weights=())
+    expected = targets_of(place(snapshot, target, host))
+    assert targets_of(place(snapshot, weighted, host)) == expected
+    assert targets_of(place(snapshot, unsaid, host)) == expected
+
+
+@pytest.mark.parametrize("weight", [-1, 0, 256])
+def test_a_weight_that_the_kernel_would_not_take_is_refused(weight: int) -> None:
+    target = Target((0, 1), Strategy.WEIGHTED, weights=((0, 1), (1, weight)))
+    with pytest.raises(ValueError, match="node 1"):
+        place(snapshot_of([anonymous(0, 0, 9, 0)]), target, line_host([AMPLE] * 2))
 
 
 def homes_by_counting(snapshot: Snapshot, page: Page, process: int, nodes: set[int]) -> set[int]:

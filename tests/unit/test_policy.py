@@ -22,6 +22,7 @@ from pageferry.policy import (
     Rate,
     Rule,
     RuleSpill,
+    Weights,
     decide,
     passed_over,
     why_not,
@@ -42,6 +43,13 @@ def test_what_is_no_list_of_nodes_is_refused_with_what_would_be_right(text: obje
     with pytest.raises(ValueError, match=r'^expected a list of nodes below 1024, such as "4" or "4-5"$'):
         Nodes.parse(text)
     assert Nodes.parse("7,4-5") == (4, 5, 7)
+
+
+@pytest.mark.parametrize("value", ["", "0", "0:0", "0:256", "0:1,0:1", 3, True, [[0, 1]], {"0": 1}, None])
+def test_what_are_no_weights_is_refused_with_what_would_be_right(value: object) -> None:
+    with pytest.raises(ValueError, match=r'^expected .*1 to 255.*, such as "0:3,2:1"$'):
+        Weights.parse(value)
+    assert Weights.parse("2:1,0:3") == ((0, 3), (2, 1))
 
 
 def globs(*words: str) -> Globs:
@@ -74,6 +82,7 @@ def test_every_key_of_a_rule_is_in_the_policy() -> None:
         "all",
         mode="observe",
         strategy="pack",
+        weights=Weights(((0, 3),)),
         max_hold_seconds=5.0,
         when_hold_ends="leave",
         workers=3,

@@ -32,6 +32,6 @@ def test_the_defaults_in_it_are_the_policys() -> None:
         "Comment": '`"Comment"`',
     }
     host = Policy()
-    for key in set(_HOSTS) - {"reserve", "hot_seconds"}:
+    for key in set(_HOSTS) - {"reserve", "hot_seconds", "weights"}:
         assert _HOSTS[key] == words[getattr(host, key)], key
-    assert host.hot_seconds is None
+    assert (host.hot_seconds, host.weights) == (None, ())

@@ -23,14 +23,15 @@ from pageferry import ferry, targets
 from pageferry.cli import main as cli
 from pageferry.cpus.assign import Cpusets
 from pageferry.errors import KernelError, PageferryError, UsageError
+from pageferry.kernel import weights
 from pageferry.replay import lines as form
 from pageferry.replay.read import read
 from pageferry.replay.write import Recorded, lines, save
 from pageferry.snapshot import Taken
 from pageferry_planner import model
-from pageferry_planner.model import WhenFull
+from pageferry_planner.model import Strategy, WhenFull
 from pageferry_planner.policy import Facts
-from support.plans import anonymous, snapshot_of
+from support.plans import HUGE, anonymous, snapshot_of
 from support.recordings import inputs_of, plain, plan_text, recording_of, recordings
 
 shared = settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -138,8 +139,8 @@ def run(*words: object) -> Any:
 
 
 @contextmanager
-def host_of(recorded: Recorded) -> Any:
-    """Have the commands find the job and the host that were recorded."""
+def host_of(recorded: Recorded, kernels: tuple[tuple[int, int], ...] = ()) -> Any:
+    """Have the commands find the job and the host that were recorded, and weights of its kernel."""
     made = recorded.inputs
 
     @contextmanager
@@ -153,6 +154,7 @@ def host_of(recorded: Recorded) -> Any:
             (ferry, "read_topology", lambda: made.topology),
             (ferry, "read_kept_free", lambda: made.kept_free),
             (targets, "find", lambda *_: found),
+            (weights, "read_weights", lambda: kernels),
         ):
             patches.enter_context(patch.object(place, name, value))
         yield
@@ -168,6 +170,8 @@ def test_the_command_prints_for_a_file_what_it_printed_for_the_job(
     words: list[object] = ["--to", ",".join(map(str, request.target.nodes)), "--strategy", request.target.strategy]
     words += ["--when-full", request.target.when_full, "--spill-to", "0-3", "--order", request.target.order]
     words += ["--from", ",".join(map(str, sorted(request.target.sources)))] if request.target.sources else []
+    if request.target.strategy is Strategy.WEIGHTED and request.target.weights:
+        words += ["--weights", ",".join(f"{node}:{weight}" for node, weight in request.target.weights)]
     words += ["--reserve", request.reserve_bytes] if request.reserve_bytes is not None else []
     path = tmp_path / "snapshot"
     with host_of(recorded):
@@ -194,6 +198,40 @@ def test_what_is_asked_anew_goes_before_what_was_asked_then(tmp_path: Path) -> N
     assert target("--reserve", "1T") == {"to": None, "code": 1}
     assert target("--reserve", "1T", "--when-full", "partial") == {"to": None, "code": 0}
     assert target("--from", "1", "--to", "0,1", "--strategy", "pack") == {"to": None, "code": 0}
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        (["--strategy", "weighted", "--weights", "1:3,0:2"], ((0, 2), (1, 3))),
+        (["--strategy", "weighted"], ((0, 7), (1, 9))),
+        ([], ()),
+    ],
+    ids=["those of the command line", "the kernel's where none are given", "nobody's where none are asked for"],
+)
+def test_weights_of_the_command_line_go_before_the_kernels_and_are_in_the_file(
+    tmp_path: Path, words: list[str], found: tuple[tuple[int, int], ...]
+) -> None:
+    with host_of(recording_of([anonymous(0, 0, 9, 0)]), kernels=((0, 7), (1, 9))):
+        assert run("snapshot", "7", "--out", tmp_path / "file", *words).return_value == 0
+    assert read(tmp_path / "file").inputs.request.target.weights == found
+
+
+def test_weights_are_asked_anew_of_a_file_or_are_those_of_then(tmp_path: Path) -> None:
+    path = tmp_path / "snapshot"
+    save(path, lines(recording_of([anonymous(0, 0, 12 * HUGE, 3)], nodes=(0, 1), weights=((0, 3),))))
+
+    def dealt(*words: str) -> dict[int, int]:
+        plan = json.loads(run("plan", "--from-snapshot", path, "--json", *words).stdout)
+        return {move["to"]: move["bytes"] // (4096 * HUGE) for move in plan["moves"]}
+
+    assert dealt("--strategy", "weighted") == {0: 9, 1: 3}
+    assert dealt("--strategy", "weighted", "--weights", "0-1:9") == {0: 6, 1: 6}
+    assert dealt("--strategy", "weighted", "--weights", "1:5", "--to", "1,2") == {1: 10, 2: 2}
+    said = run("plan", "--from-snapshot", path, "--weights", "1:5")
+    assert isinstance(said.exception, UsageError), "they are for one strategy alone"
+    save(path, lines(recording_of([anonymous(0, 0, 12 * HUGE, 3)], nodes=(0, 1), strategy=Strategy.WEIGHTED)))
+    assert dealt("--weights", "1:5") == {0: 2, 1: 10}
 
 
 def test_rules_are_asked_anew_of_the_files_that_the_snapshot_names(tmp_path: Path) -> None:

@@ -92,6 +92,14 @@ def _spoil(value: Any, chance: random.Random) -> None:
         value[key] = chance.choice(VALUES)
 
 
+TARGET = {
+    "nodes": [1],
+    "strategy": "local",
+    "sources": None,
+    "when_full": "partial",
+    "spill": [],
+    "order": "worth",
+}
 HEAD = {
     "pageferry_snapshot": 1,
     "pageferry": "0.1.0",
@@ -100,14 +108,7 @@ HEAD = {
     "page_bytes": 4096,
     "asked_per_process": 0,
     "reserve_bytes": None,
-    "target": {
-        "nodes": [1],
-        "strategy": "local",
-        "sources": None,
-        "when_full": "partial",
-        "spill": [],
-        "order": "worth",
-    },
+    "target": TARGET,
     "rules": {"stay": [], "reference_count": True, "xattrs": True},
     "nodes": 2,
     "processes": 1,
@@ -141,6 +142,13 @@ def rows(kind: str, first: int, **columns: list[int]) -> dict[str, Any]:
     return {kind: first} | zeros | {"count": [1] * count} | columns
 
 
+def test_a_file_from_before_there_were_weights_has_none(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(file_of({}))
+    assert read(tmp_path / "file").inputs.request.target.weights == ()
+    (tmp_path / "file").write_bytes(file_of({"target": TARGET | {"weights": [[1, 255], [0, 1]]}}))
+    assert read(tmp_path / "file").inputs.request.target.weights == ((1, 255), (0, 1))
+
+
 def test_the_smallest_file_is_read(tmp_path: Path) -> None:
     """Or what follows would prove nothing."""
     assert refused(tmp_path / "file", file_of({})) == "read"
@@ -164,6 +172,10 @@ def test_the_smallest_file_is_read(tmp_path: Path) -> None:
         (file_of({"runs": 1 << 40}), "1: expected int <= 2097152 - at $.runs"),
         (file_of({"processes": 0}), "1: expected int >= 1 - at $.processes"),
         (file_of({"\x1b[2J": 1}), "1: object contains unknown field \\x1b[2J"),
+        (file_of({"target": TARGET | {"weights": [[0, 0]]}}), "1: expected int >= 1 - at $.target.weights[0][1]"),
+        (file_of({"target": TARGET | {"weights": [[0, 256]]}}), "1: expected int <= 255 - at $.target.weights[0][1]"),
+        (file_of({"target": TARGET | {"weights": [[1024, 1]]}}), "1: expected int <= 1023 - at $.target.weights[0][0]"),
+        (file_of({"target": TARGET | {"weights": [[0]]}}), "1: expected array of length 2"),
         (file_of({"nodes": 3}), "2: not one distance for each of the 3 nodes"),
         (file_of({}, start=[NODES[1], NODES[0]]), "3: nodes are not in ascending order"),
         (file_of({}, start=[*NODES, PROCESS | {"nodes": "1-0"}]), "4: reversed range 1-0 in the list '1-0'"),

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pageferry.ferry import Request
     from pageferry.kernel.topology import Topology
 
-STRATEGIES = ("relative", "local", "interleave", "pack")
+STRATEGIES = ("relative", "local", "interleave", "pack", "weighted")
 WHEN_FULL = ("refuse", "partial", "spill")
 HUGE_PAGES = ("split", "keep")
 ORDERS = ("worth", "address")
@@ -102,6 +102,9 @@ def request_options(command: Command, *, where_to: bool = False) -> Command:
             help="Huge pages for which the target has none free: move split, or stay whole.",
         ),
         click.option("--when-full", type=click.Choice(WHEN_FULL), default="refuse", show_default=True),
+        click.option(
+            "--weights", metavar="WEIGHTS", help="Nodes' shares, as 0:3,2:1 (weighted) [default: the kernel's]."
+        ),
         click.option("--strategy", type=click.Choice(STRATEGIES), default="relative", show_default=True),
         click.option("--from", "sources", metavar="NODES", help="Old nodes of the relative map [default: by memory]."),
         click.option(
@@ -128,6 +131,7 @@ def read_request(
     huge_pages: str,
     spill_to: str | None,
     reserve: str | None,
+    weights: str | None,
     stay: tuple[str, ...],
     no_reference_count: bool,
     no_xattrs: bool,
@@ -136,13 +140,21 @@ def read_request(
     budget: float | None = None,
     topology: Topology | None = None,
 ) -> Request:
-    """Return what the options ask for, on a host of this topology (None: this one). Raises UsageError."""
+    """Return what the options ask for, on a host of this topology (None: this one, whose kernel may have weights).
+
+    Raises UsageError.
+    """
     from pageferry.ferry import Request
     from pageferry.kernel.topology import read_topology
+    from pageferry.kernel.weights import read_weights
     from pageferry.mover import Limits
     from pageferry_planner.model import HugePages, Order, Strategy, Target, WhenFull
     from pageferry_planner.policy import Rules
 
+    weighted = Strategy(strategy) is Strategy.WEIGHTED
+    if weights is not None and not weighted:
+        raise UsageError("--weights: for --strategy weighted")
+    of_kernel = read_weights() if weighted and weights is None and topology is None else ()
     topology = topology or read_topology()
     spill = listed(spill_to, "--spill-to") if spill_to is not None else topology.nodes_with_memory()
     return Request(
@@ -154,6 +166,7 @@ def read_request(
             spill=spill,
             order=Order(order),
             huge_pages=HugePages(huge_pages),
+            weights=_weights(weights) if weights is not None else of_kernel,
         ),
         rules=Rules(stay=stay, reference_count=not no_reference_count, xattrs=not no_xattrs),
         limits=Limits(workers=workers, seconds=budget),
@@ -178,6 +191,15 @@ def listed(text: str, option: str, whole: str | None = None) -> frozenset[int]:
     if not members:
         raise UsageError(f"{option}: names nothing: {(whole or text)[:80]!a}")
     return members
+
+
+def _weights(text: str) -> tuple[tuple[int, int], ...]:
+    from pageferry.kernel.weights import parse_weights
+
+    try:
+        return parse_weights(text)
+    except ValueError as error:
+        raise UsageError(f"--weights: {error}, not {text[:80]!a}") from error
 
 
 def _size(text: str, option: str) -> int:

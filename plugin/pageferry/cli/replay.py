@@ -28,6 +28,7 @@ _TARGET = {
     "spill_to": "spill",
     "order": "order",
     "huge_pages": "huge_pages",
+    "weights": "weights",
 }
 """Option → field of the target."""
 
@@ -111,7 +112,10 @@ def _asked_anew(inputs: Inputs, given: set[str], options: dict[str, Any]) -> Inp
 
     from pageferry_planner.policy import decide
 
-    asked, request = read_request(**options, topology=inputs.topology), inputs.request
+    request = inputs.request
+    if "strategy" not in given:
+        options = options | {"strategy": request.target.strategy}
+    asked = read_request(**options, topology=inputs.topology)
     fields = {field: getattr(asked.target, field) for option, field in _TARGET.items() if option in given}
     request = replace(request, target=replace(request.target, **fields))
     if "reserve" in given:

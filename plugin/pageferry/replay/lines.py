@@ -14,6 +14,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
+from pageferry_planner.model import MOST_WEIGHT
 from pageferry_planner.policy import Facts, Rules
 
 VERSION = 1
@@ -45,6 +46,7 @@ _PATH_CHARACTERS = 1 << 15
 
 Bytes = Annotated[int, Meta(ge=0, lt=_BYTES)]
 NodeNumber = Annotated[int, Meta(ge=0, lt=1024)]
+Weight = Annotated[int, Meta(ge=1, le=MOST_WEIGHT)]
 Path = Annotated[str, Meta(max_length=_PATH_CHARACTERS)]
 Word = Annotated[str, Meta(max_length=64, pattern=r"^[a-z0-9-]+\Z")]
 NodeList = Annotated[str, Meta(max_length=8192)]
@@ -61,12 +63,13 @@ class TargetPart(Line, frozen=True):
     """Where the memory was to go; no `nodes`: nobody had said."""
 
     nodes: Annotated[tuple[NodeNumber, ...], Meta(max_length=1024)]
-    strategy: Literal["relative", "local", "interleave", "pack"]
+    strategy: Literal["relative", "local", "interleave", "pack", "weighted"]
     sources: Annotated[tuple[NodeNumber, ...], Meta(max_length=1024)] | None
     when_full: Literal["refuse", "partial", "spill"]
     spill: Annotated[tuple[NodeNumber, ...], Meta(max_length=1024)]
     order: Literal["worth", "address"]
     huge_pages: Literal["split", "keep"] = "split"
+    weights: Annotated[tuple[tuple[NodeNumber, Weight], ...], Meta(max_length=1024)] = ()
 
 
 class Head(Line, frozen=True):
