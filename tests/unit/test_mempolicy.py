@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -13,6 +15,9 @@ import pytest
 from pageferry.errors import KernelError
 from pageferry.kernel.mempolicy import Policy, parse, read_policies
 from support.trees import write
+
+LONG = 60.0
+"""Seconds that a slow machine may take."""
 
 SEEN = [
     ("55d0 default file=/usr/bin/cat mapped=2 N0=2 kernelpagesize_kB=4", None),
@@ -87,7 +92,7 @@ def process(
 
 
 def told(root: Path, pids: set[int]) -> list[tuple[str, list[int], tuple[int, ...], str, list[int]]]:
-    policies = read_policies(pids, root=root)
+    policies = read_policies(pids, LONG, root)
     assert policies.unknown == ""
     return [
         (found.policy.mode, sorted(found.policy.nodes), found.pids, found.name, sorted(found.occupied))
@@ -128,41 +133,32 @@ def test_what_has_no_memory_or_has_ended_has_no_policy(root: Path) -> None:
 def test_of_what_is_held_or_suspended_no_policy_is_read(root: Path, file: str, content: str) -> None:
     process(root, 4711, "55d0 bind:0 file=/a N0=1")
     write(root, file, content)
-    policies = read_policies({4711}, root=root)
+    policies = read_policies({4711}, LONG, root)
     assert (policies.found, policies.unknown) == ((), "1 processes: held or suspended")
 
 
 def test_a_file_that_cannot_be_understood_is_said_and_the_others_are_read(root: Path) -> None:
     process(root, 4711, "55d0 bind:0")
     process(root, 4712, "55d0 default", maps="7f00 bind:x\n")
-    policies = read_policies({4711, 4712}, root=root)
+    policies = read_policies({4711, 4712}, LONG, root)
     assert [found.pids for found in policies.found] == [(4711,)]
     assert "not a mapping" in policies.unknown
 
 
 @pytest.fixture
-def never() -> Iterator[threading.Event]:
-    event = threading.Event()
-    yield event
-    event.set()
-
-
-def test_a_process_whose_read_waits_for_ever_costs_the_second_and_not_what_is_known_of_the_others(
-    root: Path, never: threading.Event, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def hangs(root: Path) -> Iterator[Path]:
+    """A process of which every read waits in the kernel, beside two others."""
     for pid in (4711, 4712, 4713):
         process(root, pid, "55d0 bind:0", maps="7f00 prefer:1\n")
-    really = os.open
+    file = root / "proc/4712/task/4712/numa_maps"
+    file.unlink()
+    os.mkfifo(file)
+    yield root
+    os.close(os.open(file, os.O_RDWR))  # whoever waits goes on
 
-    def hangs(path: str | Path, *words: int) -> int:
-        if str(path).endswith("/4712/numa_maps"):
-            never.wait()
-        return really(path, *words)
 
-    monkeypatch.setattr(os, "open", hangs)
-    began = time.monotonic()
-    policies = read_policies({4711, 4712, 4713}, seconds=0.3, root=root)
-    assert time.monotonic() - began < 10
+def test_a_process_whose_read_hangs_costs_the_time_and_not_what_is_known_of_the_others(hangs: Path) -> None:
+    policies = read_policies({4711, 4712, 4713}, 1, hangs)
     assert {(found.policy.mode, found.pids) for found in policies.found} == {
         ("bind", (4711, 4713)),
         ("prefer", (4711, 4713)),
@@ -170,9 +166,19 @@ def test_a_process_whose_read_waits_for_ever_costs_the_second_and_not_what_is_kn
     assert policies.unknown == "1 processes: no answer in time"
 
 
+def test_a_command_ends_though_a_read_of_its_own_hangs(hangs: Path) -> None:
+    program = (
+        "import sys, pathlib; from pageferry.kernel.mempolicy import read_policies;"
+        "print(read_policies([4712], 0.1, pathlib.Path(sys.argv[1])).unknown)"
+    )
+    command = [sys.executable, "-c", program, str(hangs)]
+    said = subprocess.run(command, capture_output=True, text=True, check=True, timeout=LONG).stdout
+    assert said == "1 processes: no answer in time\n"
+
+
 def test_without_any_time_nothing_is_read_and_that_is_said(root: Path) -> None:
     process(root, 4711, "55d0 bind:0")
-    policies = read_policies({4711}, seconds=0, root=root)
+    policies = read_policies({4711}, 0, root)
     assert (policies.found, policies.unknown) == ((), "1 processes: no answer in time")
 
 
@@ -193,7 +199,7 @@ def test_threads_and_mappings_for_which_there_was_no_time_are_counted(
 
     monkeypatch.setattr(os, "open", open_)
     monkeypatch.setattr(time, "monotonic", monotonic)
-    policies = read_policies({4711}, seconds=1, root=root)
+    policies = read_policies({4711}, 1, root)
     monkeypatch.setattr(time, "monotonic", clock)
     assert [(found.policy.mode, found.pids) for found in policies.found] == [("bind", (4711,))]
     assert policies.unknown == "2 threads: no answer in time; mappings of 1 processes: no answer in time"

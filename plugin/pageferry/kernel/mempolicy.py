@@ -107,7 +107,7 @@ def parse(line: bytes) -> tuple[Policy, frozenset[int]] | None:
     return policy, frozenset(map(int, _NODE_PAGES.findall(line))) if private else frozenset()
 
 
-def read_policies(pids: Iterable[int], seconds: float = SECONDS, root: Path = Path("/")) -> Policies:
+def read_policies(pids: Iterable[int], seconds: float, root: Path = Path("/")) -> Policies:
     """Return the memory policies of processes, as far as they can be read in so many seconds. Raises KernelError.
 
     What has ended is left out. The first mapping of a process tells the policy of each thread: it is the program's
