@@ -158,7 +158,7 @@ def hangs(root: Path) -> Iterator[Path]:
 
 
 def test_a_process_whose_read_hangs_costs_the_time_and_not_what_is_known_of_the_others(hangs: Path) -> None:
-    policies = read_policies({4711, 4712, 4713}, 1, hangs)
+    policies = read_policies({4711, 4712, 4713}, 2, hangs)
     assert {(found.policy.mode, found.pids) for found in policies.found} == {
         ("bind", (4711, 4713)),
         ("prefer", (4711, 4713)),
