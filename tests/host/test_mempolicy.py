@@ -15,7 +15,7 @@ from click.testing import CliRunner
 
 from guest import rights
 from guest.ranks import BIND, INTERLEAVE, Rank, job
-from pageferry import targets
+from pageferry import ferry, report, targets
 from pageferry.cli import main as cli
 from pageferry.cli import mempolicy as told
 from pageferry.cli import policy as explains
@@ -227,3 +227,28 @@ def test_what_is_not_known_is_said_for_programs_and_for_people() -> None:
         ((answer,), people) = run("status", f"--pid={process.pid}")
     assert (answer["policies"], answer["policies_unknown"]) == ([], "1 processes: held or suspended")
     assert "memory policies not known: 1 processes: held or suspended\n" in people
+
+
+MOVED = {
+    "complete": True, "lacking_bytes": {}, "page_bytes": 4096, "moved_bytes": 4096, "pages": {}, "excluded": {},
+    "total_pages": 1, "requested_pages": 1, "retried_pages": 0, "addresses": 1, "calls": 1,
+    "asked_per_process_pages": 1, "seconds": 0.1, "seconds_planning": 0.1,
+}  # fmt: skip
+
+
+@pytest.mark.usefixtures("patient")
+@pytest.mark.parametrize("words", [(), ("--freeze",)])
+def test_the_outcome_of_a_move_names_the_policies_that_stay_behind_also_once_a_hold_has_ended(
+    bound: Rank, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
+) -> None:
+    outcome = dict(MOVED)
+    monkeypatch.setattr(ferry, "check", lambda *_: None)
+    monkeypatch.setattr(ferry, "move", lambda *_: None)
+    monkeypatch.setattr(report, "outcome_json", lambda _outcome: dict(outcome))
+    answer, people = run("move", f"--pid={bound.pid}", "--to", "1", *words)
+    assert (answer["policies"], answer["policies_unknown"]) == ([row(bound, stays_behind=True)], None)
+    assert "stays behind" in people
+    outcome["moved_bytes"] = 0
+    answer, people = run("move", f"--pid={bound.pid}", "--to", "1", *words)
+    assert "policies" not in answer
+    assert "memory polic" not in people
