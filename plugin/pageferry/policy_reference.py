@@ -103,7 +103,7 @@ history --json` (`rule`) and in `pageferry explain`.
   - On version 2 the kernel looks through all of the job's memory once for each thread and node that is left out, while
     the job is held: seconds for gigabytes in small pages with dozens of threads. On both, memory policies of a
     program (`numactl`, mbind) are translated to the narrower set, and not back when it is widened, unless it asked for
-    MPOL_F_STATIC_NODES.
+    MPOL_F_STATIC_NODES. A policy whose nodes are left in stays as it is: `pageferry explain JOB` names the policies.
   - Steps that begin later have Slurm's `cpuset.mems`, until the next move. Memory that comes home is moved within the
     nodes that there are. `pageferry move` by hand widens if its target is outside, and narrows nothing; `pageferry
     plan` does neither, and says that the target is outside.

@@ -1,8 +1,9 @@
 """A process that says, whenever it is asked, where its memory is, and where memory comes that it wants on node 3.
 
-`python -I -S narrow_rank.py FOLDER`. It maps FOLDER/kept, which a rule may keep, and some memory of its own. When
-FOLDER/ask.N appears, FOLDER/answer.N gets a line of JSON: the errno of binding itself to node 3 (0: it may), and on
-which nodes the pages are that it touches then, those of its own, and those of the file.
+`python -I -S narrow_rank.py FOLDER [bound]`. It maps FOLDER/kept, which a rule may keep, and some memory of its own.
+When FOLDER/ask.N appears, FOLDER/answer.N gets a line of JSON: the errno of binding itself to node 3 (0: it may), and
+on which nodes the pages are that it touches then, those of its own, and those of the file. With the word "bound" it
+binds itself to node 0 when it starts, and never to node 3.
 """
 
 import ctypes
@@ -15,14 +16,17 @@ from collections import Counter
 from pathlib import Path
 
 MIB = 1 << 20
-WANTED = 3
+HOME, WANTED = 0, 3
 MPOL_DEFAULT, MPOL_BIND = 0, 2
 
 
 def main() -> None:
     """Answer until the job is cancelled."""
     folder = Path(sys.argv[1])
+    bound = sys.argv[2:] == ["bound"]
     libnuma = ctypes.CDLL("libnuma.so.1", use_errno=True)
+    if bound:
+        assert bind(libnuma, HOME) == 0
     own = mmap.mmap(-1, 4 * MIB, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     touch(own)
     with (folder / "kept").open("w+b") as file:
@@ -32,16 +36,22 @@ def main() -> None:
     for number in range(1000):
         while not (folder / f"ask.{number}").exists():
             time.sleep(0.05)
-        nodes = ctypes.c_ulong(1 << WANTED)
-        refused = libnuma.set_mempolicy(MPOL_BIND, ctypes.byref(nodes), ctypes.c_ulong(64))
-        answer: dict[str, object] = {"errno": ctypes.get_errno() if refused else 0}
+        answer: dict[str, object] = {"errno": 0 if bound else bind(libnuma, WANTED)}
         fresh = mmap.mmap(-1, MIB, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         touch(fresh)
-        libnuma.set_mempolicy(MPOL_DEFAULT, None, ctypes.c_ulong(0))
+        if not bound:
+            libnuma.set_mempolicy(MPOL_DEFAULT, None, ctypes.c_ulong(0))
         for name, memory in (("fresh", fresh), ("own", own), ("kept", kept)):
             answer[name] = where(libnuma, memory)
         (folder / "answer.new").write_text(json.dumps(answer))
         os.replace(folder / "answer.new", folder / f"answer.{number}")  # noqa: PTH105
+
+
+def bind(libnuma: ctypes.CDLL, node: int) -> int:
+    """Bind what we allocate from now on to a node; return the errno, 0 if that is allowed."""
+    nodes = ctypes.c_ulong(1 << node)
+    refused = libnuma.set_mempolicy(MPOL_BIND, ctypes.byref(nodes), ctypes.c_ulong(64))
+    return ctypes.get_errno() if refused else 0
 
 
 def touch(memory: mmap.mmap) -> None:

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from guest.nursery import run as pageferry
-from guest.ranks import SHARED, Job, job
+from guest.ranks import BIND, SHARED, Job, job
 from guest.vm.layouts import Layout
-from guest.witness import census, vmstat
+from guest.witness import census, queried_nodes, vmstat
 
 CGROUP = Path("/sys/fs/cgroup/pageferry-command")
 
@@ -100,6 +100,21 @@ def test_status_shows_what_is_away_from_its_cpus() -> None:
         assert status["cpu_nodes"] == [0]
         assert status["remote_bytes"] >= 256 * 4096
         assert "away from its CPUs" in pageferry("status", *pids(made)).stdout
+
+
+def test_a_policy_that_stays_behind_is_named_by_the_outcome_and_by_status_also_once_the_job_has_grown() -> None:
+    with job(node=0) as made:
+        made.fork()
+        made.first.ask("set_mempolicy", BIND, [0])
+        made.first.map(256).write()
+        (before,) = answer("status", *pids(made))
+        moved = answer("move", *pids(made), "--to", "2")
+        grown = made.first.map(256).write()
+        (after,) = answer("status", *pids(made))
+        told = [[(row["pid"], row["mode"], row["nodes"], row["stays_behind"]) for row in answer["policies"]]
+                for answer in (before, moved, after)]  # fmt: skip
+        assert told == [[(made.first.pid, "bind", [0], stays)] for stays in (False, True, True)]
+        assert set(queried_nodes(made.first.pid, [grown.address])) == {0}, "what it allocates goes where it came from"
 
 
 @pytest.mark.parametrize(

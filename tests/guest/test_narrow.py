@@ -9,13 +9,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from guest import agents
+from guest import agents, nursery
 from guest.agents import Agent
 from guest.vm.jobs import Slurm, wait_until
 from guest.witness import vmstat
@@ -71,13 +72,20 @@ def agent(slurm: Slurm, results: Path, tmp_path_factory: pytest.TempPathFactory)
 
 @pytest.fixture
 def job(slurm: Slurm, agent: Agent) -> Iterator[Asked]:
-    folder = Path("/dev/shm") / f"narrow-{time.monotonic_ns()}"
+    with running(slurm, Path("/dev/shm") / f"narrow-{time.monotonic_ns()}") as made:
+        yield made
+
+
+@contextmanager
+def running(slurm: Slurm, folder: Path, *words: str) -> Iterator[Asked]:
     folder.mkdir()
-    script = f"exec {sys.executable} -I -S {PROGRAM} {folder}"
+    script = f"exec {sys.executable} -I -S {PROGRAM} {folder} {' '.join(words)}"
     made = Asked(slurm, slurm.submit(script, "-n1", "--mem=200", "--job-name=narrow"), folder)
-    yield made
-    slurm.cancel(made.id)
-    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        yield made
+    finally:
+        slurm.cancel(made.id)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def test_a_narrowed_job_allocates_where_it_was_moved_and_gets_slurms_mems_back_in_the_end(
@@ -126,3 +134,19 @@ def test_a_narrowed_job_allocates_where_it_was_moved_and_gets_slurms_mems_back_i
     assert job.texts() == slurms
     assert (vmstat() - counters)["pgmigrate_success"] == 0
     assert job.answer(4) == {"errno": 0, "fresh": [3], "own": [1], "kept": [home]}
+
+
+def test_a_policy_that_names_the_old_node_follows_a_job_that_is_narrowed(slurm: Slurm, agent: Agent) -> None:
+    with running(slurm, Path("/dev/shm") / f"bound-{time.monotonic_ns()}", "bound") as job:
+        assert job.answer(0)["fresh"] == [0]
+        subprocess.run(["scontrol", "update", f"JobId={job.id}", "AdminComment=pageferry:nodes=2"], check=True)
+        narrowed = agent.count("narrowed")
+        slurm.suspend(job.id)
+        wait_until(lambda: agent.count("narrowed") > narrowed, f"it is narrowed: {agent.said()}")
+        assert job.mems() == {"2"}, "nothing of it stays on node 0"
+        slurm.resume(job.id)
+        told = job.answer(1)
+        assert (told["fresh"], told["own"]) == ([2], [2])
+        said = json.loads(nursery.run("explain", job.id, "--json").stdout)
+        ranks = [row for row in said["policies"] if row["mode"] == "bind"]
+        assert [(row["nodes"], row["processes"], row["stays_behind"]) for row in ranks] == [([2], 1, False)]

@@ -8,6 +8,7 @@ import pytest
 
 from pageferry.errors import KernelError, Vanished
 from pageferry.kernel import freezer
+from pageferry.kernel.cgroup import Hierarchies
 from support.trees import plant, write
 
 SCOPE = "sys/fs/cgroup/system.slice/n1_slurmstepd.scope"
@@ -60,3 +61,29 @@ def test_a_bad_state_is_named_in_the_complaint(root: Path) -> None:
     with pytest.raises(KernelError, match=r"freezer\.state: not a state") as caught:
         freezer.read_freezer_state(root / LEGACY)
     assert str(caught.value).isprintable()
+
+
+def test_a_process_stands_still_in_a_group_that_was_asked_to_freeze_of_either_version(root: Path) -> None:
+    status = "Name:\tx\nState:\tS\nTgid:\t7\nPPid:\t1\nUid:\t0\t0\t0\t0\nThreads:\t1\n"
+    status += "Cpus_allowed_list:\t0\nMems_allowed_list:\t0\n"
+    write(root, "proc/7/status", status)
+    write(root, "proc/7/stat", "7 (x) S" + " 1" * 25)
+    top, legacy = root / "sys/fs/cgroup", root / LEGACY.partition("/slurm")[0]
+    hierarchies = Hierarchies(top, {"freezer": legacy})
+    user = "/system.slice/n1_slurmstepd.scope/job_123/step_0/user"
+
+    def still(*groups: str) -> bool:
+        write(root, "proc/7/cgroup", "".join(f"{group}\n" for group in groups))
+        return freezer.stands_still(7, hierarchies, root)
+
+    assert not still("4:cpuset:/slurm", "0::/", "")
+    assert not still("2:freezer:/", "0::/../outside")
+    assert not still("2:freezer:/slurm/uid_1000/job_77", f"0::{user}/task_0", "")
+    assert still("2:freezer,net_cls:/slurm/uid_1000/job_77/step_batch", "0::/")
+    freezer.freeze(top / user.strip("/"))
+    assert still("2:freezer:/", f"0::{user}/task_0")
+    assert not still("2:freezer:/", f"0::{user.replace('123', '12')}.gone (deleted)")
+    write(root, "proc/7/status", status.replace("State:\tS", "State:\tT"))
+    assert still("0::/")
+    with pytest.raises(Vanished):
+        freezer.stands_still(8, hierarchies, root)

@@ -52,23 +52,27 @@ def _request(command: Command) -> Command:
 def status(job: str | None, pid: tuple[int, ...], cgroup: str | None, as_json: bool, watch: float | None) -> int:
     """Show where a job's memory is, per node, against where its CPUs are.
 
-    JOB is an ID of Slurm's or PBS's; without any target, all of their jobs on this host. With --watch it is told by
-    the kernel's counters, which cost little and may be seconds old; users see their own jobs.
+    JOB is an ID of Slurm's or PBS's; without any target, all of their jobs on this host. Of one target it also names
+    the memory policies (numactl, mbind). With --watch it is told by the kernel's counters, which cost little and may
+    be seconds old; users see their own jobs.
     """
     if watch is not None:
         if pid or cgroup:
             raise UsageError("--watch: shows batch jobs; name one by its id, or none")
         return _watch(job, watch, as_json)
     from pageferry import ferry, report, targets
+    from pageferry.cli import mempolicy
     from pageferry_planner.policy import Rules
 
-    found = targets.find_all() if not (job or pid or cgroup) else [targets.find(job, pid, cgroup)]
+    one = bool(job or pid or cgroup)
+    found = [targets.find(job, pid, cgroup)] if one else targets.find_all()
     tended = _tended()
     answers = []
     for target in found:
         snapshot, topology = ferry.survey(target.pids, Rules())
         state = tended.get(target.name.removeprefix("job "))
-        answers.append(report.status_json(target.name, snapshot, topology) | {"agent": state})
+        policies = mempolicy.of_job(target.pids, snapshot) if one else {}
+        answers.append(report.status_json(target.name, snapshot, topology) | {"agent": state} | policies)
     if as_json:
         click.echo(json.dumps(answers))
     elif not answers:
@@ -76,8 +80,9 @@ def status(job: str | None, pid: tuple[int, ...], cgroup: str | None, as_json: b
     else:
         from pageferry.cli import tables
 
-        for answer in answers:
+        for target, answer in zip(found, answers, strict=True):
             tables.show(tables.status_table(answer))
+            mempolicy.show(answer, narrows=bool(target.slurm_job))
     return 0
 
 
@@ -190,6 +195,7 @@ def move(
 
 def _directly(target: Found, as_json: bool, cpus: str | None, *, freeze: bool, precopy: bool, **options: Any) -> int:
     from pageferry import ferry, report, strays
+    from pageferry.cli import mempolicy
     from pageferry.cpus import assign
     from pageferry.gate import gate
     from pageferry.kernel.topology import read_topology
@@ -236,7 +242,11 @@ def _directly(target: Found, as_json: bool, cpus: str | None, *, freeze: bool, p
             went(request.target.nodes)
     answer = report.outcome_json(outcome)
     answer = report.joined(first, answer) if first is not None else answer
-    return show_outcome(answer | ({"seconds_stopped": round(stopped, 6)} if freeze else {}), as_json)
+    answer |= {"seconds_stopped": round(stopped, 6)} if freeze else {}
+    answer |= mempolicy.after_move(target.pids, request.target.nodes) if answer["moved_bytes"] else {}
+    if not as_json:
+        mempolicy.show(answer, narrows=bool(target.slurm_job))
+    return show_outcome(answer, as_json)
 
 
 def _through_agent(job: str, words: dict[str, Any], as_json: bool) -> int:

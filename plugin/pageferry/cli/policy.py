@@ -52,9 +52,13 @@ def check_config(files: tuple[Path, ...], config: Path | None, as_json: bool) ->
 @CONFIG
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def explain(job: str, config: Path | None, as_json: bool) -> int:
-    """Say which rule holds for a job of this host and why the earlier ones do not, and what of its memory may move."""
+    """Say which rule holds for a job of this host and why the earlier ones do not, and what of its memory may move.
+
+    Also the memory policies (numactl, mbind) of its processes, which a move leaves as they are.
+    """
     from pageferry import applied, ferry, report, targets
     from pageferry import config as settings
+    from pageferry.cli import mempolicy
     from pageferry.policy import passed_over
 
     site = settings.load(settings_path(config))
@@ -62,7 +66,8 @@ def explain(job: str, config: Path | None, as_json: bool) -> int:
     facts, unknown = _facts(found)
     policy = site.policy(facts)
     warn_of_gaps()
-    snapshot, topology = ferry.survey(targets.find(found.id, (), None).pids, applied.rules(policy))
+    pids = targets.find(found.id, (), None).pids
+    snapshot, topology = ferry.survey(pids, applied.rules(policy))
     answer = {
         "target": f"job {found.id}",
         "rule": policy.rule or None,
@@ -72,6 +77,7 @@ def explain(job: str, config: Path | None, as_json: bool) -> int:
         "policy": asdict(policy),
         "park_lacks": sorted(set(policy.park) - topology.nodes_with_memory()),
         "mappings": report.mappings_json(snapshot, policy.mode.value),
+        **mempolicy.of_job(pids, snapshot),
     }
     if as_json:
         click.echo(json.dumps(answer))
@@ -79,6 +85,7 @@ def explain(job: str, config: Path | None, as_json: bool) -> int:
         from pageferry.cli import tables
 
         tables.show(tables.explain_table(answer))
+        mempolicy.show(answer, narrows=found.scheduler == "slurm")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Freezes and thaws control groups of version 2, and tells whether a group of either version is frozen.
+"""Freezes and thaws control groups of version 2, and tells whether a group of either version, or a process, is frozen.
 
 When a job is frozen, and for how long, is left to the gate; the version 1 freezer is only read.
 Sources: Documentation/admin-guide/cgroup-v2.rst, and cgroup-v1/freezer-subsystem.rst beside it.
@@ -9,11 +9,14 @@ from __future__ import annotations
 import os
 import select
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from pageferry.errors import KernelError
+from pageferry.errors import KernelError, Vanished
+from pageferry.kernel.cgroup import Hierarchies
 from pageferry.kernel.files import read_bytes, translated, write_text
+from pageferry.kernel.procfs import living_thread, read_status
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,3 +71,33 @@ def read_freezer_state(path: Path) -> FreezerState:
         raise KernelError(f"{path}/freezer.state: not a state: {state[:80]!a}")
     own, parent = (read_bytes(path / f"freezer.{who}_freezing").strip() == b"1" for who in ("self", "parent"))
     return FreezerState(state, own, parent)
+
+
+def stands_still(pid: int, hierarchies: Hierarchies, root: Path = Path("/")) -> bool:
+    """Say whether a process is stopped by a signal, or was asked to freeze in either version, perhaps from above.
+
+    Raises Vanished, Denied and KernelError.
+    """
+    if read_status(living_thread(pid, root), root).state in {"T", "t"}:
+        return True
+    for line in read_bytes(root / f"proc/{pid}/cgroup").split(b"\n"):
+        _, controllers, path = [*line.split(b":", 2), b"", b""][:3]
+        mount = hierarchies.legacy.get("freezer") if b"freezer" in controllers.split(b",") else None
+        if line.startswith(b"0::"):
+            mount = hierarchies.unified
+        if mount is None or b"/.." in path:  # it is in no such group, or in one outside our namespace
+            continue
+        group = mount / os.fsdecode(path).strip("/").removesuffix(" (deleted)")
+        with suppress(Vanished):  # the top of a hierarchy has no such file
+            if mount == hierarchies.unified:
+                if any(_asked(above) for above in (group, *group.parents) if above.is_relative_to(mount)):
+                    return True
+            elif read_freezer_state(group).state != "THAWED":
+                return True
+    return False
+
+
+def _asked(group: Path) -> bool:
+    with suppress(Vanished):
+        return read_bytes(group / "cgroup.freeze").strip() == b"1"
+    return False
