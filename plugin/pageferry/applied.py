@@ -59,11 +59,11 @@ def request(
 ) -> ferry.Request:
     """Return what is asked of the ferry; `seconds`: how long it may take; `runs`: the job does, meanwhile.
 
-    A rule's weights go before the kernel's. Raises KernelError if those are needed and cannot be understood.
+    The kernel's weights of nodes go before a rule's. Raises KernelError if they are needed and cannot be understood.
     """
     sources = destination.sources
     strategy = destination.strategy or policy.strategy
-    weights = policy.weights or (read_weights() if strategy is Strategy.WEIGHTED else ())
+    weights = (read_weights() if strategy is Strategy.WEIGHTED else ()) or policy.weights
     return ferry.Request(
         target=Target(
             nodes=destination.nodes,

@@ -64,10 +64,10 @@ history --json` (`rule`) and in `pageferry explain`.
   resource of a request that came with the submission that is looked at, or not.
 - `strategy = "weighted"`, in a rule or in a request: the memory is dealt out over the target's nodes in 2 MiB pieces,
   by weights of 1 to 255. With `weights = "0:3,2:1"`, node 0 gets three pieces of four, node 2 the fourth;
-  `"0-3:1,4-7:3"` names nodes by ranges. If the rule has no weights, the kernel's hold, where it has any
+  `"0-3:1,4-7:3"` names nodes by ranges. Where the kernel has weights, those hold instead
   (`/sys/kernel/mm/mempolicy/weighted_interleave`, since Linux 6.9; since 6.16 it makes them of the nodes' bandwidths,
-  if the firmware tells these). The rule goes before the kernel, because the kernel's weights are all 1 until somebody
-  sets them. A node that has no weight there has weight 1, and weights of other nodes than the target's do not matter.
+  if the firmware tells these), unless all are 1, as they are until somebody sets one. A node without a weight has
+  weight 1, and weights of other nodes than the target's do not matter.
   If all weights are equal, `weighted` does what `interleave` does.
 - `park`: for jobs that are suspended so that others run (preemption), on hosts with a slow tier, such as a node without
   CPUs. When the job is suspended, and stands still, its memory goes to these nodes; room is what a move leaves there
@@ -195,7 +195,7 @@ def _default(field: msgspec.structs.FieldInfo, kind: type[msgspec.Struct]) -> st
 _HOSTS = {
     "mode": '`"move"`',
     "strategy": '`"relative"`',
-    "weights": "the kernel's",
+    "weights": "1 each",
     "when_hold_ends": '`"go on"`',
     "rate": "no limit",
     "reserve": "1/64 of it, at least 16 MiB",

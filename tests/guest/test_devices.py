@@ -22,9 +22,9 @@ MEMORY = (1, 1)
 """/dev/mem, by its numbers."""
 
 
-def prefetchable() -> Path:
+def registers() -> Path:
     """Return a BAR of a PCI device, as sysfs offers it for mapping."""
-    found = sorted(Path("/sys/bus/pci/devices").glob("*/resource[0-9]"))
+    found = sorted(path.resolve() for path in Path("/sys/bus/pci/devices").glob("*/resource[0-9]"))
     return next(path for path in found if path.stat().st_size >= mmap.PAGESIZE)
 
 
@@ -56,7 +56,7 @@ def test_a_device_of_dev_is_not_the_jobs_memory_where_the_unit_has_a_dev_of_its_
 
 
 def test_the_registers_of_a_device_that_sysfs_offers_are_not_the_jobs_memory() -> None:
-    path = prefetchable()
+    path = registers()
     with job(node=0) as made:
         made.first.map(1, path, flags=SHARED, prot=READ | WRITE)
         moves_without(made, path)

@@ -61,22 +61,22 @@ def test_the_strategy_of_a_request_goes_before_the_policys() -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "strategy", "weights"),
+    ("kernels", "strategy", "weights"),
     [
-        (((0, 3), (1, 1)), Strategy.WEIGHTED, ((0, 3), (1, 1))),
-        ((), Strategy.WEIGHTED, ((0, 2), (1, 5))),
-        ((), Strategy.PACK, ()),
+        (((0, 2), (1, 5)), Strategy.WEIGHTED, ((0, 2), (1, 5))),
+        ((), Strategy.WEIGHTED, ((0, 3), (1, 1))),
+        (((0, 2), (1, 5)), Strategy.PACK, ((0, 3), (1, 1))),
     ],
-    ids=["the rule's", "the kernel's where the rule has none", "nobody's where none are asked for"],
+    ids=["the kernel's", "the rule's where the kernel has none", "the kernel's are not read for another strategy"],
 )
-def test_a_rules_weights_go_before_the_kernels(
+def test_the_kernels_weights_go_before_a_rules(
     monkeypatch: pytest.MonkeyPatch,
-    said: tuple[tuple[int, int], ...],
+    kernels: tuple[tuple[int, int], ...],
     strategy: Strategy,
     weights: tuple[tuple[int, int], ...],
 ) -> None:
-    monkeypatch.setattr(applied, "read_weights", lambda: ((0, 2), (1, 5)))
-    asked = applied.request(replace(POLICY, weights=said), Destination((0, 1), strategy), read_topology())
+    monkeypatch.setattr(applied, "read_weights", lambda: kernels)
+    asked = applied.request(replace(POLICY, weights=((0, 3), (1, 1))), Destination((0, 1), strategy), read_topology())
     assert asked.target.weights == weights
 
 

@@ -43,6 +43,14 @@ def test_the_kernels_weights_are_those_that_hold_automatic_or_not(tmp_path: Path
     assert read_weights(tmp_path) == ((0, 3), (2, 1), (10, 255))
 
 
+def test_weights_that_nobody_has_set_are_none(tmp_path: Path) -> None:
+    for node in (0, 1):
+        write(tmp_path, f"{FOLDER}/node{node}", "1\n")
+    assert read_weights(tmp_path) == ()
+    write(tmp_path, f"{FOLDER}/node1", "2\n")
+    assert read_weights(tmp_path) == ((0, 1), (1, 2))
+
+
 def test_this_hosts_own_weights_can_be_read() -> None:
     assert all(1 <= weight <= 255 for _, weight in read_weights())
 

@@ -24,7 +24,10 @@ Weights = tuple[tuple[int, int], ...]
 
 
 def read_weights(root: Path = Path("/")) -> Weights:
-    """Return the kernel's weights; nothing where it has none. Raises KernelError for a file that holds no weight."""
+    """Return the kernel's weights; nothing where it has none, or all are 1, as they are until somebody sets one.
+
+    Raises KernelError for a file that holds no weight.
+    """
     folder = root / _FOLDER
     try:
         nodes = numbered(folder, "node")
@@ -34,7 +37,7 @@ def read_weights(root: Path = Path("/")) -> Weights:
     for node in nodes:
         with suppress(Vanished):  # a node whose memory was taken out of the host
             found.append((node, _weight(folder / f"node{node}")))
-    return tuple(found)
+    return tuple(found) if any(weight != 1 for _, weight in found) else ()
 
 
 def parse_weights(text: str) -> Weights:

@@ -90,6 +90,7 @@ class Head(Line, frozen=True):
     vmas: Count
     runs: Count
     huge: Count | None = None
+    unread: Bytes = 0
 
 
 class NodeLine(Line, frozen=True):

@@ -92,6 +92,7 @@ class _Reader:
             asked_per_process=head.asked_per_process,
             referenced=referenced,
             huge=huge if head.huge is not None else None,
+            unread=head.unread,
         )
         request = Request(_target(head.target), head.rules, reserve_bytes=head.reserve_bytes)
         inputs = Inputs(snapshot, facts, topology, kept_free, request, free_huge)

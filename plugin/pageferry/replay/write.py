@@ -93,6 +93,7 @@ def _content(recorded: Recorded) -> Iterator[Any]:
             vmas=len(snapshot.vmas),
             runs=len(snapshot.runs),
             huge=len(huge) if snapshot.huge is not None else None,
+            unread=snapshot.unread,
         )
     )
     for node in nodes:
