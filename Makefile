@@ -23,6 +23,8 @@ V1_TESTS = $(if $(QUICK),$(addprefix tests/guest/test_,machine.py gate.py),tests
 # The tests of what moves memory, as each change must pass them with the rights of the agent's unit.
 MEMORY   := $(addprefix tests/guest/test_,$(addsuffix .py,capacity confined denied devices failures huge keep_huge libraries \
             node_map private process_ids rights shared untouched))
+# Cases of other people's programs that need no nodes: on the kernels of both Debians as well.
+CASES     = $(if $(QUICK),,$(addprefix tests/host/test_,$(addsuffix .py,odd_memory unit_rights whose_pages torn sparse mempolicy)))
 PARTS    := PYTHONPATH=tests $(BIN)/python -m parts
 
 # The package runs with the interpreter that its hosts have, not with that of the virtual environment.
@@ -82,10 +84,10 @@ $(DEB): $(DEB_SOURCES) | $(VENV)/ready
 $(MACHINES) guest-debian13: $(VENV)/ready
 
 guest-four-1:
-	$(GUEST) run --layout four --timeout 3000 --results .cache/four-1 -- $(PYTEST) tests/guest -m 'not cpuless and not package $(SHORT)' --shard 1/2
+	$(GUEST) run --layout four --timeout 3000 --results .cache/four-1 -- $(PYTEST) tests/guest $(CASES) -m 'not cpuless and not package $(SHORT)' --shard 1/2
 
 guest-four-2:
-	$(GUEST) run --layout four --timeout 3000 --results .cache/four-2 -- $(PYTEST) tests/guest -m 'not cpuless and not package $(SHORT)' --shard 2/2
+	$(GUEST) run --layout four --timeout 3000 --results .cache/four-2 -- $(PYTEST) tests/guest $(CASES) -m 'not cpuless and not package $(SHORT)' --shard 2/2
 
 guest-root:
 	$(GUEST) run --layout four --timeout 3000 --results .cache/root -- $(PYTEST) $(filter-out %rights.py,$(MEMORY)) --rights root
@@ -93,14 +95,14 @@ guest-root:
 # Debian 13, as far as each change must pass it.
 guest-debian13:
 	$(GUEST) run --layout four --debian 13 --timeout 3000 --results .cache/debian13 -- \
-	    $(PYTEST) $(addprefix tests/guest/test_,$(addsuffix .py,capacity failures huge keep_huge rights shared \
-	    machine agent)) -m 'not long'
+	    $(PYTEST) $(addprefix tests/guest/test_,$(addsuffix .py,capacity devices failures huge keep_huge rights \
+	    shared machine agent)) tests/host/test_whose_pages.py -m 'not long'
 
 guest-debian13-1:
-	$(GUEST) run --layout four --debian 13 --timeout 3500 --results .cache/debian13-1 -- $(PYTEST) tests/guest -m 'not cpuless and not package' --shard 1/2
+	$(GUEST) run --layout four --debian 13 --timeout 3500 --results .cache/debian13-1 -- $(PYTEST) tests/guest $(CASES) -m 'not cpuless and not package' --shard 1/2
 
 guest-debian13-2:
-	$(GUEST) run --layout four --debian 13 --timeout 3500 --results .cache/debian13-2 -- $(PYTEST) tests/guest -m 'not cpuless and not package' --shard 2/2
+	$(GUEST) run --layout four --debian 13 --timeout 3500 --results .cache/debian13-2 -- $(PYTEST) tests/guest $(CASES) -m 'not cpuless and not package' --shard 2/2
 
 guest-cpuless:
 	$(GUEST) run --layout cpuless --timeout 1800 --results .cache/cpuless -- $(PYTEST) tests/guest -m '(cpuless or every_machine) $(SHORT)'
