@@ -99,7 +99,9 @@ def test_pages_of_an_overlays_file_that_no_process_maps_any_more_arrive_too(over
         made.end(gone)
         shared.read(0, 50)
         prove_whole(made, 2, objects=[(overlay / "shared", 0, PAGES)])
-        assert node_vector(made.first.pid, *shared.span) == [2] * 50 + [-1] * (PAGES - 50)
+        nodes = node_vector(made.first.pid, *shared.span)
+        assert nodes[:50] == [2] * 50
+        assert set(nodes[50:]) <= {-1, 2}  # some kernels enter what is around a page that is read
 
 
 def test_what_was_written_by_system_calls_only_arrives_too(tmp_path: Path) -> None:
