@@ -162,7 +162,8 @@ class Target:
     """Where a job's memory shall go.
 
     `nodes` in the order asked. `sources`: the old nodes of the relative map; None: those that hold the job's memory.
-    `spill`: nodes that may take what does not fit, if `when_full` says so.
+    `spill`: nodes that may take what does not fit, if `when_full` says so. `special`: nodes whose memory is there on
+    purpose (HBM, a GPU's), and stays unless `nodes` or `sources` name them.
     """
 
     nodes: tuple[int, ...]
@@ -172,6 +173,12 @@ class Target:
     spill: frozenset[int] = frozenset()
     order: Order = Order.WORTH
     huge_pages: HugePages = HugePages.SPLIT
+    special: frozenset[int] = frozenset()
+
+    @property
+    def left_alone(self) -> frozenset[int]:
+        """The special nodes whose memory stays."""
+        return self.special - {*self.nodes, *(self.sources or ())}
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,7 +237,7 @@ class Plan:
     not empty, nothing at all may be moved. `stays`: the pages that are in no move. `rank`: within a stage, runs of a
     lower one go first; None: all are alike. `huge`: the moves that are of huge pages, which must not be split; None:
     they may be. `no_huge_page`: pages that stay for that; `short`: how many of them, per node, a free huge page there
-    would help.
+    would help. `special`: how many of `in_place` are so because their node is special.
     """
 
     page_bytes: int
@@ -251,6 +258,7 @@ class Plan:
     huge: Bools | None = None
     no_huge_page: int = 0
     short: Mapping[int, int] = field(default_factory=dict)
+    special: int = 0
 
     def total(self) -> int:
         """Return the resident base pages of the job that the plan accounts for."""

@@ -97,6 +97,15 @@ def names(value: Any) -> list[str]:
     return [field.name for field in dataclasses.fields(value)]
 
 
+def test_an_older_file_names_no_special_nodes(tmp_path: Path) -> None:
+    path = tmp_path / "snapshot"
+    head, *rest = lines(recording_of([anonymous(0, 0, 9, 0)], special=frozenset({3})))
+    older = json.loads(head)
+    assert older["target"].pop("special") == [3]
+    save(path, [json.dumps(older).encode() + b"\n", *rest])
+    assert read(path).inputs.request.target.special == frozenset()
+
+
 def test_a_file_is_its_owners_alone_and_replaces_another_when_it_is_whole(tmp_path: Path) -> None:
     path = tmp_path / "snapshot"
     path.write_text("old")

@@ -67,6 +67,7 @@ class TargetPart(Line, frozen=True):
     spill: Annotated[tuple[NodeNumber, ...], Meta(max_length=1024)]
     order: Literal["worth", "address"]
     huge_pages: Literal["split", "keep"] = "split"
+    special: Annotated[tuple[NodeNumber, ...], Meta(max_length=1024)] = ()
 
 
 class Head(Line, frozen=True):

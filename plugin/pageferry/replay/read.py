@@ -269,4 +269,5 @@ def _target(part: form.TargetPart) -> Target:
         spill=frozenset(part.spill),
         order=Order(part.order),
         huge_pages=HugePages(part.huge_pages),
+        special=frozenset(part.special),
     )

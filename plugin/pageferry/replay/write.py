@@ -148,6 +148,7 @@ def _target(target: Target) -> form.TargetPart:
         spill,
         target.order.value,
         target.huge_pages.value,
+        tuple(sorted(target.special)),
     )
 
 
