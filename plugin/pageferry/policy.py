@@ -24,7 +24,7 @@ from pageferry_planner.model import HugePages, Strategy, WhenFull
 NAME_CHARACTERS = 64
 _GLOB_CHARACTERS = 1024
 _MOST_NODES = 1024
-_CPULESS = "cpuless"
+CPULESS = "cpuless"
 _TEXTS = ("cluster", "partition", "qos", "account", "user", "job_name")
 _SIZES = ("nodes", "cpus")
 
@@ -94,21 +94,19 @@ class Special(str):
     @classmethod
     def parse(cls, value: object) -> Special:
         """Return what a file's value means. Raises ValueError, which says what would be right."""
-        if isinstance(value, str) and value in {"", _CPULESS}:
+        if isinstance(value, str) and value in {"", CPULESS}:
             return cls(value)
         with suppress(ValueError):
             return cls(format_list(Nodes.parse(value)))
-        raise ValueError(
-            f'expected a list of nodes below {_MOST_NODES}, such as "2-3", or "{_CPULESS}", or "" for none'
-        )
+        raise ValueError(f'expected a list of nodes below {_MOST_NODES}, such as "2-3", or "{CPULESS}", or "" for none')
 
     def named(self) -> frozenset[int]:
         """Return the nodes of the list; not all are on each host."""
-        return frozenset() if self == _CPULESS else parse_list(self)
+        return frozenset() if self == CPULESS else parse_list(self)
 
     def on(self, topology: Topology) -> frozenset[int]:
         """Return the special nodes of a host, those with memory."""
-        return topology.cpuless() if self == _CPULESS else self.named() & topology.nodes_with_memory()
+        return topology.cpuless() if self == CPULESS else self.named() & topology.nodes_with_memory()
 
 
 _Count = Annotated[int, Meta(ge=1, lt=1 << 31)]

@@ -91,7 +91,7 @@ class Head(Line, frozen=True):
 
 
 class NodeLine(Line, frozen=True):
-    """A NUMA node; `distances` to all nodes, in the order of their lines."""
+    """A NUMA node; `distances` to all nodes, in the order of their lines; `cpus` as the kernel lists them."""
 
     node: NodeNumber
     total_bytes: Bytes
@@ -100,6 +100,7 @@ class NodeLine(Line, frozen=True):
     kept_free_bytes: Bytes
     distances: Annotated[tuple[Annotated[int, Meta(ge=0, lt=65536)], ...], Meta(max_length=1024)]
     free_huge_pages: Bytes = 0
+    cpus: NodeList = ""
 
 
 class ProcessLine(Line, frozen=True):

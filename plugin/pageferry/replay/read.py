@@ -150,7 +150,7 @@ class _Reader:
         nodes = tuple(
             Node(
                 number=row.node,
-                cpus=frozenset(),
+                cpus=self._set(row.cpus),
                 total_bytes=row.total_bytes,
                 free_bytes=row.free_bytes,
                 file_cache_bytes=row.file_cache_bytes,

@@ -104,6 +104,7 @@ def _content(recorded: Recorded) -> Iterator[Any]:
             "kept_free_bytes": inputs.kept_free.get(node.number, 0),
             "distances": [node.distances[other.number] for other in nodes],
             "free_huge_pages": inputs.free_huge.get(node.number, 0),
+            "cpus": format_list(node.cpus),
         }
     for process in snapshot.processes:
         yield {
