@@ -101,7 +101,7 @@ def _decided(answer: Mapping[str, Any]) -> str:
 def _shown(value: object) -> str:
     if isinstance(value, bool) or value is None:
         return {True: "yes", False: "no", None: "default"}[value]
-    return safe(", ".join(map(str, value)) or "none") if isinstance(value, list | tuple) else safe(str(value))
+    return safe(", ".join(map(str, value)) or "none") if isinstance(value, list | tuple) else safe(str(value)) or "none"
 
 
 def cpus_table(view: Mapping[str, Any]) -> RenderableType:
