@@ -169,7 +169,8 @@ class Target:
 
     `nodes` in the order asked. `sources`: the old nodes of the relative map; None: those that hold the job's memory.
     `spill`: nodes that may take what does not fit, if `when_full` says so. `weights`: pairs of a node and its weight,
-    for `weighted`; a node that is in none has weight 1.
+    for `weighted`; a node that is in none has weight 1. `special`: nodes whose memory is there on purpose (HBM, a
+    GPU's), and stays unless `nodes` or `sources` name them.
     """
 
     nodes: tuple[int, ...]
@@ -180,6 +181,12 @@ class Target:
     order: Order = Order.WORTH
     huge_pages: HugePages = HugePages.SPLIT
     weights: tuple[tuple[int, int], ...] = ()
+    special: frozenset[int] = frozenset()
+
+    @property
+    def left_alone(self) -> frozenset[int]:
+        """The special nodes whose memory stays."""
+        return self.special - {*self.nodes, *(self.sources or ())}
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,7 +245,8 @@ class Plan:
     not empty, nothing at all may be moved. `stays`: the pages that are in no move. `rank`: within a stage, runs of a
     lower one go first; None: all are alike. `huge`: the moves that are of huge pages, which must not be split; None:
     they may be. `no_huge_page`: pages that stay for that; `short`: how many of them, per node, a free huge page there
-    would help. `unread`: as in the snapshot; nothing else here counts these.
+    would help. `special`: how many of `in_place` are so because their node is special. `unread`: as in the snapshot;
+    nothing else here counts these.
     """
 
     page_bytes: int
@@ -260,6 +268,7 @@ class Plan:
     no_huge_page: int = 0
     short: Mapping[int, int] = field(default_factory=dict)
     unread: int = 0
+    special: int = 0
 
     def total(self) -> int:
         """Return the resident base pages of the job that the plan accounts for."""

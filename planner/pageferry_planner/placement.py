@@ -42,7 +42,9 @@ def place(snapshot: Snapshot, target: Target, host: Host) -> Plan:
         rule = snapshot.verdicts[backing].rule
         excluded[rule] = excluded.get(rule, 0) + count
     movable = runs.take(~kept)
-    sources = target.sources if target.sources is not None else sources_of(movable)
+    on_purpose = np.isin(movable.node, list(target.left_alone))
+    special, movable = movable.take(on_purpose), movable.take(~on_purpose)
+    sources = target.sources if target.sources is not None else sources_of(movable, target.special)
     movable, wanted = wanted_nodes(snapshot, movable, sources, target, host)
     misplaced = wanted != movable.node
     moves, wanted = movable.take(misplaced), wanted[misplaced]
@@ -63,7 +65,7 @@ def place(snapshot: Snapshot, target: Target, host: Host) -> Plan:
     no_room = placed.runs.take(~going & ~placed.unmet)
     stays = (
         staying(runs.take(kept), Bucket.EXCLUDED),
-        staying(movable.take(~misplaced), Bucket.IN_PLACE),
+        staying(Runs.concatenate([movable.take(~misplaced), special]), Bucket.IN_PLACE),
         staying(no_room, Bucket.NO_ROOM),
         staying(unmet, Bucket.NO_HUGE_PAGE),
     )
@@ -73,7 +75,7 @@ def place(snapshot: Snapshot, target: Target, host: Host) -> Plan:
         moves=going_runs,
         target=final,
         stage=placed.stage[going],
-        in_place=movable.pages() - moves.pages() - torn.pages(),
+        in_place=special.pages() + movable.pages() - moves.pages() - torn.pages(),
         excluded=excluded,
         no_room=no_room.pages(),
         sources=tuple(sorted(sources)),
@@ -87,4 +89,5 @@ def place(snapshot: Snapshot, target: Target, host: Host) -> Plan:
         no_huge_page=unmet.pages(),
         short=placed.short,
         unread=snapshot.unread,
+        special=special.pages(),
     )

@@ -48,8 +48,9 @@ def node_map(sources: frozenset[int], nodes: frozenset[int]) -> dict[int, int]:
     }
 
 
-def sources_of(runs: Runs) -> frozenset[int]:
-    """Return the nodes that hold the job's memory, without those where only some pages strayed."""
+def sources_of(runs: Runs, special: frozenset[int] = frozenset()) -> frozenset[int]:
+    """Return the nodes that hold the job's memory, without special ones and those where only some pages strayed."""
+    runs = runs.take(~np.isin(runs.node, list(special)))
     pages = pages_per_node(runs.node, runs.count)
     least = sum(pages.values()) / max(len(pages), 1) / STRAY_SHARE
     return frozenset(node for node, count in pages.items() if count >= least)

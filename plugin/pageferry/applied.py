@@ -9,14 +9,15 @@ from __future__ import annotations
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 from pageferry import ferry, report, spill
 from pageferry.errors import PageferryError, Stopped
-from pageferry.kernel.topology import Topology
+from pageferry.kernel.topology import Topology, read_topology
 from pageferry.kernel.weights import read_weights
 from pageferry.mover import Limits
 from pageferry.policy import Mode, Policy
@@ -29,7 +30,9 @@ from pageferry_planner.policy import Rules
 class Destination:
     """Where a job's memory goes; `sources` are the nodes whose memory goes to the i-th target, None: by memory.
 
-    `strategy`, `when_full` None: the policy's. `spill`: nodes that may take what does not fit; None: any.
+    `strategy`, `when_full` None: the policy's. `spill`: nodes that may take what does not fit; None: any but special
+    ones. `parked`: the memory is parked on the sources, and leaves them also where they are special; any others name
+    no special node.
     """
 
     nodes: tuple[int, ...]
@@ -37,6 +40,7 @@ class Destination:
     sources: tuple[int, ...] | None = None
     when_full: WhenFull | None = None
     spill: frozenset[int] | None = None
+    parked: bool = False
 
 
 def rules(policy: Policy) -> Rules:
@@ -61,18 +65,25 @@ def request(
 
     The kernel's weights of nodes go before a rule's. Raises KernelError if they are needed and cannot be understood.
     """
-    sources = destination.sources
+    special = policy.special.on(topology)
+    sources = frozenset(destination.sources) if destination.sources is not None else None
+    if sources is not None and not destination.parked:
+        sources -= special
+    spill = destination.spill
+    if spill is None:
+        spill = topology.nodes_with_memory() - (special - {*destination.nodes})
     strategy = destination.strategy or policy.strategy
     weights = (read_weights() if strategy is Strategy.WEIGHTED else ()) or policy.weights
     return ferry.Request(
         target=Target(
             nodes=destination.nodes,
             strategy=strategy,
-            sources=frozenset(sources) if sources is not None else None,
+            sources=sources,
             when_full=destination.when_full or policy.when_full,
-            spill=topology.nodes_with_memory() if destination.spill is None else destination.spill,
+            spill=spill,
             huge_pages=policy.huge_pages,
             weights=weights,
+            special=special,
         ),
         rules=rules(policy),
         limits=Limits(workers=policy.workers, seconds=seconds, bytes_per_second=policy.rate),
@@ -84,26 +95,32 @@ def request(
 def homecomings(
     policies: Mapping[JobId, Policy],
     *,
+    left: Mapping[JobId, Collection[int]] = MappingProxyType({}),
     groups_of: spill.GroupsOf = spill.slurm_groups,
     seconds: float | None = None,
     seen: spill.Seen = lambda _far: None,
 ) -> list[spill.Homecoming[JobId]]:
     """Return whose spilled memory can come home of these jobs, as each one's policy says; the biggest gain first.
 
+    `left`: nodes that a job was parked on and has not all come back from, which it leaves also where they are special.
     `seen` is told how much of it is away, on each node. The rest is as in `spill.candidates`.
     """
     far: Counter[int] = Counter()
     found: list[spill.Homecoming[JobId]] = []
-    for policy in dict.fromkeys(policies.values()):
+    alike: dict[tuple[Policy, frozenset[int]], list[JobId]] = {}
+    for job, policy in policies.items():
+        alike.setdefault((policy, frozenset(left.get(job, ()))), []).append(job)
+    for (policy, parked), jobs in alike.items():
         if policy.mode is not Mode.OFF and policy.spill_enabled:
             homes = spill.candidates(
-                [job for job, theirs in policies.items() if theirs == policy],
+                jobs,
                 groups_of=groups_of,
                 least_bytes=policy.spill_least_bytes,
                 bytes_per_second=policy.spill_rate,
                 seconds=seconds,
                 reserve_bytes=policy.reserve,
                 rules=rules(policy),
+                special=policy.special.on(read_topology()) - parked if policy.special else frozenset(),
                 seen=far.update,
             )
             # What comes in slices is not watched for each of them: others wait.

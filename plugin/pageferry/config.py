@@ -22,7 +22,7 @@ from msgspec import Meta
 from pageferry import policy, toml_file
 from pageferry.errors import ConfigError, PageferryError, Vanished
 from pageferry.kernel.files import read_bytes, translated
-from pageferry.policy import Facts, Policy, Rate, Rule
+from pageferry.policy import Facts, Policy, Rate, Rule, Special
 from pageferry.toml_file import Bytes, Key
 from pageferry_planner.model import WhenFull
 
@@ -114,6 +114,22 @@ class Cpus(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     enabled: Annotated[bool, Meta(description="Jobs may be given other CPUs than Slurm's.")] = True
 
 
+class HostNodes(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`[nodes]`: memory that is not like the others' (HBM, a GPU's, CXL)."""
+
+    special: (
+        Annotated[
+            Special,
+            Meta(
+                description="Nodes whose memory is there on purpose: it stays, and no other spills there, unless a "
+                "move or a rule names the node. A list, of which each host has those that it has; or `cpuless`, all "
+                "nodes with memory and without CPUs. Default: none."
+            ),
+        ]
+        | None
+    ) = None
+
+
 class Pbs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`[pbs]`: what holds for jobs of OpenPBS."""
 
@@ -144,6 +160,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     agent: Agent = Agent()
     spill: Spill = Spill()
     cpus: Cpus = Cpus()
+    nodes: HostNodes = HostNodes()
     pbs: Pbs = Pbs()
     metrics: Metrics = Metrics()
     rule: tuple[Rule, ...] = ()
@@ -158,6 +175,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             spill_enabled=self.spill.enabled,
             spill_least_bytes=self.spill.least_bytes,
             spill_rate=self.spill.rate,
+            special=self.nodes.special or Special(),
         )
 
     def policy(self, facts: Facts) -> Policy:

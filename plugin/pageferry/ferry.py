@@ -183,7 +183,9 @@ def move(
 def after(request: Request, first: Plan) -> Request:
     """Return what is left to ask for once `first` was carried out while the job ran: what is on a target stays."""
     sources = sources_after(first.sources, request.target.nodes)
-    return replace(request, target=replace(request.target, sources=frozenset(sources)), hot_seconds=None)
+    special = request.target.left_alone  # a special node that was a source is one of the rest, too
+    target = replace(request.target, sources=frozenset(sources), special=special)
+    return replace(request, target=target, hot_seconds=None)
 
 
 def sources_after(sources: tuple[int, ...], nodes: Iterable[int]) -> tuple[int, ...]:

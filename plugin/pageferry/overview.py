@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -32,12 +32,13 @@ _SECONDS = 2.0
 
 @dataclass(frozen=True, slots=True)
 class NodeNow:
-    """A node, with its memory in all and what is free of it."""
+    """A node, with its memory in all and what is free of it; `special`: what is there is there on purpose."""
 
     number: int
     has_cpus: bool
     total_bytes: int
     free_bytes: int
+    special: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +47,8 @@ class JobNow:
 
     `state`: the agent's word ("runs", "held", "parked", "waits"), else "suspended" or "runs" by Slurm's freezers.
     `home_nodes`: where its memory was last brought to; `bytes`: what its processes map, by node; `remote_bytes`: on
-    nodes that serve none of its CPUs; `move`: as the agent tells a migration.
+    nodes that serve none of its CPUs, without `special_bytes`, those on special nodes; `move`: as the agent tells a
+    migration.
     """
 
     id: str
@@ -59,6 +61,7 @@ class JobNow:
     bytes: Mapping[int, int]
     remote_bytes: int | None
     move: Mapping[str, Any] | None
+    special_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,15 +90,21 @@ class Overview:
 
 
 def look(
-    job: str | None = None, *, path: Path = wire.PATH, root: Path = Path("/"), user: int | None = None
+    job: str | None = None,
+    *,
+    path: Path = wire.PATH,
+    root: Path = Path("/"),
+    user: int | None = None,
+    special_of: Callable[[Topology], frozenset[int]] = lambda _topology: frozenset(),
 ) -> Overview:
     """Return how the host stands, or that job alone; `user` (default: who we are) sees their own jobs only, root all.
 
-    So does whoever the agent tells of all jobs. Raises KernelError for files that cannot be understood, Denied for
-    another user's job.
+    So does whoever the agent tells of all jobs. `special_of`: the special nodes of a host. Raises KernelError for files
+    that cannot be understood, Denied for another user's job.
     """
     user = os.geteuid() if user is None else user
     topology = read_topology(root)
+    special = special_of(topology)
     events, why = _events(job, path)
     told = _status(path) if why is None else None
     slurm = [str(number) for number in slurm_jobs(root) if job is None or str(number) == job]
@@ -108,9 +117,12 @@ def look(
             raise Denied(f"job {job} is another user's")
         told = _status_of(slurm, path) if why is None else None
     states = told or {}
-    jobs = [_slurm_job(name, states.get(name), topology, root) for name in slurm]
-    jobs += [_pbs_job(name, topology, root) for name in others]
-    nodes = (NodeNow(node.number, bool(node.cpus), node.total_bytes, node.free_bytes) for node in topology.nodes)
+    jobs = [_slurm_job(name, states.get(name), topology, special, root) for name in slurm]
+    jobs += [_pbs_job(name, topology, special, root) for name in others]
+    nodes = (
+        NodeNow(node.number, bool(node.cpus), node.total_bytes, node.free_bytes, node.number in special)
+        for node in topology.nodes
+    )
     return Overview(time.time(), socket.gethostname(), why, tuple(nodes), tuple(jobs), events)
 
 
@@ -134,7 +146,9 @@ def _status_of(jobs: Iterable[str], path: Path) -> Mapping[str, Any]:
     return found
 
 
-def _slurm_job(name: str, told: Mapping[str, Any] | None, topology: Topology, root: Path) -> JobNow:
+def _slurm_job(
+    name: str, told: Mapping[str, Any] | None, topology: Topology, special: frozenset[int], root: Path
+) -> JobNow:
     state = told["phase"] if told else None
     if state is None:
         with suppress(Vanished, Denied):
@@ -142,13 +156,13 @@ def _slurm_job(name: str, told: Mapping[str, Any] | None, topology: Topology, ro
     elif state == "held" and told and told.get("parked_nodes"):
         state = "parked"
     counted = _counted(int(name), topology, root, spill.slurm_groups)
-    return _job(name, "slurm", state, told=told or {}, counted=counted, topology=topology)
+    return _job(name, "slurm", state, told=told or {}, counted=counted, topology=topology, special=special)
 
 
-def _pbs_job(name: str, topology: Topology, root: Path) -> JobNow:
+def _pbs_job(name: str, topology: Topology, special: frozenset[int], root: Path) -> JobNow:
     state = "suspended" if pbs.is_stopped(pbs_job_pids(name, root), root) else "runs"
     counted = _counted(name, topology, root, spill.pbs_groups)
-    return _job(name, "pbs", state, told={}, counted=counted, topology=topology)
+    return _job(name, "pbs", state, told={}, counted=counted, topology=topology, special=special)
 
 
 def _counted(job: Any, topology: Topology, root: Path, groups_of: spill.GroupsOf) -> spill.Counted:
@@ -165,8 +179,10 @@ def _job(
     told: Mapping[str, Any],
     counted: spill.Counted,
     topology: Topology,
+    special: frozenset[int],
 ) -> JobNow:
     confined = bool(counted.cpus)
+    known = confined and bool(counted.bytes)
     return JobNow(
         id=name,
         scheduler=scheduler,
@@ -176,8 +192,9 @@ def _job(
         cpu_nodes=tuple(sorted(topology.serving(counted.cpus))),
         home_nodes=tuple(told.get("home_nodes") or ()),
         bytes=dict(sorted(counted.bytes.items())),
-        remote_bytes=sum(counted.far(topology).values()) if confined and counted.bytes else None,
+        remote_bytes=sum(counted.far(topology, special).values()) if known else None,
         move=told.get("move"),
+        special_bytes=sum(counted.on_purpose(topology, special).values()) if known else None,
     )
 
 

@@ -59,4 +59,4 @@ def back(
     if wanted is Strategy.RELATIVE and not len(park) == len(home) == len(to):
         wanted = Strategy.LOCAL
     spill = None if policy.when_full is WhenFull.SPILL else frozenset(to)
-    return Destination(to, wanted, park, WhenFull.SPILL, spill)
+    return Destination(to, wanted, park, WhenFull.SPILL, spill, parked=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 from fnmatch import fnmatchcase
 from typing import Annotated, Any, Literal
@@ -16,7 +16,8 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from pageferry.kernel.lists import parse_list
+from pageferry.kernel.lists import format_list, parse_list
+from pageferry.kernel.topology import Topology
 from pageferry.kernel.weights import parse_weights
 from pageferry.toml_file import Bytes, Key
 from pageferry_planner.model import HugePages, Strategy, WhenFull
@@ -24,6 +25,7 @@ from pageferry_planner.model import HugePages, Strategy, WhenFull
 NAME_CHARACTERS = 64
 _GLOB_CHARACTERS = 1024
 _MOST_NODES = 1024
+CPULESS = "cpuless"
 _TEXTS = ("cluster", "partition", "qos", "account", "user", "job_name")
 _SIZES = ("nodes", "cpus")
 
@@ -94,6 +96,29 @@ class Weights(tuple[tuple[int, int], ...]):
     def parse(cls, value: object) -> Weights:
         """Return the weights that a file's value means. Raises ValueError, which says what would be right."""
         return cls(parse_weights(value if isinstance(value, str) else ""))
+
+
+class Special(str):
+    """Which nodes of a host are special, as the site names them: a list, "cpuless", or "": none."""
+
+    __slots__ = ()
+
+    @classmethod
+    def parse(cls, value: object) -> Special:
+        """Return what a file's value means. Raises ValueError, which says what would be right."""
+        if isinstance(value, str) and value in {"", CPULESS}:
+            return cls(value)
+        with suppress(ValueError):
+            return cls(format_list(Nodes.parse(value)))
+        raise ValueError(f'expected a list of nodes below {_MOST_NODES}, such as "2-3", or "{CPULESS}", or "" for none')
+
+    def named(self) -> frozenset[int]:
+        """Return the nodes of the list; not all are on each host."""
+        return frozenset() if self == CPULESS else parse_list(self)
+
+    def on(self, topology: Topology) -> frozenset[int]:
+        """Return the special nodes of a host, those with memory."""
+        return topology.cpuless() if self == CPULESS else self.named() & topology.nodes_with_memory()
 
 
 _Count = Annotated[int, Meta(ge=1, lt=1 << 31)]
@@ -291,6 +316,7 @@ class Policy:
     spill_enabled: bool = True
     spill_least_bytes: int = 16 << 20
     spill_rate: int = 256 << 20
+    special: Special = field(default_factory=Special)
 
     def named(self) -> str:
         """Return what decided, for people."""

@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import msgspec
 
 from pageferry import config
-from pageferry.policy import Globs, Match, Name, Nodes, Rate, Rule, RuleSpill, Weights
+from pageferry.policy import Globs, Match, Name, Nodes, Rate, Rule, RuleSpill, Special, Weights
 from pageferry.toml_file import Bytes, bare
 
 _HEAD = """\
@@ -169,6 +169,7 @@ def _value(hint: Any) -> str:
         return ", ".join(f'`"{word}"`' for word in get_args(kind))
     words = {bool: "`true`, `false`", Globs: "globs", Name: "a short text", Bytes: "a size", str: "a text"}
     words |= {Nodes: 'a list of nodes, such as `"4-5"`', Weights: 'weights of nodes, such as `"0:3,2:1"`'}
+    words |= {Special: 'a list of nodes, such as `"2-3"`, or `"cpuless"`'}
     words |= {config.Folder: "the path of a directory", config.Address: "an IP address and a port"}
     if kind in words:
         return words[kind]

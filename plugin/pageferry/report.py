@@ -52,13 +52,16 @@ def pages_per_node(runs: Runs) -> dict[int, int]:
     return dict(sorted(counted.items()))
 
 
-def status_json(name: str, snapshot: Snapshot, topology: Topology) -> dict[str, Any]:
-    """Return where a job's memory is, against where its CPUs are, for a program."""
+def status_json(
+    name: str, snapshot: Snapshot, topology: Topology, special: frozenset[int] = frozenset()
+) -> dict[str, Any]:
+    """Return where a job's memory is, against where its CPUs are, for a program; on `special` nodes it is in place."""
     cpu_nodes = frozenset().union(*(process.nodes for process in snapshot.processes))
     movable = snapshot.runs.take(snapshot.movable())
     here = pages_per_node(snapshot.runs)
     mine = pages_per_node(movable)
-    remote = sum(count for node, count in mine.items() if node not in cpu_nodes)
+    away = {node: count for node, count in mine.items() if node not in cpu_nodes}
+    on_purpose = sum(count for node, count in away.items() if node in special)
     return {
         "target": name,
         "processes": len(snapshot.processes),
@@ -70,11 +73,13 @@ def status_json(name: str, snapshot: Snapshot, topology: Topology) -> dict[str, 
                 "movable_bytes": mine.get(node.number, 0) * snapshot.page_bytes,
                 "free_bytes": node.free_bytes,
                 "total_bytes": node.total_bytes,
+                "special": node.number in special,
             }
             for node in topology.nodes
         },
         "bytes": snapshot.runs.pages() * snapshot.page_bytes,
-        "remote_bytes": remote * snapshot.page_bytes,
+        "remote_bytes": (sum(away.values()) - on_purpose) * snapshot.page_bytes,
+        "special_bytes": on_purpose * snapshot.page_bytes,
         **_unread(snapshot),
     }
 
@@ -104,6 +109,7 @@ def plan_json(snapshot: Snapshot, plan: Plan) -> dict[str, Any]:
         ],
         "move_bytes": plan.moves.pages() * page,
         "in_place_bytes": plan.in_place * page,
+        "special_bytes": plan.special * page,
         "excluded_bytes": {rule: pages * page for rule, pages in plan.excluded.items()},
         "no_room_bytes": plan.no_room * page,
         "no_huge_page_bytes": plan.no_huge_page * page,

@@ -66,10 +66,16 @@ class Counted:
     allowed: frozenset[int]
     bytes: Mapping[int, int]
 
-    def far(self, topology: Topology) -> dict[int, int]:
-        """Return the bytes on each node that has some and serves none of the CPUs."""
-        away = sorted(topology.nodes_with_memory() - topology.serving(self.cpus))
-        return {node: self.bytes[node] for node in away if self.bytes.get(node)}
+    def far(self, topology: Topology, special: frozenset[int] = frozenset()) -> dict[int, int]:
+        """Return the bytes on each node that has some, serves none of the CPUs, and is not special."""
+        return self._of(topology.nodes_with_memory() - topology.serving(self.cpus) - special)
+
+    def on_purpose(self, topology: Topology, special: frozenset[int]) -> dict[int, int]:
+        """Return the bytes on each special node that has some and serves none of the CPUs."""
+        return self._of(special - topology.serving(self.cpus))
+
+    def _of(self, nodes: Iterable[int]) -> dict[int, int]:
+        return {node: self.bytes[node] for node in sorted(nodes) if self.bytes.get(node)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +83,7 @@ class Spilled(Generic[JobId]):
     """A job with memory away from its CPUs.
 
     `homes`: the nodes that serve its CPUs and that its memory may be on; none if its cpuset.mems leaves none of them,
-    which somebody meant. `far`: bytes on each node that serves none of its CPUs.
+    which somebody meant. `far`: bytes on each node that serves none of its CPUs and is not special.
     """
 
     job: JobId
@@ -114,17 +120,18 @@ def candidates(
     seconds: float | None = None,
     reserve_bytes: int | None = None,
     rules: Rules | None = None,
+    special: frozenset[int] = frozenset(),
     seen: Seen = lambda _far: None,
     root: Path = Path("/"),
 ) -> list[Homecoming[JobId]]:
     """Return which of these jobs have at least so much to bring home, and room for it there; the biggest gain first.
 
-    Leave out of `jobs` those that are suspended or held. `seen` is told what of all of them is away. The other
-    arguments are the request's. A job that has ended,
-    or that has no memory controller, is no candidate. Raises KernelError and Denied for what cannot be read.
+    Leave out of `jobs` those that are suspended or held. `special`: nodes whose memory is at home there. `seen` is told
+    what of all of them is away. The other arguments are the request's. A job that has ended, or that has no memory
+    controller, is no candidate. Raises KernelError and Denied for what cannot be read.
     """
     topology = read_topology(root)
-    looks = [look(job, topology, root, groups_of) for job in sorted(set(jobs), key=_order)]
+    looks = [look(job, topology, root, groups_of, special) for job in sorted(set(jobs), key=_order)]
     away = [found.far for found in looks if found is not None]
     seen({node: sum(far.get(node, 0) for far in away) for node in sorted(topology.nodes_with_memory())})
     spilled = [found for found in looks if found and found.homes and sum(found.far.values()) >= least_bytes]
@@ -136,26 +143,35 @@ def candidates(
     homes = {found.job: found.homes for found in spilled}
     found = []
     for share in choose(spilled, room, {node.number: node.distances for node in topology.nodes}, least_bytes):
-        request = _request(homes[share.job], bytes_per_second, seconds, reserve_bytes, rules)
+        request = _request(homes[share.job], bytes_per_second, seconds, reserve_bytes, rules, special=special)
         found.append(Homecoming(share.job, request, share.bytes, share.gain))
     return found
 
 
-def far_bytes(job: int, topology: Topology, root: Path = Path("/")) -> int | None:
-    """Return how much of a job's memory is on nodes that serve none of its CPUs; None if that cannot be seen."""
-    found = look(job, topology, root)
+def far_bytes(
+    job: int, topology: Topology, root: Path = Path("/"), special: frozenset[int] = frozenset()
+) -> int | None:
+    """Return how much of a job's memory is on nodes that serve none of its CPUs; None if that cannot be seen.
+
+    What is on `special` nodes is not counted.
+    """
+    found = look(job, topology, root, special=special)
     return None if found is None else sum(found.far.values())
 
 
 def look(
-    job: JobId, topology: Topology, root: Path = Path("/"), groups_of: GroupsOf = slurm_groups
+    job: JobId,
+    topology: Topology,
+    root: Path = Path("/"),
+    groups_of: GroupsOf = slurm_groups,
+    special: frozenset[int] = frozenset(),
 ) -> Spilled[JobId] | None:
     """Return what of a job's memory is away, by the kernel's counters; None without cpusets or memory controller."""
     found = counted(job, topology, root, groups_of)
     if not found.cpus or not found.bytes:
         return None
     near = topology.serving(found.cpus)
-    return Spilled(job, near & found.allowed, found.far(topology))
+    return Spilled(job, near & found.allowed, found.far(topology, special))
 
 
 def counted(job: JobId, topology: Topology, root: Path = Path("/"), groups_of: GroupsOf = slurm_groups) -> Counted:
@@ -231,6 +247,8 @@ def _request(
     seconds: float | None,
     reserve_bytes: int | None,
     rules: Rules | None,
+    *,
+    special: frozenset[int] = frozenset(),
 ) -> ferry.Request:
     """Return the request that brings only far pages home: each to the nearest home, or to another one with room.
 
@@ -242,6 +260,6 @@ def _request(
     from pageferry_planner.policy import Rules  # noqa: PLC0415
 
     when_full = WhenFull.SPILL if len(homes) > 1 else WhenFull.PARTIAL
-    target = Target(tuple(sorted(homes)), Strategy.RELATIVE, frozenset(), when_full, spill=homes)
+    target = Target(tuple(sorted(homes)), Strategy.RELATIVE, frozenset(), when_full, spill=homes, special=special)
     limits = Limits(workers=1, seconds=seconds, bytes_per_second=bytes_per_second)
     return ferry.Request(target, rules or Rules(), limits, reserve_bytes)

@@ -246,6 +246,27 @@ def test_a_node_without_cpus_takes_memory(layout: Layout) -> None:
         assert status["nodes"]["3"]["movable_bytes"] == status["remote_bytes"] >= tally["moved_bytes"]
 
 
+@pytest.mark.cpuless
+def test_memory_on_a_special_node_stays_until_a_move_names_its_node(layout: Layout, tmp_path: Path) -> None:
+    site = tmp_path / "site.toml"
+    site.write_text('[nodes]\nspecial = "cpuless"\n')
+    with job(node=0) as made:
+        shared_by_three(made)
+        made.first.map(100).write(node=3)
+        words = (*pids(made), "--to", "1", "--config", site)
+        assert answer("plan", *words)["special_bytes"] == 100 * 4096
+        tally = answer("move", *words)
+        assert tally["complete"]
+        assert tally["pages"]["moved"] > 0
+        (status,) = answer("status", *pids(made), "--config", site)
+        assert status["special_bytes"] == status["nodes"]["3"]["movable_bytes"] == 100 * 4096
+        assert status["nodes"]["3"]["special"]
+        tally = answer("move", *words, "--from", "3")
+        assert (tally["complete"], tally["pages"]["moved"]) == (True, 100)
+        (status,) = answer("status", *pids(made), "--config", site)
+        assert (status["special_bytes"], status["nodes"]["3"]["movable_bytes"]) == (0, 0)
+
+
 def test_doctor_finds_slurm_and_nothing_that_fails(slurm: object) -> None:
     said = pageferry("doctor")
     assert said.returncode == 0, said.stdout

@@ -14,19 +14,20 @@ from typing import Any
 
 import pytest
 
-from pageferry import applied, ferry, report
+from pageferry import applied, ferry, parking, report
 from pageferry.agent.chores import Chore
 from pageferry.agent.errand import Result, Say
 from pageferry.agent.errands import Errands
 from pageferry.applied import Destination
 from pageferry.errors import PageferryError
 from pageferry.kernel.mountinfo import read_mountinfo
-from pageferry.kernel.topology import read_topology
-from pageferry.policy import Mode, Policy
-from pageferry_planner.model import Strategy, Verdict, WhenFull
+from pageferry.kernel.topology import Topology, read_topology
+from pageferry.policy import Mode, Policy, Special
+from pageferry_planner.model import Strategy, Target, Verdict, WhenFull
 from pageferry_planner.placement import place
 from support.children import python, said
 from support.plans import anonymous, line_host, snapshot_of
+from support.trees import plant
 
 POLICY = Policy(
     rule="a",
@@ -78,6 +79,47 @@ def test_the_kernels_weights_go_before_a_rules(
     monkeypatch.setattr(applied, "read_weights", lambda: kernels)
     asked = applied.request(replace(POLICY, weights=((0, 3), (1, 1))), Destination((0, 1), strategy), read_topology())
     assert asked.target.weights == weights
+
+
+def four_nodes(tmp_path: Path) -> Topology:
+    return read_topology(plant("four_nodes", tmp_path))
+
+
+@pytest.mark.parametrize("text", ["2,900", "cpuless"])
+def test_a_sites_special_nodes_are_in_each_request(tmp_path: Path, text: str) -> None:
+    policy, topology = replace(POLICY, special=Special(text)), four_nodes(tmp_path)
+    target = applied.request(policy, Destination((1,)), topology).target
+    assert target.special == {2}
+    assert target.spill == {0, 1}, "nor does anything spill there"
+
+
+def test_what_a_target_names_may_take_what_spills(tmp_path: Path) -> None:
+    policy, topology = replace(POLICY, special=Special("1-2")), four_nodes(tmp_path)
+    assert applied.request(policy, Destination((0, 2)), topology).target.spill == {0, 2}
+    parks = parking.away(policy, (0,), (1, 2))
+    assert applied.request(policy, parks, topology).target.left_alone == frozenset()
+    named = applied.request(policy, Destination((0,), spill=frozenset({0, 1})), topology).target
+    assert named.spill == {0, 1}
+
+
+def test_memory_leaves_a_special_node_where_it_was_parked_and_no_other(tmp_path: Path) -> None:
+    policy, topology = replace(POLICY, special=Special("2")), four_nodes(tmp_path)
+    back = applied.request(policy, parking.back(policy, (2,), (0,), (0,), None), topology).target
+    assert (back.sources, back.left_alone) == (frozenset({2}), frozenset())
+    assert back.spill == {0, 1}
+    home = applied.request(policy, Destination((0,), sources=(1, 2)), topology).target
+    assert (home.sources, home.left_alone) == (frozenset({1}), frozenset({2})), (
+        "where it was once brought to names no special node"
+    )
+
+
+def test_the_second_half_of_a_move_leaves_special_nodes_as_the_first_did() -> None:
+    snapshot = snapshot_of([anonymous(0, 0, 10, 0), anonymous(0, 600, 10, 2)])
+    for sources, stays in ((None, {2, 3}), ({0, 2}, {3}), ({2}, {3})):
+        named = None if sources is None else frozenset(sources)
+        request = ferry.Request(Target((0, 1), sources=named, special=frozenset({2, 3})))
+        rest = ferry.after(request, place(snapshot, request.target, line_host((1000,) * 4)))
+        assert rest.target.left_alone == stays
 
 
 def test_nothing_is_asked_for_a_job_that_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:

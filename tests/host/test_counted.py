@@ -18,17 +18,20 @@ from pageferry.agent.counts import Release
 from pageferry.agent.errand import Result
 from pageferry.agent.errands import Errands
 from pageferry.agent.homecoming import Homecoming
+from pageferry.agent.homes import Homes
 from pageferry.agent.migrations import Migrations
 from pageferry.agent.pbs import PbsEvents
 from pageferry.agent.site import Site
 from pageferry.agent.tended import Cause, Migration, Phase, Stage, Tended
-from pageferry.config import Agent, Settings
+from pageferry.config import Agent, HostNodes, Settings
 from pageferry.history.store import Store
+from pageferry.kernel.lists import format_list
 from pageferry.kernel.topology import read_topology
 from pageferry.pbs import at_once
-from pageferry.policy import Policy
+from pageferry.policy import Policy, Special
 from pageferry_planner.model import Target
 
+OUTCOME = {"refused": False, "complete": True, "moved_bytes": 4096, "pages": {}, "seconds": 0.1, "lacking_bytes": {}}
 MIB = 1 << 20
 Said = Callable[[Mapping[str, Any]], None]
 Ended = Callable[[Result], None]
@@ -65,7 +68,7 @@ def test_what_a_homecoming_sees_is_counted_until_no_job_is_left(
 ) -> None:
     monkeypatch.setattr(homecoming, "WAIT_SECONDS", 0.0)
     jobs = {999_999_999: Tended(999_999_999)}
-    ours = Homecoming(jobs, sent.errands, chronicle, Site(Settings()))
+    ours = Homecoming(jobs, sent.errands, cast(Any, Placed()), chronicle, Site(Settings()))
     ours.ended()
     assert ours.due() is None
     sent.said[0]({"far": {"0": 5 * MIB, "1": 0}})
@@ -91,7 +94,7 @@ def test_only_a_homecoming_of_the_job_that_is_suspended_stops(
 
     sent = Interruptible()
     jobs = {job: Tended(job) for job in (999_999_998, 999_999_999)}
-    ours = Homecoming(jobs, sent.errands, chronicle, Site(Settings()))
+    ours = Homecoming(jobs, sent.errands, cast(Any, Placed()), chronicle, Site(Settings()))
     ours.suspended(999_999_999)
     ours.ended()
     ours.due()
@@ -143,6 +146,44 @@ def test_a_homecoming_that_is_stopped_leaves_that_job_and_goes_on_with_the_next(
     assert [next(iter(word)) for word in said[1:]] == ["begins", "ends", *("begins", "ends", "job") * 2]
 
 
+def test_what_a_job_left_where_it_was_parked_comes_home_until_all_of_it_has(
+    chronicle: Chronicle, sent: Sent, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(homecoming, "WAIT_SECONDS", 0.0)
+    homes, asked, job = Homes(tmp_path), [], 999_999_999
+    homes.leave(job, (3,))
+    monkeypatch.setattr(chores, "bring_home", lambda *words: asked.append(words[-1]))
+    ours = Homecoming({job: Tended(job)}, sent.errands, cast(Any, homes), chronicle, Site(Settings()))
+    came = {"job": job, "nodes": (0,), "rule": ""}
+    for complete, left in ((False, (3,)), (True, ())):
+        ours.ended()
+        ours.due()
+        assert asked.pop() == {job: (3,)}
+        sent.said[-1](came | {"outcome": OUTCOME | {"complete": complete}})
+        sent.ended[-1](Result({"jobs": 1}, None))
+        assert homes.left(job) == left
+
+
+def test_memory_on_special_nodes_comes_home_only_from_where_its_job_was_parked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: list[tuple[list[int], frozenset[int]]] = []
+
+    def candidates(jobs: list[int], *, special: frozenset[int], **_: object) -> list[spill.Homecoming[int]]:
+        seen.append((jobs, special))
+        return []
+
+    monkeypatch.setattr(spill, "candidates", candidates)
+    here = frozenset(read_topology().nodes_with_memory())
+    settings = Settings(nodes=HostNodes(Special(format_list(here | {900}))))
+    jobs = dict.fromkeys((7, 8, 9))
+    chores.bring_home(jobs, settings, left={8: tuple(here)})(lambda _message: None)
+    assert seen == [([7, 9], here), ([8], frozenset())]
+    seen.clear()
+    chores.bring_home(jobs, Settings(), left={8: (0,)})(lambda _message: None)
+    assert {special for _, special in seen} == {frozenset()}
+
+
 def test_a_look_for_spilled_memory_says_first_what_it_saw() -> None:
     said: list[Mapping[str, Any]] = []
     assert chores.bring_home({999_999_999: None}, Settings())(said.append) == {"jobs": 0}
@@ -176,6 +217,9 @@ class Placed:
         return ()
 
     def parked(self, _job: int) -> tuple[int, ...]:
+        return ()
+
+    def left(self, _job: int) -> tuple[int, ...]:
         return ()
 
     def settle_at(self, _job: int, _nodes: tuple[int, ...]) -> None:

@@ -18,8 +18,8 @@ from pageferry.agent.migrations import Migrations
 from pageferry.agent.site import Site
 from pageferry.agent.tended import Cause, Migration, Phase, Stage, Tended
 from pageferry.comment import Wish
-from pageferry.config import Settings
-from pageferry.policy import Facts
+from pageferry.config import HostNodes, Settings
+from pageferry.policy import Facts, Special
 from pageferry_planner.model import Bucket
 
 
@@ -132,14 +132,20 @@ def nothing(_tended: Tended) -> None:
 
 
 def made(
-    jobs: dict[int, Tended], sent: Sent, *, idle: Any = nothing, stop: Any = nothing, let_go: Any = nothing
+    jobs: dict[int, Tended],
+    sent: Sent,
+    *,
+    idle: Any = nothing,
+    stop: Any = nothing,
+    let_go: Any = nothing,
+    site: Site | None = None,
 ) -> Migrations:
     silent: Any = Silent()
     gate: Any = Still()
     placed: Any = Placed()
     errands: Any = sent
     hooks = {"ruled": silent.ruled, "stop": stop, "let_go": let_go, "idle": idle, "room": silent.room}
-    rest = hooks | {"site": Site(Settings())}
+    rest = hooks | {"site": site or Site(Settings())}
     return Migrations(jobs, errands, gate=gate, placing=placed, chronicle=silent, **rest)
 
 
@@ -186,12 +192,13 @@ def test_a_job_is_held_for_the_rest_only_when_what_can_has_moved_while_it_ran(co
     assert answers[0]["outcome"]["requested_pages"] == (8 if copied.value else 4)
 
 
-@pytest.mark.parametrize("few", [True, False])
+@pytest.mark.parametrize(("few", "special"), [(True, ""), (False, ""), (True, "0")])
 def test_a_job_of_whose_memory_next_to_nothing_is_left_is_let_go_before_the_look_at_the_rest(
-    monkeypatch: pytest.MonkeyPatch, few: bool
+    monkeypatch: pytest.MonkeyPatch, few: bool, special: str
 ) -> None:
     sent = Sent()
     job = Tended(7)
+    there = {2, 0} if special else {2}  # what is on a special node is where it is to be
     phases: list[Phase] = []
 
     def stop(tended: Tended) -> None:
@@ -202,8 +209,9 @@ def test_a_job_of_whose_memory_next_to_nothing_is_left_is_let_go_before_the_look
         tended.phase = Phase.RUNS
         ours.advance(tended)
 
-    monkeypatch.setattr(strays, "few", lambda _groups, nodes: few and nodes == (2,))
-    ours = made({7: job}, sent, stop=stop, let_go=let_go)
+    monkeypatch.setattr(strays, "few", lambda _groups, nodes: few and set(nodes) == there)
+    site = Site(Settings(nodes=HostNodes(Special(special))))
+    ours = made({7: job}, sent, stop=stop, let_go=let_go, site=site)
     ours.begin(job, migration := Migration(Cause.REQUEST, Stage.COPIES, Wish((2,))))
     sent.ended.pop()(Result(OUTCOME, None))
     assert (migration.stage, phases) == (Stage.MOVES, [Phase.WAITS] if few else [])

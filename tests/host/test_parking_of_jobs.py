@@ -31,7 +31,7 @@ from pageferry_planner.model import Strategy, WhenFull
 
 PARKS = rule("parks", "main", park=Nodes((3,)))
 THERE = Destination((3,), Strategy.RELATIVE, (0,), WhenFull.PARTIAL)
-BACK = Destination((0,), Strategy.RELATIVE, (3,), WhenFull.SPILL, frozenset({0}))
+BACK = Destination((0,), Strategy.RELATIVE, (3,), WhenFull.SPILL, frozenset({0}), parked=True)
 DONE = Result(OUTCOME, None)
 
 
@@ -76,7 +76,7 @@ def test_a_suspended_job_is_parked_and_comes_back_while_it_is_held_and_only_then
     assert world.holds == {7}
     answered(world, DONE)
     assert (of(ours).phase, world.holds) == (Phase.RUNS, set())
-    assert (world.on_park, world.settled) == ((), [(0,)])
+    assert (world.on_park, world.settled, world.left_there) == ((), [(0,)], ())
     assert events(world) == [("park", "complete"), ("unpark", "complete")]
 
 
@@ -104,7 +104,7 @@ def test_a_request_is_served_when_the_parked_job_goes_on_and_not_before(world: W
     answered(world, said("main", "pageferry:nodes=1,strategy=pack"))
     assert last(world) == (
         "move",
-        Destination((1,), Strategy.PACK, (3,), WhenFull.SPILL, frozenset({1})),
+        Destination((1,), Strategy.PACK, (3,), WhenFull.SPILL, frozenset({1}), parked=True),
     ), "as it is asked by then"
     assert [wish.nodes for wish in world.given] == [(1,)]
     answered(world, DONE)
@@ -238,6 +238,7 @@ def test_what_has_not_come_back_when_the_hold_ends_goes_on_or_is_left(
     assert (of(ours).phase, world.holds, world.interrupted) == (Phase.RUNS, set(), interrupted)
     answered(world, Result(OUTCOME | {"complete": ends == "go on"}, None))
     assert world.on_park == (), "it is not tried for ever"
+    assert world.left_there == (() if ends == "go on" else (3,)), "where it comes home from"
     answered(world, said("main"))
     assert (world.sent, of(ours).migration) == ([], None)
 
@@ -301,7 +302,10 @@ def test_a_job_that_is_moved_by_hand_while_it_is_parked_stays_where_that_took_it
     answered(world, DONE)
     replies: list[Mapping[str, Any]] = []
     ours.request(7, Wish((1,)), replies.append, hold=False, precopy=False)
-    assert last(world) == ("move", Destination((1,), Strategy.RELATIVE, (3,), WhenFull.SPILL, frozenset({1})))
+    assert last(world) == (
+        "move",
+        Destination((1,), Strategy.RELATIVE, (3,), WhenFull.SPILL, frozenset({1}), parked=True),
+    )
     answered(world, DONE)
     assert len(replies) == 1
     assert world.settled == [(1,)]
@@ -353,6 +357,20 @@ def test_a_parked_job_is_known_to_the_next_agent_until_its_memory_is_elsewhere(t
     assert json.loads((tmp_path / "homes.json").read_text())["parked"] == {}
 
 
+def test_where_some_of_a_job_was_left_is_known_to_the_next_agent_until_all_of_it_is_back(tmp_path: Path) -> None:
+    homes = Homes(tmp_path)
+    homes.park(7, (3,))
+    homes.leave(7, (3,))
+    homes.leave(8, (3,))
+    homes.put(7, (0,))
+    homes.keep([7])
+    again = Homes(tmp_path)
+    assert (again.parked(7), again.left(7), again.left(8)) == ((), (3,), ())
+    again.leave(7, ())
+    assert Homes(tmp_path).left(7) == ()
+    assert json.loads((tmp_path / "homes.json").read_text())["left"] == {}
+
+
 # Where to, and how.
 
 
@@ -396,7 +414,7 @@ def test_each_page_comes_back_to_its_node_where_that_is_known(
     park: tuple[int, ...], home: tuple[int, ...], to: tuple[int, ...], strategy: Strategy
 ) -> None:
     found = parking.back(Policy(when_full=WhenFull.REFUSE), park, home, to, None)
-    assert found == Destination(to, strategy, park, WhenFull.SPILL, frozenset(to))
+    assert found == Destination(to, strategy, park, WhenFull.SPILL, frozenset(to), parked=True)
     assert parking.back(Policy(strategy=Strategy.PACK), park, home, to, None).strategy is Strategy.PACK
     assert parking.back(Policy(), park, home, to, Strategy.INTERLEAVE).strategy is Strategy.INTERLEAVE
     assert parking.back(Policy(when_full=WhenFull.SPILL), park, home, to, None).spill is None

@@ -35,7 +35,7 @@ JOB = PbsJob("99.s", exec_vnode="(here[0]:ncpus=2)")
 PARKS = Rule(name=Name("parks"), park=Nodes((3,)))
 BEGUN = Record(homes=(0,), placed=(0,))
 AWAY = Destination((3,), Strategy.RELATIVE, (0,), WhenFull.PARTIAL)
-BACK = Destination((0,), Strategy.RELATIVE, (3,), WhenFull.SPILL, frozenset({0}))
+BACK = Destination((0,), Strategy.RELATIVE, (3,), WhenFull.SPILL, frozenset({0}), parked=True)
 OUTCOME = {"refused": False, "complete": True, "moved_bytes": 4096, "pages": {}}
 
 
@@ -46,6 +46,7 @@ class Pbs:
         self.folder = folder
         self.stopped = True
         self.fails: PageferryError | None = None
+        self.outcome: Mapping[str, Any] = OUTCOME
         self.moves: list[tuple[Policy, Destination]] = []
         self.known_then: list[Record] = []
         self.said: list[Mapping[str, Any]] = []
@@ -56,7 +57,7 @@ class Pbs:
         self.known_then.append(record.load(case.job.id, self.folder))
         if self.fails is not None:
             raise self.fails
-        return OUTCOME
+        return self.outcome
 
     def case(self, kind: Kind, *rules: Rule, comment: str = "") -> Case:
         job = msgspec.structs.replace(JOB, comment=comment)
@@ -103,6 +104,21 @@ def test_a_suspended_job_is_parked_and_comes_back_before_it_goes_on(pbs: Pbs) ->
     assert (pbs.known.parked, pbs.known.homes) == ((), (0,))
 
 
+def test_where_some_of_a_job_was_left_is_known_until_all_of_it_is_back(pbs: Pbs) -> None:
+    pbs.happens(Kind.POSTSUSPEND)
+    pbs.outcome = OUTCOME | {"complete": False}
+    pbs.happens(Kind.PRERESUME)
+    assert pbs.known.parked == ()
+    assert pbs.known.left == (3,)
+    pbs.outcome = OUTCOME
+    pbs.happens(Kind.POSTSUSPEND, Rule(name=Name("parks no more")))
+    assert pbs.known.left == (3,), "a move that leaves special nodes alone brings nothing of it back"
+    pbs.happens(Kind.POSTSUSPEND)
+    assert pbs.known.left == (3,)
+    pbs.happens(Kind.PRERESUME)
+    assert pbs.known == msgspec.structs.replace(pbs.known, parked=(), left=())
+
+
 def test_a_job_that_goes_on_already_is_not_parked(pbs: Pbs) -> None:
     pbs.stopped = False
     assert pbs.happens(Kind.POSTSUSPEND).event == "execjob_postsuspend"
@@ -115,7 +131,7 @@ def test_a_request_is_served_when_the_parked_job_goes_on(pbs: Pbs) -> None:
     assert pbs.moves[-1][1] == AWAY
     assert pbs.known.served == ""
     back = pbs.happens(Kind.PRERESUME, comment="pageferry:nodes=1,strategy=pack")
-    assert pbs.moves[-1][1] == Destination((1,), Strategy.PACK, (3,), WhenFull.SPILL, frozenset({1}))
+    assert pbs.moves[-1][1] == Destination((1,), Strategy.PACK, (3,), WhenFull.SPILL, frozenset({1}), parked=True)
     assert (back.request, pbs.known.homes, pbs.known.parked) == ("pageferry:nodes=1,strategy=pack", (1,), ())
     assert pbs.known.served == "pageferry:nodes=1,strategy=pack"
 

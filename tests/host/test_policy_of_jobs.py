@@ -63,6 +63,7 @@ class World:
     ended: list[Migration] = field(default_factory=list)
     suspended: bool = True
     on_park: tuple[int, ...] = ()
+    left_there: tuple[int, ...] = ()
     owners: str = ""
     counts: Counts = field(default_factory=Counts)
     agents: int = 0
@@ -145,6 +146,12 @@ class World:
 
     def park(self, _job: int, nodes: tuple[int, ...]) -> None:
         self.on_park = nodes
+
+    def left(self, _job: int) -> tuple[int, ...]:
+        return self.left_there
+
+    def leave(self, _job: int, nodes: tuple[int, ...]) -> None:
+        self.left_there = nodes
 
     # As Chronicle.
     def tell(self, _tended: Any, kind: str, text: str = "", _level: int = logging.INFO) -> None:
@@ -656,7 +663,7 @@ def test_a_job_of_which_slurm_says_nothing_is_not_known_and_others_are(
     monkeypatch.setattr(SlurmCommands, "job", job)
     monkeypatch.setattr(chores, "cluster_name", lambda: "tux")
     far = {8: 16 << 20, 9: 16 << 20, 10: (16 << 20) - 1, 11: None}
-    monkeypatch.setattr(spill, "far_bytes", lambda job, _topology: far[job])
+    monkeypatch.setattr(spill, "far_bytes", lambda job, _topology, **_: far[job])
     known = Facts("slurm", partition="known")
     told: list[Mapping[str, Any]] = []
     found = chores._known({7: known, **dict.fromkeys(far)}, Settings(), told.append)

@@ -82,7 +82,7 @@ def recordings(draw: st.DrawFn) -> Recorded:
     )
     keeps = draw(st.booleans())
     snapshot = replace(snapshot, huge=draw(huge_of(snapshot)) if keeps else None)
-    target = draw(targets())
+    target = replace(draw(targets()), special=draw(st.frozensets(st.sampled_from(NODES))))
     request = Request(
         target=replace(target, huge_pages=HugePages.KEEP) if keeps else target,
         rules=Rules(tuple(draw(st.lists(paths, max_size=2))), draw(st.booleans()), draw(st.booleans())),

@@ -13,9 +13,11 @@ from hypothesis import strategies as st
 from pageferry import config, toml_file
 from pageferry.config import Address, Folder, Metrics, Settings, faults, load, read, read_files
 from pageferry.errors import ConfigError
-from pageferry.policy import Facts, Rate
+from pageferry.kernel.topology import read_topology
+from pageferry.policy import Facts, Rate, Special
 from pageferry.toml_file import Bytes, line_of, parse
 from pageferry_planner.model import WhenFull
+from support.trees import plant
 
 ALL = """
 [agent]
@@ -34,6 +36,9 @@ rate = "1G"
 
 [cpus]
 enabled = false
+
+[nodes]
+special = "3,2"
 
 [pbs]
 hold = false
@@ -60,7 +65,7 @@ def found(text: str | bytes) -> list[str]:
 def test_every_key_is_read(tmp_path: Path) -> None:
     (tmp_path / "f.toml").write_text(ALL)
     settings = load(tmp_path / "f.toml")
-    assert msgspec.to_builtins(settings, builtin_types=(Bytes, Rate, Folder, Address)) == {
+    assert msgspec.to_builtins(settings, builtin_types=(Bytes, Rate, Folder, Address, Special)) == {
         "agent": {
             "max_hold_seconds": 30.0,
             "workers": 4,
@@ -72,6 +77,7 @@ def test_every_key_is_read(tmp_path: Path) -> None:
         },
         "spill": {"enabled": False, "least_bytes": 65536, "rate": 1 << 30},
         "cpus": {"enabled": False},
+        "nodes": {"special": "2-3"},
         "pbs": {"hold": False},
         "metrics": {"textfile": "/srv/metrics", "listen": "[::1]:9797"},
         "rule": (),
@@ -121,9 +127,9 @@ def test_the_words_for_a_full_node_are_the_planners() -> None:
         ('agent.when_full = "Spill"', 'f.toml:1: agent.when_full = "Spill": expected one of partial, refuse, spill'),
         (
             "[agnet]\nworkers = 1",
-            "f.toml:1: agnet = {...}: unknown key; there are agent, spill, cpus, pbs, metrics, rule",
+            "f.toml:1: agnet = {...}: unknown key; there are agent, spill, cpus, nodes, pbs, metrics, rule",
         ),
-        ("workers = 1", "f.toml:1: workers = 1: unknown key; there are agent, spill, cpus, pbs, metrics, rule"),
+        ("workers = 1", "f.toml:1: workers = 1: unknown key; there are agent, spill, cpus, nodes, pbs, metrics, rule"),
         (
             "\n[spill]\ncolour = 'red'",
             'f.toml:3: spill.colour = "red": unknown key; there are enabled, least_bytes, rate',
@@ -139,6 +145,39 @@ def test_the_words_for_a_full_node_are_the_planners() -> None:
 )
 def test_a_fault_is_named_by_file_line_key_and_value(text: str | bytes, fault: str) -> None:
     assert found(text) == [fault]
+
+
+@pytest.mark.parametrize("value", ['"2-"', '"3-2"', '"1024"', '"Cpuless"', '" "', "2", "[2, 3]", "true"])
+def test_special_nodes_that_are_no_list_are_named_by_file_line_key_and_value(value: str) -> None:
+    (fault,) = found(f"[nodes]\n\nspecial = {value}")
+    assert fault.startswith(f"f.toml:3: nodes.special = {value}: expected a list of nodes below 1024")
+
+
+@pytest.mark.parametrize(
+    ("text", "named", "here"),
+    [
+        ("2-3,7", {2, 3, 7}, {2}),
+        ("7", {7}, set()),
+        ("5", {5}, set()),
+        ("0", {0}, {0}),
+        ("cpuless", set(), {2}),
+        ("", set(), set()),
+    ],
+)
+def test_a_host_has_those_special_nodes_that_have_memory_there(
+    tmp_path: Path, text: str, named: set[int], here: set[int]
+) -> None:
+    path = tmp_path / "f.toml"
+    path.write_text(f'[nodes]\nspecial = "{text}"\n')
+    assert faults(path) == [], "hosts of other kinds have the same file"
+    special = load(path).host.special
+    assert special.named() == named
+    assert special.on(read_topology(plant("four_nodes", tmp_path))) == here
+
+
+def test_no_node_is_special_unless_the_site_says_so(tmp_path: Path) -> None:
+    assert Settings().nodes.special is None
+    assert Settings().host.special.on(read_topology(plant("four_nodes", tmp_path))) == frozenset()
 
 
 def test_every_fault_is_found_in_the_order_of_the_file(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from pageferry.doctor.slurm import examine_config, examine_slurm
 from pageferry.errors import ConfigError
 from pageferry.schedulers import slurm_config
 from pageferry.schedulers.slurm_config import parse_shown, read_settings
-from support.trees import write
+from support.trees import plant, write
 
 # As 22.05.8 and, for the hooks, as 24.05 and newer print it.
 SHOWN = """Configuration data as of 2026-11-23T15:00:00
@@ -288,6 +288,33 @@ def test_settings_without_a_fault_and_no_settings_at_all_are_well(tmp_path: Path
     path.write_text("[spill]\nenabled = false\n")
     (finding,) = examine_settings(path)
     assert finding == Finding(Grade.OK, "settings", str(path))
+
+
+@pytest.mark.parametrize(
+    ("text", "grade", "named"),
+    [
+        ("", Grade.WARN, ["2", 'special = "cpuless"']),
+        ('special = "2"', Grade.OK, ["2: "]),
+        ('special = "cpuless"', Grade.OK, ["2: "]),
+        ('special = "0,2,5,252-255"', Grade.OK, ["0,2: ", "no memory here on 5,252-255"]),
+        ('special = "252-255"', Grade.OK, ["none on this host", "no memory here on 252-255"]),
+        ('special = ""', None, []),
+    ],
+)
+def test_special_nodes_are_told_and_nodes_without_cpus_that_are_not_named(
+    tmp_path: Path, text: str, grade: Grade | None, named: list[str]
+) -> None:
+    path, root = tmp_path / "pageferry.toml", plant("four_nodes", tmp_path / "root")
+    path.write_text(f"[nodes]\n{text}\n")
+    _, *found = examine_settings(path, root)
+    assert [finding.grade for finding in found] == ([grade] if grade else [])
+    assert all(words in finding.text for finding in found for words in named)
+
+
+def test_a_host_all_of_whose_nodes_have_cpus_need_name_none(tmp_path: Path) -> None:
+    root = plant("four_nodes", tmp_path / "root")
+    (root / "sys/devices/system/node/node2/cpulist").write_text("7\n")
+    assert len([*examine_settings(tmp_path / "pageferry.toml", root)]) == 1
 
 
 def test_nodes_to_park_on_that_this_host_has_not_are_named(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -34,9 +35,13 @@ def job(name: str, **what: Any) -> JobNow:
 
 
 def shown(
-    *jobs: JobNow, agent: str | None = None, events: tuple[HappenedNow, ...] = (), height: int | None = None
+    *jobs: JobNow,
+    agent: str | None = None,
+    events: tuple[HappenedNow, ...] = (),
+    height: int | None = None,
+    nodes: tuple[NodeNow, ...] = NODES,
 ) -> str:
-    overview = Overview(1_700_000_000.0, "node01", agent, NODES, jobs, events)
+    overview = Overview(1_700_000_000.0, "node01", agent, nodes, jobs, events)
     console = Console(file=io.StringIO(), width=160, highlight=False, markup=False, emoji=False, force_terminal=False)
     console.print(frame(overview, height))
     assert isinstance(console.file, io.StringIO)
@@ -55,6 +60,15 @@ def test_nodes_have_what_is_free_and_in_all() -> None:
     assert row(text, "0")[:4] == ["0", "yes", "64 GiB", "16 GiB"]
     assert row(text, "1")[:4] == ["1", "-", "64 GiB", "60 GiB"]
     assert row(text, "0")[4].count("█") > row(text, "1")[4].count("█")
+
+
+def test_special_nodes_and_what_is_on_them_are_shown_where_there_are_any() -> None:
+    assert "special" not in shown(job("7", special_bytes=0))
+    nodes = (NODES[0], replace(NODES[1], special=True))
+    text = shown(job("7", special_bytes=3 * GIB), job("8", special_bytes=None), nodes=nodes)
+    assert row(text, "1")[1] == "special"
+    assert row(text, "7")[6:8] == ["0 KiB", "3 GiB"]
+    assert row(text, "8")[6:8] == ["0 KiB", "-"]
 
 
 def test_a_job_has_its_state_places_memory_and_move() -> None:

@@ -120,6 +120,22 @@ def test_without_an_agent_nodes_and_jobs_are_seen_by_their_files(root: Path, top
     assert seen.events == ()
 
 
+def test_memory_on_special_nodes_is_shown_as_such_and_not_as_remote(root: Path, topology: Topology) -> None:
+    job(root, 7, cpu_of(topology, 0), "0-3", {0: 100, 1: 30, 2: 5})
+    job(root, 8, f"{cpu_of(topology, 0)},{cpu_of(topology, 1)}", "0-3", {1: 30, 2: 5})
+    write(root, f"{JOB}9/memory.numa_stat", f"anon N2={MIB}\nfile_mapped N0=0\n")
+
+    def glance(special: frozenset[int]) -> Overview:
+        return look(path=root / "none.sock", root=root, user=0, special_of=lambda _topology: special)
+
+    seen = glance(frozenset({1, 2}))
+    assert [node.special for node in seen.nodes] == [False, True, True, False]
+    found = {name: (one.remote_bytes, one.special_bytes) for name, one in jobs_of(seen).items()}
+    assert found == {"7": (0, 35 * MIB), "8": (0, 5 * MIB), "9": (None, None)}
+    found = {name: (one.remote_bytes, one.special_bytes) for name, one in jobs_of(glance(frozenset())).items()}
+    assert found == {"7": (35 * MIB, 0), "8": (5 * MIB, 0), "9": (None, None)}
+
+
 def test_a_job_that_is_not_confined_or_not_counted_has_no_remote_memory_that_anybody_knows(
     root: Path, topology: Topology
 ) -> None:

@@ -22,6 +22,7 @@ from pageferry.policy import (
     Rate,
     Rule,
     RuleSpill,
+    Special,
     Weights,
     decide,
     passed_over,
@@ -101,12 +102,16 @@ def test_every_key_of_a_rule_is_in_the_policy() -> None:
         owners_field="none",
         spill=RuleSpill(enabled=False, least_bytes=Bytes(1)),
     )
-    found, host = asdict(decide([said], JOB, Policy())), asdict(Policy())
+    found, host = asdict(decide([said], JOB, Policy(special=Special("2")))), asdict(Policy())
+    assert found.pop("special") == "2", "the host's, whatever rules say"
     assert all(found[key] != host[key] for key in found), "each is another than the host's"
     assert found["spill_rate"] == 1 << 21
     assert (found["strategy"], found["when_full"]) == (Strategy.PACK, WhenFull.SPILL)
     keys = {field.name for field in msgspec.structs.fields(Rule)} - {"name", "match", "spill"}
-    assert keys == {field.name for field in fields(Policy) if not field.name.startswith("spill_")} - {"rule"}
+    assert keys == {field.name for field in fields(Policy) if not field.name.startswith("spill_")} - {
+        "rule",
+        "special",
+    }
 
 
 @pytest.mark.parametrize("name", TEXTS)

@@ -7,8 +7,10 @@ import json
 import stat
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 from unittest.mock import patch
 
@@ -22,8 +24,9 @@ from hypothesis import strategies as st
 from pageferry import ferry, targets
 from pageferry.cli import main as cli
 from pageferry.cpus.assign import Cpusets
-from pageferry.errors import KernelError, PageferryError, UsageError
-from pageferry.kernel import weights
+from pageferry.errors import ConfigError, KernelError, PageferryError, UsageError
+from pageferry.kernel import topology, weights
+from pageferry.kernel.topology import Topology
 from pageferry.replay import lines as form
 from pageferry.replay.read import read
 from pageferry.replay.write import Recorded, lines, save
@@ -98,6 +101,15 @@ def names(value: Any) -> list[str]:
     return [field.name for field in dataclasses.fields(value)]
 
 
+def test_an_older_file_names_no_special_nodes(tmp_path: Path) -> None:
+    path = tmp_path / "snapshot"
+    head, *rest = lines(recording_of([anonymous(0, 0, 9, 0)], special=frozenset({3})))
+    older = json.loads(head)
+    assert older["target"].pop("special") == [3]
+    save(path, [json.dumps(older).encode() + b"\n", *rest])
+    assert read(path).inputs.request.target.special == frozenset()
+
+
 def test_a_file_is_its_owners_alone_and_replaces_another_when_it_is_whole(tmp_path: Path) -> None:
     path = tmp_path / "snapshot"
     path.write_text("old")
@@ -152,6 +164,7 @@ def host_of(recorded: Recorded, kernels: tuple[tuple[int, int], ...] = ()) -> An
         for place, name, value in (
             (ferry, "take", take),
             (ferry, "read_topology", lambda: made.topology),
+            (topology, "read_topology", lambda: made.topology),
             (ferry, "read_kept_free", lambda: made.kept_free),
             (targets, "find", lambda *_: found),
             (weights, "read_weights", lambda: kernels),
@@ -232,6 +245,103 @@ def test_weights_are_asked_anew_of_a_file_or_are_those_of_then(tmp_path: Path) -
     assert isinstance(said.exception, UsageError), "they are for one strategy alone"
     save(path, lines(recording_of([anonymous(0, 0, 12 * HUGE, 3)], nodes=(0, 1), strategy=Strategy.WEIGHTED)))
     assert dealt("--weights", "1:5") == {0: 2, 1: 10}
+
+
+DDR_AND_HBM = [anonymous(0, 0, 1000, 0), anonymous(0, 5000, 600, 2)]
+"""A job of a host whose nodes 2 and 3 are HBM; 600 pages were bound there."""
+
+
+def hbm_host(
+    *, cpus: bool = True, full: Sequence[int] = (), distances: Mapping[int, Mapping[int, int]] = MappingProxyType({})
+) -> Recorded:
+    recorded = recording_of(DDR_AND_HBM, nodes=(1,))
+    nodes = [
+        dataclasses.replace(
+            node,
+            cpus=frozenset({node.number} if cpus and node.number < 2 else ()),
+            free_bytes=0 if node.number in full else node.free_bytes,
+            distances=distances.get(node.number, node.distances),
+        )
+        for node in recorded.inputs.topology.nodes
+    ]
+    return dataclasses.replace(recorded, inputs=dataclasses.replace(recorded.inputs, topology=Topology(tuple(nodes))))
+
+
+def site_of(folder: Path, special: str) -> Path:
+    path = folder / "site.toml"
+    path.write_text(f'[nodes]\nspecial = "{special}"\n')
+    return path
+
+
+def pages(said: Any) -> tuple[int, int]:
+    """Return how many pages a plan moves, and how many stay because their node is special."""
+    assert said.exception is None
+    plan = json.loads(said.stdout)
+    return plan["move_bytes"] // 4096, plan["special_bytes"] // 4096
+
+
+@pytest.mark.parametrize(
+    ("special", "words", "moves", "stays"),
+    [
+        ("2-3", (), 1000, 600),
+        ("cpuless", (), 1000, 600),
+        ("2-3,252-255", (), 1000, 600),
+        ("3", (), 1600, 0),
+        ("", (), 1600, 0),
+        ("2-3", ("--from", "0,2"), 1600, 0),
+        ("2-3", ("--to", "3"), 1000, 600),
+        ("2-3", ("--to", "2"), 1000, 0),
+        ("2-3", ("--to", "0,1", "--strategy", "interleave"), 512 - 24, 600),
+    ],
+)
+def test_what_a_site_calls_special_holds_for_the_plan_of_a_job_and_of_its_file(
+    tmp_path: Path, special: str, words: tuple[str, ...], moves: int, stays: int
+) -> None:
+    path, recorded, site = tmp_path / "snapshot", hbm_host(), site_of(tmp_path, special)
+    to = words if "--to" in words else ("--to", "1", *words)
+    with host_of(recorded):
+        assert pages(run("plan", "7", "--json", "--config", site, *to)) == (moves, stays)
+        assert run("snapshot", "7", "--config", site, "--out", path).return_value == 0
+    assert pages(run("plan", "--from-snapshot", path, "--json", *to)) == (moves, stays), "as the file says"
+    save(path, lines(recorded))
+    assert pages(run("plan", "--from-snapshot", path, "--json", "--config", site, *words)) == (moves, stays)
+
+
+def test_the_settings_of_this_host_are_not_those_of_a_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, site = tmp_path / "snapshot", site_of(tmp_path, "2-3")
+    save(path, lines(hbm_host()))
+    monkeypatch.setenv("PAGEFERRY_CONFIG", str(site))
+    assert pages(run("plan", "--from-snapshot", path, "--json")) == (1600, 0)
+    with host_of(hbm_host()):
+        assert pages(run("plan", "7", "--to", "1", "--json")) == (1000, 600)
+
+
+def test_an_older_file_does_not_say_which_nodes_have_no_cpus(tmp_path: Path) -> None:
+    path = tmp_path / "snapshot"
+    save(path, lines(hbm_host(cpus=False)))
+    said = run("plan", "--from-snapshot", path, "--config", site_of(tmp_path, "cpuless"))
+    assert isinstance(said.exception, UsageError)
+    assert pages(run("plan", "--from-snapshot", path, "--json", "--config", site_of(tmp_path, "2"))) == (1000, 600)
+
+
+@pytest.mark.parametrize("special", ["2-3", "cpuless"])
+def test_nothing_spills_to_a_special_node_that_is_not_named(tmp_path: Path, special: str) -> None:
+    path, site = tmp_path / "snapshot", site_of(tmp_path, special)
+    recorded = hbm_host(full=(0, 1), distances={1: {0: 90, 1: 10, 2: 20, 3: 40}})
+    save(path, lines(recorded))
+    words = ("--to", "1", "--when-full", "spill", "--from", "0,1", "--json")
+    for more, moved in (((), 1000), (("--config", site), 0), (("--config", site, "--spill-to", "2"), 1000)):
+        assert pages(run("plan", "--from-snapshot", path, *words, *more))[0] == moved
+        with host_of(recorded):
+            assert pages(run("plan", "7", *words, *more))[0] == moved
+
+
+def test_a_plan_is_refused_where_the_settings_have_faults(tmp_path: Path) -> None:
+    site = site_of(tmp_path, "2-")
+    with host_of(hbm_host()):
+        said = run("plan", "7", "--to", "1", "--config", site)
+    assert isinstance(said.exception, ConfigError)
+    assert str(said.exception).startswith(f"{site}:2: nodes.special")
 
 
 def test_rules_are_asked_anew_of_the_files_that_the_snapshot_names(tmp_path: Path) -> None:

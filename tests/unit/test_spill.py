@@ -112,9 +112,10 @@ def test_jobs_with_one_home_each_share_the_room_as_units_dealt_out_one_by_one_wo
     st.frozensets(st.sampled_from(sorted(NODES)), min_size=1, max_size=3),
     st.dictionaries(st.sampled_from(sorted(NODES)), st.integers(1, 50), min_size=1),
     ROOM,
+    st.frozensets(st.sampled_from(sorted(NODES))),
 )
 def test_the_request_moves_what_was_promised_and_no_page_that_is_on_a_home_node(
-    homes: frozenset[int], pages: dict[int, int], room: dict[int, int]
+    homes: frozenset[int], pages: dict[int, int], room: dict[int, int], special: frozenset[int]
 ) -> None:
     rows = [anonymous(0, 1000 * 512 * node, count * 512, node) for node, count in pages.items()]
     snapshot = snapshot_of(rows, homes=[homes])
@@ -122,13 +123,13 @@ def test_the_request_moves_what_was_promised_and_no_page_that_is_on_a_home_node(
     nearest = {
         node: tuple(sorted(NODES - {node}, key=lambda other: (FAR_AND_NEAR[node][other], other))) for node in NODES
     }
-    request = spill._request(homes, None, None, None, None)
+    request = spill._request(homes, None, None, None, None, special=special)
     targets = targets_of(plan := place(snapshot, request.target, Host(free, nearest)))
     before = pages_of(snapshot.runs)
     assert not plan.lacking
-    assert all(before[address].node not in homes for address in targets)
+    assert all(before[address].node not in homes | special for address in targets)
     assert set(targets.values()) <= homes
-    far = {node: count * 512 for node, count in pages.items() if node not in homes}
+    far = {node: count * 512 for node, count in pages.items() if node not in homes | special}
     shares = choose([Spilled(1, homes, far)], free, FAR_AND_NEAR)
     arrive = Counter(targets.values())
     assert [share.takes for share in shares] == ([arrive] if arrive else [])
@@ -161,6 +162,39 @@ def cpu_of(topology: Topology, node: int) -> str:
 
 def candidates(root: Path, *jobs: int) -> list[spill.Homecoming[int]]:
     return spill.candidates(jobs, least_bytes=1, bytes_per_second=None, root=root)
+
+
+def test_memory_on_a_special_node_is_not_far(root: Path, topology: Topology) -> None:
+    job(root, 7, cpu_of(topology, 0), "0-3", {0: 100, 1: 30, 2: 5})
+    special = frozenset({1, 3})
+    assert spill.look(7, topology, root, special=special) == Spilled(7, frozenset({0}), {2: 5 * MIB})
+    assert spill.far_bytes(7, topology, root, special) == 5 * MIB
+    assert spill.look(7, topology, root, special=frozenset({0})) == spill.look(7, topology, root), "its CPUs are there"
+    counted = spill.counted(7, topology, root)
+    assert counted.on_purpose(topology, special) == {1: 30 * MIB}
+    assert counted.on_purpose(topology, frozenset({0})) == {}
+
+
+def test_memory_on_a_special_node_is_told_as_none_that_is_away_and_does_not_come_home(root: Path) -> None:
+    job(root, 7, cpu_of(read_topology(root), 0), "0-3", {0: 1, 2: 30})
+    told: list[Mapping[int, int]] = []
+    found = [
+        spill.candidates(
+            [7], least_bytes=1, bytes_per_second=None, special=special, seen=told.append, reserve_bytes=0, root=root
+        )
+        for special in (frozenset[int](), frozenset({2}))
+    ]
+    assert [len(homes) for homes in found] == [1, 0]
+    assert found[0][0].request.target.special == frozenset()
+    assert [far[2] for far in told] == [30 * MIB, 0]
+
+
+def test_what_comes_home_leaves_special_nodes_alone(root: Path) -> None:
+    job(root, 7, cpu_of(read_topology(root), 0), "0-3", {0: 1, 1: 30, 2: 30})
+    special = frozenset({2})
+    (found,) = spill.candidates([7], least_bytes=1, bytes_per_second=None, special=special, reserve_bytes=0, root=root)
+    assert (found.bytes, found.request.target.left_alone) == (30 * MIB, special)
+    assert not found.request.target.spill & special
 
 
 def test_memory_on_other_nodes_than_those_of_the_jobs_cpus_is_far(root: Path, topology: Topology) -> None:

@@ -38,6 +38,10 @@ def test_a_node_without_cpus_and_one_without_memory_are_normal(topology: Topolog
     assert topology.nodes_with_memory() == {0, 1, 2}
 
 
+def test_a_cpuless_node_is_one_that_has_memory(topology: Topology) -> None:
+    assert topology.cpuless() == {2}
+
+
 def test_sizes_are_in_bytes(topology: Topology) -> None:
     assert topology.node(0).total_bytes == 2097152 * KIB
     assert topology.node(0).free_bytes == 1048576 * KIB

@@ -14,6 +14,7 @@ from contextlib import suppress
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from pageferry import applied, spill
@@ -133,21 +134,28 @@ def _progress(say: Say, moving: Callable[[], None]) -> Callable[[int, int], None
     return tell
 
 
-def bring_home(jobs: Mapping[int, Facts | None], settings: Settings, snapshots: Path | None = None) -> Chore:
+def bring_home(
+    jobs: Mapping[int, Facts | None],
+    settings: Settings,
+    snapshots: Path | None = None,
+    left: Mapping[int, tuple[int, ...]] = MappingProxyType({}),
+) -> Chore:
     """Bring the spilled memory of jobs home, live and one after another; say of each what became of it.
 
+    `left` is `applied.homecomings`'s.
     `jobs`: what is known of each; Slurm is asked about others with enough away, if the rules want to know, and what it
     says is passed on. Said then is how much is away on each node. Each is looked at again when its turn comes: it may
     have been given other nodes, or suspended. What begins and ends is said: SIGINT in between stops that one alone.
     """
 
     def work(say: Say) -> Mapping[str, Any]:
-        known = _known(jobs, settings, say) if settings.asks_of_jobs else jobs
+        known = _known(jobs, settings, say, left) if settings.asks_of_jobs else jobs
         policies = {job: settings.policy(facts or Facts("slurm")) for job, facts in known.items()}
         moved = 0
-        for job in [found.job for found in applied.homecomings(policies, seen=lambda far: say({"far": far}))]:
+        first = applied.homecomings(policies, left=left, seen=lambda far: say({"far": far}))
+        for job in [found.job for found in first]:
             policy = policies[job]
-            if slurm_job_suspension(job).asked or not (fresh := applied.homecomings({job: policy})):
+            if slurm_job_suspension(job).asked or not (fresh := applied.homecomings({job: policy}, left=left)):
                 continue
             signal.sigtimedwait({signal.SIGINT}, 0)  # it came late, and was meant for the one before
             try:
@@ -166,16 +174,21 @@ def bring_home(jobs: Mapping[int, Facts | None], settings: Settings, snapshots: 
     return work
 
 
-def _known(jobs: Mapping[int, Facts | None], settings: Settings, say: Say) -> dict[int, Facts | None]:
+def _known(
+    jobs: Mapping[int, Facts | None],
+    settings: Settings,
+    say: Say,
+    left: Mapping[int, tuple[int, ...]] = MappingProxyType({}),
+) -> dict[int, Facts | None]:
     """Return what is known of jobs once Slurm was asked about those of which nothing is; that may be nothing still.
 
     It is asked only about jobs with memory away that a rule may want at home.
     """
     control, cluster, topology = SlurmCommands(), cache(cluster_name), read_topology()
     least = min([settings.spill.least_bytes, *(rule.spill.least_bytes or 0 for rule in settings.rule)])
-    known = dict(jobs)
+    known, special = dict(jobs), settings.host.special.on(topology)
     for job in [job for job, facts in jobs.items() if facts is None]:
-        if (spill.far_bytes(job, topology) or 0) < max(least, 1):
+        if (spill.far_bytes(job, topology, special=special - {*left.get(job, ())}) or 0) < max(least, 1):
             continue
         with suppress(UsageError, SchedulerError):
             facts = known[job] = control.job(job).facts(cluster())

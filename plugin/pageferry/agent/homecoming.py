@@ -11,6 +11,7 @@ from pageferry.agent import chores
 from pageferry.agent.chronicle import Chronicle
 from pageferry.agent.errand import Errand, Result
 from pageferry.agent.errands import MOVE_SECONDS, Errands
+from pageferry.agent.placing import Placing
 from pageferry.agent.site import Site
 from pageferry.agent.tended import Cause, Migration, Phase, Stage, Tended
 from pageferry.policy import Facts, Policy
@@ -23,9 +24,12 @@ WAIT_SECONDS = 1.0
 class Homecoming:
     """`jobs` are those of the host, by ID: of these, the ones that run and are left alone otherwise are looked at."""
 
-    def __init__(self, jobs: Mapping[int, Tended], errands: Errands, chronicle: Chronicle, site: Site) -> None:
+    def __init__(
+        self, jobs: Mapping[int, Tended], errands: Errands, placing: Placing, chronicle: Chronicle, site: Site
+    ) -> None:
         self._jobs = jobs
         self._errands = errands
+        self._placing = placing
         self._chronicle = chronicle
         self._site = site
         self._at: float | None = None
@@ -56,7 +60,8 @@ class Homecoming:
             self._chronicle.counts.nothing_far("slurm")
         if free:
             of = {job: self._jobs[job].facts for job in free}
-            chore = chores.bring_home(of, self._site.settings, self._chronicle.snapshots)
+            left = {job: nodes for job in free if (nodes := self._placing.left(job))}
+            chore = chores.bring_home(of, self._site.settings, self._chronicle.snapshots, left)
             self._errand = self._errands.send(chore, self._done, self._came, seconds=MOVE_SECONDS)
         return None
 
@@ -77,6 +82,8 @@ class Homecoming:
             migration.began -= outcome["seconds"]
             migration.began_ns -= int(outcome["seconds"] * 1e9)
             self._chronicle.ended(tended, migration)
+            if outcome["complete"]:
+                self._placing.leave(tended.job, ())
 
     def _begins(self, job: int) -> None:
         """A job's memory is on its way home: it stops if the job has been suspended since it was looked at."""

@@ -28,12 +28,14 @@ class Homes:
         self._served: dict[int, str] = {}
         self._owners: dict[int, str] = {}
         self._parked: dict[int, tuple[int, ...]] = {}
+        self._left: dict[int, tuple[int, ...]] = {}
         with suppress(OSError, ValueError, TypeError, AttributeError, KeyError):
             read = json.loads(self._path.read_text())
             self._nodes = {int(job): tuple(map(int, nodes)) for job, nodes in read["nodes"].items()}
             self._served = {int(job): str(text) for job, text in read["served"].items()}
             self._owners = {int(job): str(text) for job, text in read["owners"].items()}
             self._parked = {int(job): tuple(map(int, nodes)) for job, nodes in read["parked"].items()}
+            self._left = {int(job): tuple(map(int, nodes)) for job, nodes in read["left"].items()}
 
     def get(self, job: int) -> tuple[int, ...] | None:
         """Return a job's home nodes, None if it was never seen."""
@@ -56,6 +58,18 @@ class Homes:
             self._parked[job] = nodes
             if not nodes:
                 del self._parked[job]
+            self._write()
+
+    def left(self, job: int) -> tuple[int, ...]:
+        """Return the nodes that a job was parked on and has not all come back from."""
+        return self._left.get(job, ())
+
+    def leave(self, job: int, nodes: tuple[int, ...]) -> None:
+        """Say that what a job could not bring back from these nodes is there; none: it is all back."""
+        if self._left.get(job, ()) != nodes:
+            self._left[job] = nodes
+            if not nodes:
+                del self._left[job]
             self._write()
 
     def served(self, job: int) -> str:
@@ -86,15 +100,16 @@ class Homes:
         self._served = {job: text for job, text in self._served.items() if job in left}
         self._owners = {job: text for job, text in self._owners.items() if job in left}
         self._parked = {job: nodes for job, nodes in self._parked.items() if job in left}
+        self._left = {job: nodes for job, nodes in self._left.items() if job in left}
         if self._count() != before:
             self._write()
 
     def _count(self) -> int:
-        return len(self._nodes) + len(self._served) + len(self._owners) + len(self._parked)
+        return len(self._nodes) + len(self._served) + len(self._owners) + len(self._parked) + len(self._left)
 
     def _write(self) -> None:
         fresh = self._path.with_suffix(".new")
         with suppress(OSError):
             told = {"nodes": self._nodes, "served": self._served, "owners": self._owners, "parked": self._parked}
-            fresh.write_text(json.dumps(told))
+            fresh.write_text(json.dumps(told | {"left": self._left}))
             os.replace(fresh, self._path)  # noqa: PTH105

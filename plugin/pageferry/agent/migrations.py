@@ -35,6 +35,7 @@ from pageferry.applied import Destination
 from pageferry.comment import Wish
 from pageferry.errors import Denied, PageferryError
 from pageferry.gate.gate import Gate
+from pageferry.kernel.topology import read_topology
 from pageferry.policy import Mode
 from pageferry.schedulers.slurm_cgroups import slurm_job_cgroups
 
@@ -309,7 +310,9 @@ class Migrations:
 
 def _is_there(tended: Tended, migration: Migration) -> bool:
     """Say whether next to nothing is left to move of a job's memory, which was moved while it ran."""
-    return strays.few(slurm_job_cgroups(tended.job), migration.nodes)
+    special = migration.policy.special
+    there = {*migration.nodes, *(special.on(read_topology()) if special else ())}
+    return strays.few(slurm_job_cgroups(tended.job), there)
 
 
 def _check(migration: Migration) -> None:

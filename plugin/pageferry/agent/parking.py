@@ -53,6 +53,7 @@ class Parking:
             return None
         strategy = migration.wish.strategy if migration.wish is not None else None
         migration.sources = parked
+        self._placing.leave(tended.job, parked)  # what does not come now is to come home later
         return parking.back(migration.policy, parked, home, migration.nodes, strategy)
 
     def comes_back(self, tended: Tended, migration: Migration) -> bool:
@@ -83,6 +84,8 @@ class Parking:
         failed = migration.outcome is None and (migration.wish is not None or migration.late)
         if migration.cause is Cause.UNPARK and not failed and tended.phase is not Phase.HELD:
             self._placing.park(tended.job, ())  # else it would be tried for ever
+            if migration.outcome is not None and migration.outcome["complete"]:
+                self._placing.leave(tended.job, ())
 
 
 def broken_off(tended: Tended, migration: Migration) -> bool:

@@ -69,6 +69,14 @@ class Placing:
         """Take note that a job's memory is to be found on these nodes, too, or (none) that it is parked no longer."""
         self._homes.park(job, nodes)
 
+    def left(self, job: int) -> tuple[int, ...]:
+        """Return the nodes that a job was parked on and has not all come back from, also by an agent before us."""
+        return self._homes.left(job)
+
+    def leave(self, job: int, nodes: tuple[int, ...]) -> None:
+        """Take note that some of a job's memory is still where it was parked, or (none) that all of it is back."""
+        self._homes.leave(job, nodes)
+
     def served(self, job: int) -> str:
         """Return the request of a job that was served last, also by an agent before us; "" if none was."""
         return self._homes.served(job)

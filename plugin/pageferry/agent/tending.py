@@ -61,7 +61,7 @@ class Tending:
         self._site = site
         self._jobs: dict[int, Tended] = {}
         self.errands = Errands()
-        self._homecoming = Homecoming(self._jobs, self.errands, chronicle, site)
+        self._homecoming = Homecoming(self._jobs, self.errands, placing, chronicle, site)
         self._migrations = Migrations(
             self._jobs,
             self.errands,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pageferry.cli.options import (
+    CONFIG,
     FROM_SNAPSHOT,
     Command,
     given,
@@ -23,11 +25,13 @@ from pageferry.cli.options import (
     ordered_nodes,
     read_request,
     request_options,
+    settings_path,
 )
 from pageferry.cli.says import complain, progress, show_outcome, warn_of_gaps, warn_of_use
-from pageferry.errors import Denied, KernelError, PageferryError, UsageError
+from pageferry.errors import ConfigError, Denied, KernelError, PageferryError, UsageError
 
 if TYPE_CHECKING:
+    from pageferry.kernel.topology import Topology
     from pageferry.targets import Found, Route
 
 
@@ -41,6 +45,7 @@ def _request(command: Command) -> Command:
 
 @click.command()
 @_target
+@CONFIG
 @click.option(
     "--watch",
     is_flag=False,
@@ -49,7 +54,15 @@ def _request(command: Command) -> Command:
     metavar="[SECONDS]",
     help="Show nodes, jobs, moves and events every 2 seconds, or as many, until Ctrl-C; JOB comes before it.",
 )
-def status(job: str | None, pid: tuple[int, ...], cgroup: str | None, as_json: bool, watch: float | None) -> int:
+def status(
+    *,
+    job: str | None,
+    pid: tuple[int, ...],
+    cgroup: str | None,
+    as_json: bool,
+    config: Path | None,
+    watch: float | None,
+) -> int:
     """Show where a job's memory is, per node, against where its CPUs are.
 
     JOB is an ID of Slurm's or PBS's; without any target, all of their jobs on this host. Of one target it also names
@@ -59,20 +72,21 @@ def status(job: str | None, pid: tuple[int, ...], cgroup: str | None, as_json: b
     if watch is not None:
         if pid or cgroup:
             raise UsageError("--watch: shows batch jobs; name one by its id, or none")
-        return _watch(job, watch, as_json)
+        return _watch(job, watch, config, as_json)
     from pageferry import ferry, report, targets
     from pageferry.cli import mempolicy
     from pageferry_planner.policy import Rules
 
     one = bool(job or pid or cgroup)
     found = [targets.find(job, pid, cgroup)] if one else targets.find_all()
-    tended = _tended()
+    tended, special_of = _tended(), _special_of(config)
     answers = []
     for target in found:
         snapshot, topology = ferry.survey(target.pids, Rules())
         state = tended.get(target.name.removeprefix("job "))
         policies = mempolicy.of_job(target.pids, snapshot) if one else {}
-        answers.append(report.status_json(target.name, snapshot, topology) | {"agent": state} | policies)
+        answer = report.status_json(target.name, snapshot, topology, special_of(topology))
+        answers.append(answer | {"agent": state} | policies)
     if as_json:
         click.echo(json.dumps(answers))
     elif not answers:
@@ -86,12 +100,24 @@ def status(job: str | None, pid: tuple[int, ...], cgroup: str | None, as_json: b
     return 0
 
 
-def _watch(job: str | None, seconds: float, as_json: bool) -> int:
+def _watch(job: str | None, seconds: float, config: Path | None, as_json: bool) -> int:
     from pageferry import overview, targets
     from pageferry.cli import live
 
     name = targets.scheduled(job).id if job else None
-    return live.watch(lambda: overview.look(name), seconds, as_json=as_json)
+    special_of = _special_of(config)
+    return live.watch(lambda: overview.look(name, special_of=special_of), seconds, as_json=as_json)
+
+
+def _special_of(config: Path | None) -> Callable[[Topology], frozenset[int]]:
+    """Return what says which nodes of a host are special: none, with a complaint, where the settings have faults."""
+    from pageferry.config import load
+
+    try:
+        return load(settings_path(config)).host.special.on
+    except ConfigError as error:
+        complain(str(error))
+        return lambda _topology: frozenset()
 
 
 def _tended() -> dict[str, Any]:
@@ -233,7 +259,7 @@ def _directly(target: Found, as_json: bool, cpus: str | None, *, freeze: bool, p
             if wanted is not None:
                 assign.assign(wanted, target.pids, target.cpusets)
             stopped = None
-            if precopy and strays.few(target.holds, request.target.nodes):
+            if precopy and strays.few(target.holds, {*request.target.nodes, *request.target.left_alone}):
                 still.close()
                 stopped = time.monotonic() - began
             outcome = ferry.move(target.pids, request, advance, *(() if precopy else (seen,)))

@@ -68,7 +68,8 @@ def frame(overview: Overview, height: int | None = None) -> RenderableType:
         parts.append(Text(f"without an agent's word: {safe(overview.agent)}", style="yellow"))
     parts += [_nodes(overview.nodes), Text()]
     others = len(overview.nodes) + len(overview.events) + _OTHER_LINES
-    parts.append(_jobs(overview.jobs, None if height is None else max(_LEAST_JOBS, height - others)))
+    rows = None if height is None else max(_LEAST_JOBS, height - others)
+    parts.append(_jobs(overview.jobs, rows, special=any(node.special for node in overview.nodes)))
     if overview.events:
         parts += [Text(), _events(overview.events)]
     return Group(*parts)
@@ -80,13 +81,18 @@ def _nodes(nodes: Sequence[NodeNow]) -> RenderableType:
         used = 1 - node.free_bytes / max(node.total_bytes, 1)
         bar = Text("█" * round(_BAR * used) if node.total_bytes else "", style="cyan")
         table.add_row(
-            str(node.number), "yes" if node.has_cpus else "-", size(node.total_bytes), size(node.free_bytes), bar
+            str(node.number),
+            "special" if node.special else "yes" if node.has_cpus else "-",
+            size(node.total_bytes),
+            size(node.free_bytes),
+            bar,
         )
     return table
 
 
-def _jobs(jobs: Sequence[JobNow], rows: int | None) -> RenderableType:
-    table = table_of("job", "state", "CPUs", "on nodes", "home", "mapped", "remote", "move")
+def _jobs(jobs: Sequence[JobNow], rows: int | None, *, special: bool) -> RenderableType:
+    columns = ("mapped", "remote", *(("special",) if special else ()), "move")
+    table = table_of("job", "state", "CPUs", "on nodes", "home", *columns)
     ordered = sorted(jobs, key=_order)
     for job in ordered[:rows]:
         remote = Text(_size(job.remote_bytes), style="yellow" if job.remote_bytes else "")
@@ -99,6 +105,7 @@ def _jobs(jobs: Sequence[JobNow], rows: int | None) -> RenderableType:
             format_list(job.home_nodes) or "-",
             _size(sum(job.bytes.values()) if job.bytes else None),
             remote,
+            *((_size(job.special_bytes),) if special else ()),
             Text(_move(job)),
         )
     if len(ordered) > len(table.rows):

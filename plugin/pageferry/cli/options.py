@@ -72,6 +72,7 @@ def named(command: Command) -> Command:
 def request_options(command: Command, *, where_to: bool = False) -> Command:
     """Have a command take what a plan is to be for; `where_to`: it must be said."""
     for option in (
+        CONFIG,
         click.option("--no-xattrs", is_flag=True, help="Do not ask files for user.pageferry, trusted.pageferry."),
         click.option("--no-reference-count", is_flag=True, help="Move files that other processes map, too."),
         click.option("--stay", multiple=True, metavar="GLOB", help="Files that never move (may be repeated)."),
@@ -80,7 +81,9 @@ def request_options(command: Command, *, where_to: bool = False) -> Command:
             metavar="SIZE",
             help="Left free on each target node, as 512M [default: 1/64 of it].",
         ),
-        click.option("--spill-to", metavar="NODES", help="Nodes that --when-full spill may use [default: all]."),
+        click.option(
+            "--spill-to", metavar="NODES", help="Nodes that --when-full spill may use [default: all but special ones]."
+        ),
         click.option(
             "--order",
             type=click.Choice(ORDERS),
@@ -106,7 +109,12 @@ def request_options(command: Command, *, where_to: bool = False) -> Command:
             "--weights", metavar="WEIGHTS", help="Nodes' shares, as 0:3,2:1 (weighted) [default: the kernel's]."
         ),
         click.option("--strategy", type=click.Choice(STRATEGIES), default="relative", show_default=True),
-        click.option("--from", "sources", metavar="NODES", help="Old nodes of the relative map [default: by memory]."),
+        click.option(
+            "--from",
+            "sources",
+            metavar="NODES",
+            help="Old nodes of the relative map; memory leaves special nodes that are named here [default: by memory].",
+        ),
         click.option(
             "--to", "nodes", metavar="NODES", required=where_to, help="Target nodes, as 2-3 (pack: in order)."
         ),
@@ -118,7 +126,18 @@ def request_options(command: Command, *, where_to: bool = False) -> Command:
 def given(options: dict[str, Any]) -> dict[str, Any]:
     """Return those options that were typed: where they were not, the site's policy has a word."""
     source = click.get_current_context().get_parameter_source
-    return {name: value for name, value in options.items() if source(name) is not click.core.ParameterSource.DEFAULT}
+    return {name: value for name, value in options.items() if source(name) is click.core.ParameterSource.COMMANDLINE}
+
+
+def special_nodes(settings: Path, topology: Topology) -> frozenset[int]:
+    """Return the special nodes of a host, as the site's settings name them. Raises ConfigError, UsageError."""
+    from pageferry.config import load
+    from pageferry.policy import CPULESS
+
+    special = load(settings).host.special
+    if special == CPULESS and not any(node.cpus for node in topology.nodes):
+        raise UsageError(f'[nodes] special = "{CPULESS}": the snapshot does not say which nodes have CPUs')
+    return special.on(topology)
 
 
 def read_request(
@@ -138,11 +157,12 @@ def read_request(
     hot: float | None = None,
     workers: int | None = None,
     budget: float | None = None,
+    config: Path | None = None,
     topology: Topology | None = None,
 ) -> Request:
-    """Return what the options ask for, on a host of this topology (None: this one, whose kernel may have weights).
+    """Return what the options ask for, on a host of this topology (None: this one, its kernel and its site's settings).
 
-    Raises UsageError.
+    Raises UsageError, and ConfigError for faults in the settings.
     """
     from pageferry.ferry import Request
     from pageferry.kernel.topology import read_topology
@@ -155,18 +175,22 @@ def read_request(
     if weights is not None and not weighted:
         raise UsageError("--weights: for --strategy weighted")
     of_kernel = read_weights() if weighted and weights is None and topology is None else ()
+    settings = settings_path(config) if topology is None else config
     topology = topology or read_topology()
-    spill = listed(spill_to, "--spill-to") if spill_to is not None else topology.nodes_with_memory()
+    special = special_nodes(settings, topology) if settings is not None else frozenset()
+    to = ordered_nodes(nodes) if nodes is not None else ()
+    spill = topology.nodes_with_memory() - (special - {*to})
     return Request(
         target=Target(
-            nodes=ordered_nodes(nodes) if nodes is not None else (),
+            nodes=to,
             strategy=Strategy(strategy),
             sources=listed(sources, "--from") if sources is not None else None,
             when_full=WhenFull(when_full),
-            spill=spill,
+            spill=listed(spill_to, "--spill-to") if spill_to is not None else spill,
             order=Order(order),
             huge_pages=HugePages(huge_pages),
             weights=_weights(weights) if weights is not None else of_kernel,
+            special=special,
         ),
         rules=Rules(stay=stay, reference_count=not no_reference_count, xattrs=not no_xattrs),
         limits=Limits(workers=workers, seconds=budget),

@@ -29,6 +29,7 @@ _TARGET = {
     "order": "order",
     "huge_pages": "huge_pages",
     "weights": "weights",
+    "config": "special",
 }
 """Option → field of the target."""
 
@@ -115,9 +116,14 @@ def _asked_anew(inputs: Inputs, given: set[str], options: dict[str, Any]) -> Inp
     request = inputs.request
     if "strategy" not in given:
         options = options | {"strategy": request.target.strategy}
+    options |= {"config": options["config"] if "config" in given else None}  # no other host's, unless it was named
     asked = read_request(**options, topology=inputs.topology)
     fields = {field: getattr(asked.target, field) for option, field in _TARGET.items() if option in given}
-    request = replace(request, target=replace(request.target, **fields))
+    target = replace(request.target, **fields)
+    if "spill_to" not in given and not given.isdisjoint({"config", "nodes"}):  # as it is by default
+        spill = target.spill - asked.target.special | target.special.intersection(target.nodes)
+        target = replace(target, spill=spill)
+    request = replace(request, target=target)
     if "reserve" in given:
         request = replace(request, reserve_bytes=asked.reserve_bytes)
     if not given.isdisjoint(_RULES):
@@ -137,4 +143,4 @@ def _asked_anew(inputs: Inputs, given: set[str], options: dict[str, Any]) -> Inp
 
 def _given(name: str) -> bool:
     source = click.get_current_context().get_parameter_source(name)
-    return source is not click.core.ParameterSource.DEFAULT
+    return source is click.core.ParameterSource.COMMANDLINE

@@ -31,10 +31,17 @@ def status_table(status: Mapping[str, Any]) -> RenderableType:
         table.add_column(heading, justify="right" if side == "right" else "left", no_wrap=True)
     for number, node in status["nodes"].items():
         local = int(number) in status["cpu_nodes"]
-        bar = Text("█" * round(_BAR * node["bytes"] / total), style="green" if local else "yellow")
-        table.add_row(number, "yes" if local else "-", size(node["bytes"]), bar, size(node["free_bytes"]))
+        bar = Text("█" * round(_BAR * node["bytes"] / total), style="green" if local or node["special"] else "yellow")
+        table.add_row(
+            number,
+            "yes" if local else "special" if node["special"] else "-",
+            size(node["bytes"]),
+            bar,
+            size(node["free_bytes"]),
+        )
     remote = status["remote_bytes"]
     word = f"{size(remote)} ({remote * 100 / total:.0f} %) of it away from its CPUs" if remote else "all of it in place"
+    word += f", {size(status['special_bytes'])} on special nodes" if status["special_bytes"] else ""
     parts: list[RenderableType] = [table, Text(word, style="yellow" if remote else "green")]
     parts += map(Text, unread_words(status))
     if (agent := status["agent"]) is not None and agent["phase"] != "runs":
@@ -57,7 +64,9 @@ def plan_table(plan: Mapping[str, Any]) -> RenderableType:
     asked, naive = plan["requested_pages"], plan["asked_per_process_pages"]
     words = [
         f"{size(plan['move_bytes'])} to move from node {format_list(plan['from_nodes']) or 'none'}, "
-        f"{size(plan['in_place_bytes'])} in place, {size(sum(plan['excluded_bytes'].values()))} stay by rule"
+        f"{size(plan['in_place_bytes'])} in place"
+        + (f" ({size(plan['special_bytes'])} on special nodes)" if plan["special_bytes"] else "")
+        + f", {size(sum(plan['excluded_bytes'].values()))} stay by rule"
         + (f", {size(plan['no_room_bytes'])} without room" if plan["no_room_bytes"] else "")
         + (f", {size(plan['no_huge_page_bytes'])} without a free huge page" if plan["no_huge_page_bytes"] else ""),
         f"{asked} pages to request; asking every process for all that it maps would be {naive}",
@@ -94,7 +103,7 @@ def _decided(answer: Mapping[str, Any]) -> str:
 def _shown(value: object) -> str:
     if isinstance(value, bool) or value is None:
         return {True: "yes", False: "no", None: "default"}[value]
-    return safe(", ".join(map(str, value)) or "none") if isinstance(value, list | tuple) else safe(str(value))
+    return safe(", ".join(map(str, value)) or "none") if isinstance(value, list | tuple) else safe(str(value)) or "none"
 
 
 def cpus_table(view: Mapping[str, Any]) -> RenderableType:
@@ -162,7 +171,7 @@ def table_of(*headings: str) -> Table:
     table = Table(box=None, pad_edge=False)
     for heading in headings:
         right = heading in {
-            *("size", "needs", "has room for", "by pid", "memory", "free", "mapped", "remote"),
+            *("size", "needs", "has room for", "by pid", "memory", "free", "mapped", "remote", "special"),
             *("id", "stopped", "in all", "saved"),
         }
         table.add_column(heading, justify="right" if right else "left", overflow="ellipsis", no_wrap=True)

@@ -94,6 +94,7 @@ def examine_settings(path: Path = config.PATH, root: Path = Path("/")) -> Iterat
         named = f"; {rules} rule{'s' * (rules > 1)}" if rules else ""
         yield ok("settings", f"{files}{named}" if files else f"defaults (there is no {path})")
         yield from _parking(reading.settings, root)
+        yield from _special(reading.settings, root)
 
 
 def _parking(settings: config.Settings, root: Path) -> Iterator[Finding]:
@@ -104,6 +105,24 @@ def _parking(settings: config.Settings, root: Path) -> Iterator[Finding]:
                 f'rule {rule.name}: park = "{format_list(rule.park)}": no memory here on {format_list(lacks)}: {what}'
             )
             yield warn("settings", printable(text.encode()))
+
+
+def _special(settings: config.Settings, root: Path) -> Iterator[Finding]:
+    """Say which nodes are special; where the site says nothing, say what becomes of memory on nodes without CPUs."""
+    topology = read_topology(root)
+    special, cpuless = settings.nodes.special, topology.cpuless()
+    if special is None and cpuless:
+        yield warn(
+            "special nodes",
+            f"none are set: memory on {format_list(cpuless)}, without CPUs, is moved as any other, and spilled memory "
+            "may go there; for HBM, a GPU's memory or CXL set "
+            'special = "cpuless" in [nodes], or special = "" if it is like any other',
+        )
+    elif special:
+        here, lacks = special.on(topology), special.named() - topology.nodes_with_memory()
+        text = f"{format_list(here)}: memory there stays, and none spills there, unless a move names the node"
+        text = text if here else "none on this host"
+        yield ok("special nodes", text + (f"; no memory here on {format_list(lacks)}" if lacks else ""))
 
 
 def examine_watching(root: Path = Path("/")) -> Iterator[Finding]:

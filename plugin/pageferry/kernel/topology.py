@@ -59,6 +59,10 @@ class Topology:
         """Return the numbers of the nodes that can hold pages."""
         return frozenset(node.number for node in self.nodes if node.total_bytes > 0)
 
+    def cpuless(self) -> frozenset[int]:
+        """Return the numbers of the nodes with memory and without CPUs."""
+        return frozenset(node.number for node in self.nodes if node.total_bytes > 0 and not node.cpus)
+
     def serving(self, cpus: Iterable[int]) -> frozenset[int]:
         """Return the nodes with memory that serve CPUs: their own, or where that has no memory the nearest."""
         with_memory = self.nodes_with_memory()

@@ -11,6 +11,8 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
+
 from pageferry import applied, spill
 from pageferry.config import Settings
 from pageferry.errors import Vanished
@@ -41,7 +43,8 @@ def bring_home(settings: Settings, say: Say, folder: Path = FOLDER, snapshots: P
     def candidates(jobs: Iterable[str], seen: spill.Seen = lambda _far: None) -> list[spill.Homecoming[str]]:
         jobs = [job for job in jobs if not is_stopped(pbs_job_pids(job)) and not _sent_elsewhere(job, folder)]
         policies = {job: policy_of(job) for job in jobs}
-        return applied.homecomings(policies, groups_of=spill.pbs_groups, seconds=SLICE_SECONDS, seen=seen)
+        left = {job: record.load(job, folder).left for job in jobs}
+        return applied.homecomings(policies, left=left, groups_of=spill.pbs_groups, seconds=SLICE_SECONDS, seen=seen)
 
     moved = 0
     for job in [found.job for found in candidates(pbs_job_ids(), lambda far: say({"far": far}))]:
@@ -73,6 +76,8 @@ def _slice_home(
             pids = pbs_job_pids(job)
             with kept.recording(snapshots, job) as seen:
                 outcome = applied.carried(policy, pids, found.request, seen=seen)
+            if outcome["complete"]:
+                record.save(job, msgspec.structs.replace(record.load(job, folder), left=()), folder)
             nodes, uid = found.request.target.nodes, owner(pids)
             served = Served(job, "spill", nodes, outcome=outcome, began=began, uid=-1 if uid is None else uid)
             say(replace(served, rule=policy.rule).as_dict())

@@ -139,6 +139,7 @@ def _after(case: Case, aim: Aim, outcome: Mapping[str, Any] | None, error: str |
         told=report.told(outcome, aim.nodes, error) if news else known.told,
         begun=known.begun and not moves,
         parked=park or (() if aim.nodes else known.parked),
+        left=known.left if park or not known.parked else () if complete else known.parked,
         facts=case.job.facts(),
     )
 

@@ -70,6 +70,7 @@ class TargetPart(Line, frozen=True):
     order: Literal["worth", "address"]
     huge_pages: Literal["split", "keep"] = "split"
     weights: Annotated[tuple[tuple[NodeNumber, Weight], ...], Meta(max_length=1024)] = ()
+    special: Annotated[tuple[NodeNumber, ...], Meta(max_length=1024)] = ()
 
 
 class Head(Line, frozen=True):
@@ -94,7 +95,7 @@ class Head(Line, frozen=True):
 
 
 class NodeLine(Line, frozen=True):
-    """A NUMA node; `distances` to all nodes, in the order of their lines."""
+    """A NUMA node; `distances` to all nodes, in the order of their lines; `cpus` as the kernel lists them."""
 
     node: NodeNumber
     total_bytes: Bytes
@@ -103,6 +104,7 @@ class NodeLine(Line, frozen=True):
     kept_free_bytes: Bytes
     distances: Annotated[tuple[Annotated[int, Meta(ge=0, lt=65536)], ...], Meta(max_length=1024)]
     free_huge_pages: Bytes = 0
+    cpus: NodeList = ""
 
 
 class ProcessLine(Line, frozen=True):

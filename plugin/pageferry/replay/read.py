@@ -151,7 +151,7 @@ class _Reader:
         nodes = tuple(
             Node(
                 number=row.node,
-                cpus=frozenset(),
+                cpus=self._set(row.cpus),
                 total_bytes=row.total_bytes,
                 free_bytes=row.free_bytes,
                 file_cache_bytes=row.file_cache_bytes,
@@ -271,4 +271,5 @@ def _target(part: form.TargetPart) -> Target:
         order=Order(part.order),
         huge_pages=HugePages(part.huge_pages),
         weights=part.weights,
+        special=frozenset(part.special),
     )

@@ -105,6 +105,7 @@ def _content(recorded: Recorded) -> Iterator[Any]:
             "kept_free_bytes": inputs.kept_free.get(node.number, 0),
             "distances": [node.distances[other.number] for other in nodes],
             "free_huge_pages": inputs.free_huge.get(node.number, 0),
+            "cpus": format_list(node.cpus),
         }
     for process in snapshot.processes:
         yield {
@@ -150,6 +151,7 @@ def _target(target: Target) -> form.TargetPart:
         target.order.value,
         target.huge_pages.value,
         target.weights,
+        tuple(sorted(target.special)),
     )
 
 
