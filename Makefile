@@ -9,6 +9,7 @@ GUEST  := PYTHONPATH=tests $(BIN)/python -m guest.vm
 PACKAGES := git libnuma1 numactl procps python3-venv shellcheck strace lua5.4 cpio kmod zstd e2fsprogs util-linux \
             dpkg-dev init-system-helpers man-db systemd dbus \
             qemu-system-x86 linux-image-amd64 busybox-static mmdebstrap \
+            btrfs-progs fuse-overlayfs squashfs-tools \
             slurmctld slurmd slurm-client slurm-wlm-basic-plugins munge
 # What the other tests and the benchmarks need as well: the package's checker, a browser for the report's page, promtool;
 # the peers of the benchmarks.
@@ -24,7 +25,7 @@ V1_TESTS = $(if $(QUICK),$(addprefix tests/guest/test_,machine.py gate.py),tests
 MEMORY   := $(addprefix tests/guest/test_,$(addsuffix .py,capacity confined denied devices failures huge keep_huge libraries \
             node_map private process_ids rights shared untouched))
 # Cases of other people's programs that need no nodes: on the kernels of both Debians as well.
-CASES     = $(if $(QUICK),,$(addprefix tests/host/test_,$(addsuffix .py,odd_memory unit_rights whose_pages torn sparse mempolicy)))
+CASES     = $(if $(QUICK),,$(addprefix tests/host/test_,$(addsuffix .py,odd_memory unit_rights whose_pages torn sparse mempolicy filesystems)))
 PARTS    := PYTHONPATH=tests $(BIN)/python -m parts
 
 # The package runs with the interpreter that its hosts have, not with that of the virtual environment.

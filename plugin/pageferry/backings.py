@@ -33,8 +33,9 @@ class Devices:
     """What lies on which device (as maps prints it): shared memory, local file systems, device nodes.
 
     `ambiguous`: the devices of which maps may show one inode for several files; `remote`: those of file systems that
-    others serve, which may hang. `left`: the devices of file systems that are not to be touched, by the name that the
-    rules have for each; they count as neither shared memory nor local, so that nothing there is opened.
+    others serve, which may hang, `fuse` among them. `left`: the devices of file systems that are not to be touched, by
+    the name that the rules have for each; they count as neither shared memory nor local, so that nothing there is
+    opened.
     """
 
     shared_memory: frozenset[str]
@@ -42,6 +43,7 @@ class Devices:
     nodes: frozenset[str]
     ambiguous: frozenset[str]
     remote: frozenset[str]
+    fuse: frozenset[str]
     left: Mapping[str, str]
 
     def of_one_kind(self, device: str) -> bool:
@@ -68,6 +70,7 @@ def read_devices(rules: Rules, handles: Iterable[ProcessHandle]) -> Devices:
         nodes=frozenset(device for device, fstype in types.items() if fstype == "devtmpfs"),
         ambiguous=frozenset(device for device, fstype in touched.items() if fstype in objects.AMBIGUOUS),
         remote=frozenset(device for device, fstype in types.items() if fstype not in objects.LOCAL | {"devtmpfs"}),
+        fuse=frozenset(device for device, fstype in types.items() if objects.is_fuse(fstype)),
         left=left,
     )
 
@@ -90,10 +93,14 @@ def told_apart(maps: Maps, handles: Sequence[ProcessHandle], devices: Devices) -
     """
     spaces: dict[int, str] = {}
     no_files: set[int] = set()
-    unasked = devices.remote | devices.left.keys() | {objects.shared_memory_device()}
+    unasked = devices.remote - devices.fuse | devices.left.keys() | {objects.shared_memory_device()}
     threads = [handle.thread() for handle in handles]
     for region, process, start, end in maps.shown(lambda region: not (region.anonymous or region.device in unasked)):
-        found, device = objects.status(objects.path_of(threads[process], start, end)), maps.regions[region].device
+        path, device = objects.path_of(threads[process], start, end), maps.regions[region].device
+        if device in devices.fuse:
+            spaces[region] = objects.handle(path) or maps.regions[region].path
+            continue
+        found = objects.status(path)
         if not objects.is_file(found) if found else device in devices.nodes:
             no_files.add(region)
         elif device in devices.ambiguous:

@@ -34,6 +34,9 @@ AMBIGUOUS = frozenset({"btrfs", OVERLAY})
 """File systems of which maps show one device and inode for several files: subvolumes of btrfs; layers of an overlay
 that are on different file systems (Linux 6.8)."""
 
+_AT_FDCWD, _AT_SYMLINK_FOLLOW = -100, 0x400
+_HANDLE_HEAD, _HANDLE_BYTES = 8, 128
+
 _VAST_PAGES = 1 << 20
 """What is known to be in memory takes a byte for each page: of larger objects the holes are left out."""
 
@@ -71,6 +74,26 @@ def status(path: Path) -> os.stat_result | None:
 def identity(status: os.stat_result | None) -> str:
     """Return what tells an object from all others; "" where it cannot be told."""
     return f"{os.major(status.st_dev)}:{os.minor(status.st_dev)}:{status.st_ino}" if status else ""
+
+
+def is_fuse(fstype: str) -> bool:
+    """Return True for a file system that a process serves, by its type as mountinfo has it."""
+    return fstype in {"fuse", "fuseblk"} or fstype.startswith("fuse.")
+
+
+def handle(path: Path) -> str:
+    """Return what tells an object of a FUSE file system from all others, without asking its server; "" if not told.
+
+    Servers choose inode numbers as they like: two files of an overlay's layers may have one. name_to_handle_at(2) gives
+    the number by which kernel and server know the file (kernel fs/fuse/inode.c fuse_encode_fh()).
+    """
+    found = (ctypes.c_ubyte * (_HANDLE_HEAD + _HANDLE_BYTES))()
+    head = ctypes.c_uint32.from_buffer(found)
+    head.value = _HANDLE_BYTES
+    where = _AT_FDCWD, os.fsencode(path), found, ctypes.byref(ctypes.c_int()), _AT_SYMLINK_FOLLOW
+    if _libc().name_to_handle_at(*where):
+        return ""
+    return "handle:" + bytes(found[_HANDLE_HEAD : _HANDLE_HEAD + head.value]).hex()
 
 
 def is_file(status: os.stat_result) -> bool:
@@ -189,6 +212,13 @@ def stretches(mask: npt.NDArray[np.bool_], base: int) -> list[tuple[int, int]]:
 @cache
 def _libc() -> ctypes.CDLL:
     libc = ctypes.CDLL(None, use_errno=True)
+    libc.name_to_handle_at.argtypes = [
+        ctypes.c_int,
+        ctypes.c_char_p,
+        ctypes.c_void_p,
+        ctypes.c_void_p,
+        ctypes.c_int,
+    ]
     libc.mincore.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p]
     return libc
 

@@ -49,14 +49,16 @@ def _mapped_by(pid: int, wanted: Mapping[tuple[bytes, bytes], list[Backing]], ro
                 namespace = namespace or f"sysv:{ipc_namespace(living_thread(pid, root), root)}"
                 if backing.space != namespace:
                     continue
-            elif backing.space and backing.space != (_identity(pid, fields[0], root) or _text(path)):
+            elif backing.space and backing.space != (_identity(pid, fields[0], backing, root) or _text(path)):
                 continue
             mapped.add(backing)
     return mapped
 
 
-def _identity(pid: int, addresses: bytes, root: Path) -> str:
+def _identity(pid: int, addresses: bytes, like: Backing, root: Path) -> str:
     start, end = (int(address, 16) for address in addresses.split(b"-"))
+    if like.space.startswith("handle:"):
+        return objects.handle(objects.path_of(living_thread(pid, root), start, end, root))
     return objects.identity(objects.status(objects.path_of(living_thread(pid, root), start, end, root)))
 
 
