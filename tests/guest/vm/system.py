@@ -29,8 +29,9 @@ CODENAMES: Mapping[int, str] = {13: "trixie"}
 """The releases, by their numbers; this host's own is not among them."""
 
 PACKAGES = (
-    "ca-certificates", "e2fsprogs", "iproute2", "kmod", "libnuma1", "linux-image-amd64", "munge", "numactl", "procps",
-    "python3-venv", "slurm-client", "slurm-wlm-basic-plugins", "slurmctld", "slurmd", "strace", "util-linux",
+    "btrfs-progs", "ca-certificates", "e2fsprogs", "fuse-overlayfs", "iproute2", "kmod", "libnuma1",
+    "linux-image-amd64", "munge", "numactl", "procps", "python3-venv", "slurm-client", "slurm-wlm-basic-plugins",
+    "slurmctld", "slurmd", "squashfs-tools", "strace", "util-linux",
 )  # fmt: skip
 TEST_PACKAGES = ("pytest>=8.2", "hypothesis>=6.100")
 MANUALS = ("/usr/share/doc/*", "/usr/share/man/*", "/usr/share/locale/*", "/usr/share/info/*")
