@@ -26,6 +26,13 @@ def whose(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv(rights.VARIABLE, request.param)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def modules() -> None:
+    """What the kernel has of these as modules is loaded; a mount fails where it lacks one."""
+    for name in ("loop", "btrfs", "squashfs", "fuse"):
+        subprocess.run(["modprobe", "--quiet", name], check=False)
+
+
 @pytest.fixture
 def stack() -> Iterator[ExitStack]:
     """What is undone when the test has ended."""
