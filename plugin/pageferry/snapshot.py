@@ -18,9 +18,10 @@ import numpy as np
 
 from pageferry.errors import Denied, Vanished
 from pageferry.kernel import objects
+from pageferry.kernel.answering import require_answers
 from pageferry.kernel.files import numbered
 from pageferry.kernel.mountinfo import Mount, read_mountinfo
-from pageferry.kernel.outsiders import mapped_outside
+from pageferry.kernel.outsiders import Outside, mapped_outside
 from pageferry.kernel.processes import ProcessHandle, enough_descriptors, open_process
 from pageferry.kernel.procfs import Status, ipc_namespace, mount_namespace, read_maps, read_status
 from pageferry.kernel.residency import PageTables
@@ -74,11 +75,14 @@ class _Devices:
 def take(pids: Iterable[int], rules: Rules, topology: Topology) -> Iterator[Taken]:
     """Take the snapshot of a job's processes; handles, page tables and mapped objects stay open inside the context.
 
-    Processes that end meanwhile are left out. Raises Vanished when none is left, Denied for one that we may not read.
+    Processes that end meanwhile are left out. Raises Vanished when none is left, Denied for one that we may not read,
+    Silent for one that does not answer.
     """
+    pids = sorted(pids)
+    require_answers(pids)
     with enough_descriptors(), ExitStack() as stack:
         handles, texts, namespaces, processes = [], [], [], []
-        for pid in sorted(pids):
+        for pid in pids:
             with suppress(Vanished):
                 handle = stack.enter_context(open_process(pid))
                 text = read_maps(pid)
@@ -242,7 +246,9 @@ def _path(sharing: Sharing, extent: int, handles: list[ProcessHandle]) -> Path:
 
 
 def _facts(sharing: Sharing, handles: list[ProcessHandle], rules: Rules, devices: _Devices) -> tuple[Facts, ...]:
-    outside = mapped_outside(sharing.backings, {handle.pid for handle in handles}) if rules.reference_count else {}
+    outside = Outside({}, {})
+    if rules.reference_count:
+        outside = mapped_outside(sharing.backings, {handle.pid for handle in handles})
     extent_of = {backing: extent for extent, backing in reversed(list(enumerate(sharing.extents.backing.tolist())))}
     facts = []
     for number, backing in enumerate(sharing.backings):
@@ -250,5 +256,6 @@ def _facts(sharing: Sharing, handles: list[ProcessHandle], rules: Rules, devices
         if rules.xattrs and backing.device in devices.local:
             path = _path(sharing, extent_of[number], handles)
             trusted, user = (objects.attribute(path, f"{space}.pageferry") for space in ("trusted", "user"))
-        facts.append(Facts(outside.get(backing, ()), trusted, user, devices.left.get(backing.device, "")))
+        left = devices.left.get(backing.device, "")
+        facts.append(Facts(outside.mapping.get(backing, ()), trusted, user, left, outside.silent.get(backing, ())))
     return tuple(facts)

@@ -1,0 +1,78 @@
+"""What never answers costs nobody else anything: a process that holds its mmap_lock, a dead file system."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from guest import rights
+from guest.ranks import SHARED, job
+from pageferry import ferry
+from pageferry.errors import Silent
+from pageferry.schedulers.pbs import claimed_pids
+from pageferry_planner.model import ANONYMOUS, Snapshot, Verdict
+from pageferry_planner.policy import Rules
+from support.stuck import stuck
+
+SECONDS = 5.0
+PAGES = 64
+
+
+@pytest.fixture(autouse=True, params=["unit", "root"])
+def whose(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whose rights a look has: those of the agent's unit, or all."""
+    monkeypatch.setenv(rights.VARIABLE, request.param)
+
+
+@pytest.fixture
+def silent(tmp_path: Path) -> Iterator[int]:
+    """A process that does not answer."""
+    with stuck(tmp_path) as pid:
+        yield pid
+
+
+def survey(pids: tuple[int, ...]) -> Snapshot:
+    return rights.call(ferry.survey, pids, Rules())[0]
+
+
+def test_a_job_with_a_process_that_does_not_answer_ends_with_a_reason_in_time(silent: int) -> None:
+    with job() as made:
+        began = time.monotonic()
+        with pytest.raises(Silent) as raised:
+            survey((*made.pids, silent))
+        assert time.monotonic() - began < SECONDS
+    assert f"process {silent} " in str(raised.value)
+    assert raised.value.exit_code == 4
+
+
+def test_the_command_ends_as_well_although_its_read_still_waits(silent: int) -> None:
+    words = [sys.executable, "-m", "pageferry", "status", "--pid", str(silent)]
+    answer = subprocess.run(words, capture_output=True, text=True, check=False, timeout=30)
+    assert answer.returncode == 4
+    assert answer.stderr.startswith(f"pageferry: process {silent} ")
+
+
+def test_an_innocent_job_is_looked_at_in_time_and_what_the_other_may_map_stays(silent: int) -> None:
+    with job() as made:
+        made.first.map(PAGES).write()
+        path = made.first.memfd(PAGES)
+        made.first.map(PAGES, path, flags=SHARED).write()
+        began = time.monotonic()
+        found = survey(made.pids)
+        assert time.monotonic() - began < SECONDS
+    assert {process.pid for process in found.processes} == set(made.pids)
+    (memory,) = (number for number, backing in enumerate(found.backings) if backing.path.startswith("/memfd:job"))
+    assert found.verdicts[memory] == Verdict(False, "reference-count", f"pid {silent} does not answer")
+    of_nobody_else = found.runs.count[found.movable() & (found.runs.backing == ANONYMOUS)]
+    assert of_nobody_else.sum() > PAGES
+
+
+def test_the_processes_of_a_pbs_job_are_found_beside_one_that_does_not_answer(silent: int) -> None:
+    began = time.monotonic()
+    assert silent not in claimed_pids("4711.server")
+    assert time.monotonic() - began < SECONDS

@@ -1,0 +1,82 @@
+"""A process that no longer answers, on the real kernel: it holds its mmap_lock, and waits for a frozen file system."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from support.children import python, said
+
+PROGRAM = """
+import ctypes, mmap, os, sys, threading
+fd = os.open({path!r}, os.O_RDWR | os.O_CREAT)
+os.ftruncate(fd, 1 << 20)
+memory = mmap.mmap(fd, 1 << 20)
+memory[0] = 1
+os.fsync(fd)
+libc = ctypes.CDLL(None)
+address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+print(os.getpid(), flush=True)
+sys.stdin.readline()
+def write():  # page_mkwrite() waits for the file system, with the VMA locked
+    libc.memset(ctypes.c_void_p(address + 8192), 1, 1)
+def protect():  # takes the mmap_lock for writing, and waits for the VMA
+    libc.mprotect(ctypes.c_void_p(address), ctypes.c_size_t(1 << 20), 1)
+def begin(work):
+    def run():
+        print(threading.get_native_id(), flush=True)
+        work()
+    threading.Thread(target=run, daemon=True).start()
+begin(write)
+sys.stdin.readline()
+begin(protect)
+sys.stdin.read()
+"""
+
+
+@contextmanager
+def stuck(folder: Path) -> Iterator[int]:
+    """Run a process that does not answer, with a file system of its own mounted below a folder; both are gone after."""
+    place = folder / "frozen"
+    place.mkdir()
+    with ExitStack() as stack:
+        disk = stack.enter_context(_disk(folder))
+        subprocess.run(["mkfs.ext4", "-qF", disk], check=True)
+        subprocess.run(["mount", disk, str(place)], check=True)
+        stack.callback(subprocess.run, ["umount", str(place)], check=True)
+        with python(PROGRAM.format(path=str(place / "file"))) as process:
+            pid = said(process)
+            subprocess.run(["fsfreeze", "-f", str(place)], check=True)
+            try:
+                assert process.stdin is not None
+                for _ in ("write", "protect"):
+                    process.stdin.write(b"\n")
+                    process.stdin.flush()
+                    _wait_uninterruptible(said(process))
+                yield pid
+            finally:
+                subprocess.run(["fsfreeze", "-u", str(place)], check=True)
+
+
+@contextmanager
+def _disk(folder: Path) -> Iterator[str]:
+    """Yield an empty disk: the guest's scratch disk, else a loop device."""
+    if scratch := os.environ.get("PAGEFERRY_SCRATCH"):
+        yield scratch
+        return
+    image = folder / "image"
+    with image.open("wb") as file:
+        file.truncate(32 << 20)
+    answer = subprocess.run(["losetup", "-f", "--show", str(image)], check=True, capture_output=True, text=True)
+    try:
+        yield answer.stdout.strip()
+    finally:
+        subprocess.run(["losetup", "-d", answer.stdout.strip()], check=True)
+
+
+def _wait_uninterruptible(thread: int) -> None:
+    while Path(f"/proc/{thread}/stat").read_text().rpartition(")")[2].split()[0] != "D":
+        os.sched_yield()
