@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import select
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,17 +16,18 @@ import pytest
 from guest import rights
 from guest.ranks import SHARED, job
 from pageferry import ferry
+from pageferry.agent.errand import Result, Say, begin
 from pageferry.errors import Silent
 from pageferry.schedulers.pbs import claimed_pids
 from pageferry_planner.model import ANONYMOUS, Snapshot, Verdict
 from pageferry_planner.policy import Rules
-from support.stuck import stuck
+from support.stuck import frozen, stuck, wait_uninterruptible
 
 SECONDS = 5.0
 PAGES = 64
 
 
-@pytest.fixture(autouse=True, params=["unit", "root"])
+@pytest.fixture(params=["unit", "root"])
 def whose(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whose rights a look has: those of the agent's unit, or all."""
     monkeypatch.setenv(rights.VARIABLE, request.param)
@@ -40,6 +44,7 @@ def survey(pids: tuple[int, ...]) -> Snapshot:
     return rights.call(ferry.survey, pids, Rules())[0]
 
 
+@pytest.mark.usefixtures("whose")
 def test_a_job_with_a_process_that_does_not_answer_ends_with_a_reason_in_time(silent: int) -> None:
     with job() as made:
         began = time.monotonic()
@@ -57,6 +62,7 @@ def test_the_command_ends_as_well_although_its_read_still_waits(silent: int) -> 
     assert answer.stderr.startswith(f"pageferry: process {silent} ")
 
 
+@pytest.mark.usefixtures("whose")
 def test_an_innocent_job_is_looked_at_in_time_and_what_the_other_may_map_stays(silent: int) -> None:
     with job() as made:
         made.first.map(PAGES).write()
@@ -76,3 +82,22 @@ def test_the_processes_of_a_pbs_job_are_found_beside_one_that_does_not_answer(si
     began = time.monotonic()
     assert silent not in claimed_pids("4711.server")
     assert time.monotonic() - began < SECONDS
+
+
+def test_a_worker_of_the_agent_that_cannot_end_has_given_its_result(tmp_path: Path) -> None:
+    with frozen(tmp_path) as place:
+
+        def work(_say: Say) -> dict[str, bool]:
+            thread = threading.Thread(target=(place / "file").touch, daemon=True)
+            thread.start()
+            assert thread.native_id is not None
+            wait_uninterruptible(thread.native_id)
+            return {"done": True}
+
+        errand = begin(work)
+        while errand.result is None:
+            assert select.select([errand.fd], [], [], SECONDS)[0]
+            assert list(errand.read()) == []
+        assert errand.result == Result({"done": True}, None)
+        assert not errand.reap()
+    os.waitpid(errand.pid, 0)

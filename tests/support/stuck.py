@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import subprocess
+import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 from support.children import python, said
@@ -39,26 +40,58 @@ sys.stdin.read()
 
 @contextmanager
 def stuck(folder: Path) -> Iterator[int]:
-    """Run a process that does not answer, with a file system of its own mounted below a folder; both are gone after."""
+    """Run a process that does not answer."""
+    with _mounted(folder) as place, python(PROGRAM.format(path=str(place / "file"))) as process:
+        pid = said(process)
+        with _frozen(place):
+            assert process.stdin is not None
+            for _ in ("write", "protect"):
+                process.stdin.write(b"\n")
+                process.stdin.flush()
+                wait_uninterruptible(said(process))
+            yield pid
+
+
+@contextmanager
+def frozen(folder: Path) -> Iterator[Path]:
+    """Mount an empty file system on which whoever writes waits."""
+    with _mounted(folder) as place, _frozen(place):
+        yield place
+
+
+def wait_uninterruptible(thread: int) -> None:
+    """Wait until a thread waits in a way that no signal ends."""
+    while Path(f"/proc/{thread}/stat").read_text().rpartition(")")[2].split()[0] != "D":
+        os.sched_yield()
+
+
+@contextmanager
+def _mounted(folder: Path) -> Iterator[Path]:
     place = folder / "frozen"
     place.mkdir()
-    with ExitStack() as stack:
-        disk = stack.enter_context(_disk(folder))
+    with _disk(folder) as disk:
         subprocess.run(["mkfs.ext4", "-qF", disk], check=True)
         subprocess.run(["mount", disk, str(place)], check=True)
-        stack.callback(subprocess.run, ["umount", str(place)], check=True)
-        with python(PROGRAM.format(path=str(place / "file"))) as process:
-            pid = said(process)
-            subprocess.run(["fsfreeze", "-f", str(place)], check=True)
-            try:
-                assert process.stdin is not None
-                for _ in ("write", "protect"):
-                    process.stdin.write(b"\n")
-                    process.stdin.flush()
-                    _wait_uninterruptible(said(process))
-                yield pid
-            finally:
-                subprocess.run(["fsfreeze", "-u", str(place)], check=True)
+        try:
+            yield place
+        finally:
+            _unmount(place)
+
+
+def _unmount(place: Path) -> None:
+    """Unmount it as soon as the threads have let go that waited for the stuck process."""
+    deadline = time.monotonic() + 20
+    while subprocess.run(["umount", str(place)], capture_output=True, check=False).returncode:
+        assert time.monotonic() < deadline, f"{place} stays busy"
+
+
+@contextmanager
+def _frozen(place: Path) -> Iterator[None]:
+    subprocess.run(["fsfreeze", "-f", str(place)], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["fsfreeze", "-u", str(place)], check=True)
 
 
 @contextmanager
@@ -75,8 +108,3 @@ def _disk(folder: Path) -> Iterator[str]:
         yield answer.stdout.strip()
     finally:
         subprocess.run(["losetup", "-d", answer.stdout.strip()], check=True)
-
-
-def _wait_uninterruptible(thread: int) -> None:
-    while Path(f"/proc/{thread}/stat").read_text().rpartition(")")[2].split()[0] != "D":
-        os.sched_yield()
