@@ -11,13 +11,13 @@ import mmap
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from pageferry.errors import Denied, Vanished
-from pageferry.kernel import objects
+from pageferry.kernel import bounded, objects
 from pageferry.kernel.answering import require_answers
 from pageferry.kernel.files import numbered
 from pageferry.kernel.mountinfo import Mount, read_mountinfo
@@ -100,7 +100,8 @@ def take(pids: Iterable[int], rules: Rules, topology: Topology) -> Iterator[Take
         tables = stack.enter_context(PageTables([handle.pid for handle in handles]))
         devices = _devices(rules, handles)
         maps = parse(texts, namespaces)
-        sharing = share(maps, mmap.PAGESIZE, _spaces(maps, handles, devices), devices.nodes)
+        spaces, devices = _spaces(maps, handles, devices)
+        sharing = share(maps, mmap.PAGESIZE, spaces, devices.nodes)
         seen = _read(sharing, sharing.ranges, tables)
         unseen = holes(sharing, seen)
         if unseen:
@@ -156,12 +157,19 @@ def _mounts_of_others(handles: Iterable[ProcessHandle]) -> Iterator[Mount]:
                 yield from read_mountinfo(process=thread)
 
 
-def _spaces(maps: Maps, handles: Sequence[ProcessHandle], devices: _Devices) -> dict[int, str]:
-    """Return what tells the files apart that show one device and inode, by the number of the region."""
-    return {
-        region: objects.identity(objects.path_of(handles[process].thread(), start, end)) or maps.regions[region].path
+def _spaces(maps: Maps, handles: Sequence[ProcessHandle], devices: _Devices) -> tuple[dict[int, str], _Devices]:
+    """Return what tells the files apart that show one device and inode, by the number of the region.
+
+    And the devices that are to be touched from then on: not an overlay of which a file does not answer.
+    """
+    paths = {
+        region: objects.path_of(handles[process].thread(), start, end)
         for region, process, start, end in maps.of_device(devices.ambiguous)
     }
+    answers = bounded.each(paths, lambda region: objects.reached(paths[region]))
+    silent = {maps.regions[region].device for region in answers.silent}
+    spaces = {region: answers.values.get(region, "") or maps.regions[region].path for region in paths}
+    return spaces, replace(devices, local=devices.local - silent) if silent else devices
 
 
 def _read(sharing: Sharing, ranges: Ranges, tables: PageTables, *, overlapping: bool = False) -> Runs:

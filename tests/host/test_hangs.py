@@ -9,18 +9,20 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from guest import rights
-from guest.ranks import SHARED, job
+from guest.ranks import READ, SHARED, Job, job
 from pageferry import ferry
 from pageferry.agent.errand import Result, Say, begin
 from pageferry.errors import Silent
 from pageferry.schedulers.pbs import claimed_pids
 from pageferry_planner.model import ANONYMOUS, Snapshot, Verdict
 from pageferry_planner.policy import Rules
+from support.fuse import BYTES, fuse, stop
 from support.stuck import frozen, stuck, wait_uninterruptible
 
 SECONDS = 5.0
@@ -82,6 +84,39 @@ def test_the_processes_of_a_pbs_job_are_found_beside_one_that_does_not_answer(si
     began = time.monotonic()
     assert silent not in claimed_pids("4711.server")
     assert time.monotonic() - began < SECONDS
+
+
+@pytest.fixture
+def dead(tmp_path: Path) -> Iterator[tuple[Job, Path]]:
+    """A job that has mapped a file of an overlay; the FUSE file system that the file is on no longer answers."""
+    lower, top = tmp_path / "lower", tmp_path / "overlay"
+    for path in (lower, tmp_path / "layers", top):
+        path.mkdir()
+    with ExitStack() as stack:
+        server = stack.enter_context(fuse(lower))
+        layers = tmp_path / "layers"
+        subprocess.run(["mount", "-t", "tmpfs", "layers", str(layers)], check=True)
+        stack.callback(subprocess.run, ["umount", "--lazy", str(layers)], check=True)
+        for name in ("upper", "work"):
+            (layers / name).mkdir()
+        options = f"lowerdir={lower},upperdir={layers}/upper,workdir={layers}/work"
+        subprocess.run(["mount", "-t", "overlay", "-o", options, "overlay", str(top)], check=True)
+        stack.callback(subprocess.run, ["umount", "--lazy", str(top)], check=True)
+        made = stack.enter_context(job())
+        made.first.map(BYTES // 4096, top / "file", prot=READ, flags=SHARED).read(0, 7)
+        stop(server)
+        stack.callback(server.kill)
+        yield made, top / "file"
+
+
+@pytest.mark.usefixtures("whose")
+def test_a_dead_file_system_below_an_overlay_costs_the_look_a_few_seconds_and_no_page(dead: tuple[Job, Path]) -> None:
+    made, _ = dead
+    began = time.monotonic()
+    found = survey(made.pids)
+    assert time.monotonic() - began < SECONDS
+    (file,) = (number for number, backing in enumerate(found.backings) if backing.path.endswith("/overlay/file"))
+    assert found.runs.count[found.runs.backing == file].sum() >= 7
 
 
 def test_a_worker_of_the_agent_that_cannot_end_has_given_its_result(tmp_path: Path) -> None:

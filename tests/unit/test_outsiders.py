@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -60,3 +62,28 @@ def test_on_an_ambiguous_device_the_path_counts(tmp_path: Path) -> None:
     root = host(tmp_path, p20=line(path="/a"), p30=line(path="/b"))
     backing = Backing("08:01", 77, "/b", "/b")
     assert mapped_outside([backing], (), root).mapping == {backing: (30,)}
+
+
+@pytest.fixture
+def silent(impatient: None, tmp_path: Path) -> Iterator[Path]:
+    """A host of which process 20 does not answer."""
+    root = host(tmp_path, p10=line(), p20="", p30=line())
+    maps = root / "proc/20/maps"
+    maps.unlink()
+    os.mkfifo(maps)
+    yield root
+    os.close(os.open(maps, os.O_RDWR | os.O_NONBLOCK))
+
+
+def test_a_process_that_does_not_answer_may_map_anything_and_the_others_are_asked(silent: Path) -> None:
+    other = Backing("08:01", 78, "", "/usr/lib/liby.so")
+    found = mapped_outside([LIBRARY, other], {10}, silent)
+    assert found.mapping == {LIBRARY: (30,)}
+    assert found.silent == {LIBRARY: (20,), other: (20,)}
+
+
+def test_a_process_that_does_not_answer_has_no_segment_of_another_ipc_namespace(silent: Path) -> None:
+    mine, other = (Backing("00:01", 5, f"sysv:{number}", "/SYSV00000005 (deleted)") for number in (10, 20))
+    assert mapped_outside([mine, other], {10}, silent).silent == {other: (20,)}
+    (silent / "proc/20/ns/ipc").unlink()
+    assert mapped_outside([mine, other], {10}, silent).silent == {mine: (20,), other: (20,)}

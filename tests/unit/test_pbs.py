@@ -126,6 +126,7 @@ def test_without_cgroups_a_jobs_session_and_those_that_say_so_are_its_processes(
     assert job_pids("12.srv", 501, 1000, legacy) == {1201, 1202}, "a job with cgroups has those of its cgroups"
 
 
+@pytest.mark.usefixtures("impatient")
 def test_a_process_that_does_not_answer_costs_no_job_its_own(legacy: Path) -> None:
     process(legacy, 503, 1000, job="5.srv", session=501)
     process(legacy, 504, 1000, session=501)

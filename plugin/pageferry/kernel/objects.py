@@ -12,8 +12,9 @@ import ctypes
 import errno
 import mmap
 import os
+import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -56,6 +57,19 @@ def identity(path: Path) -> str:
     except OSError:
         return ""
     return f"{os.major(status.st_dev)}:{os.minor(status.st_dev)}:{status.st_ino}"
+
+
+def reached(path: Path) -> str:
+    """Return the identity of an object once all has been done with it that may wait for its file system.
+
+    A layer of an overlay can be a network or FUSE file system that is dead. Who calls this does not wait for it.
+    """
+    with suppress(OSError):
+        if stat.S_ISREG(path.stat().st_mode):  # a device would do something when it is opened
+            attribute(path, "trusted.pageferry")
+            with mapped(path, 0, 1):
+                pass
+    return identity(path)
 
 
 def shared_memory_device() -> str:
