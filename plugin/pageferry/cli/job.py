@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,10 +26,12 @@ from pageferry.cli.options import (
     request_options,
 )
 from pageferry.cli.says import complain, progress, show_outcome, warn_of_gaps, warn_of_use
-from pageferry.errors import Denied, KernelError, PageferryError, UsageError
+from pageferry.errors import Denied, KernelError, PageferryError, UsageError, Vanished
 
 if TYPE_CHECKING:
+    from pageferry.kernel.topology import Topology
     from pageferry.targets import Found, Route
+    from pageferry_planner.model import Snapshot
 
 
 def _target(command: Command) -> Command:
@@ -59,19 +62,18 @@ def status(job: str | None, pid: tuple[int, ...], cgroup: str | None, as_json: b
         if pid or cgroup:
             raise UsageError("--watch: shows batch jobs; name one by its id, or none")
         return _watch(job, watch, as_json)
-    from pageferry import ferry, report, targets
-    from pageferry_planner.policy import Rules
+    from pageferry import report, targets
 
-    found = targets.find_all() if not (job or pid or cgroup) else [targets.find(job, pid, cgroup)]
+    one = bool(job or pid or cgroup)
+    found = [targets.find(job, pid, cgroup)] if one else targets.find_all()
     tended = _tended()
     answers = []
-    for target in found:
-        snapshot, topology = ferry.survey(target.pids, Rules())
+    for target, snapshot, topology in [_survey(found[0])] if one else _survey_all(found):
         state = tended.get(target.name.removeprefix("job "))
         answers.append(report.status_json(target.name, snapshot, topology) | {"agent": state})
     if as_json:
         click.echo(json.dumps(answers))
-    elif not answers:
+    elif not found:
         click.echo("no batch job on this host")
     else:
         from pageferry.cli import tables
@@ -79,6 +81,29 @@ def status(job: str | None, pid: tuple[int, ...], cgroup: str | None, as_json: b
         for answer in answers:
             tables.show(tables.status_table(answer))
     return 0
+
+
+def _survey(target: Found) -> tuple[Found, Snapshot, Topology]:
+    from pageferry import ferry
+    from pageferry_planner.policy import Rules
+
+    return target, *ferry.survey(target.pids, Rules())
+
+
+def _survey_all(targets: Iterable[Found]) -> Iterator[tuple[Found, Snapshot, Topology]]:
+    """Look at jobs; say, on standard error, which of them cannot be looked at. One that ends meanwhile is left out."""
+    denied = []
+    for target in targets:
+        try:
+            yield _survey(target)
+        except Vanished:
+            continue
+        except Denied:
+            denied.append(target.name)
+        except KernelError as error:
+            complain(f"{target.name}: {error}")
+    if denied:
+        complain(f"not shown, as you may not look at their memory: {', '.join(denied)}")
 
 
 def _watch(job: str | None, seconds: float, as_json: bool) -> int:
