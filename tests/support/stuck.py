@@ -20,21 +20,16 @@ memory[0] = 1
 os.fsync(fd)
 libc = ctypes.CDLL(None)
 address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
-print(os.getpid(), flush=True)
-sys.stdin.readline()
-def write():  # page_mkwrite() waits for the file system, with the VMA locked
+begun = threading.Semaphore(0)
+def write():
+    print(threading.get_native_id(), flush=True)
+    begun.acquire()
     libc.memset(ctypes.c_void_p(address + 8192), 1, 1)
-def protect():  # takes the mmap_lock for writing, and waits for the VMA
-    libc.mprotect(ctypes.c_void_p(address), ctypes.c_size_t(1 << 20), 1)
-def begin(work):
-    def run():
-        print(threading.get_native_id(), flush=True)
-        work()
-    threading.Thread(target=run, daemon=True).start()
-begin(write)
-sys.stdin.readline()
-begin(protect)
-sys.stdin.read()
+threading.Thread(target=write, daemon=True).start()
+os.read(0, 1)
+begun.release()  # page_mkwrite() waits for the file system, and holds the mmap_lock or the VMA's
+os.read(0, 1)
+libc.mprotect(ctypes.c_void_p(address), ctypes.c_size_t(1 << 20), 1)  # waits for that, with the mmap_lock or next to it
 """
 
 
@@ -42,14 +37,13 @@ sys.stdin.read()
 def stuck(folder: Path) -> Iterator[int]:
     """Run a process that does not answer."""
     with _mounted(folder) as place, python(PROGRAM.format(path=str(place / "file"))) as process:
-        pid = said(process)
+        writer = said(process)
         with _frozen(place):
             assert process.stdin is not None
-            for _ in ("write", "protect"):
-                process.stdin.write(b"\n")
-                process.stdin.flush()
-                wait_uninterruptible(said(process))
-            yield pid
+            for thread in (writer, process.pid):
+                os.write(process.stdin.fileno(), b".")
+                wait_uninterruptible(thread)
+            yield process.pid
 
 
 @contextmanager
