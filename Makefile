@@ -25,7 +25,8 @@ V1_TESTS = $(if $(QUICK),$(addprefix tests/guest/test_,machine.py gate.py),tests
 MEMORY   := $(addprefix tests/guest/test_,$(addsuffix .py,capacity confined denied devices failures huge keep_huge libraries \
             node_map private process_ids rights shared untouched))
 # Cases of other people's programs that need no nodes: on the kernels of both Debians as well.
-CASES     = $(if $(QUICK),,$(addprefix tests/host/test_,$(addsuffix .py,odd_memory unit_rights whose_pages torn sparse mempolicy filesystems)))
+CASES     = $(if $(QUICK),,$(addprefix tests/host/test_,$(addsuffix .py,odd_memory unit_rights whose_pages torn sparse mempolicy filesystems \
+            hangs)))
 PARTS    := PYTHONPATH=tests $(BIN)/python -m parts
 
 # The package runs with the interpreter that its hosts have, not with that of the virtual environment.

@@ -36,7 +36,8 @@ class Rules:
 class Facts:
     """What was found out about one backing.
 
-    `external_pids`: processes outside the job that map it. `xattr_trusted`, `xattr_user`: the values of
+    `external_pids`: processes outside the job that map it. `silent_pids`: those that may, but did not answer when they
+    were asked what they map. `xattr_trusted`, `xattr_user`: the values of
     `trusted.pageferry` and `user.pageferry`, "" where not set. `filesystem`: type or mount point by which the rules
     leave its file system alone, "" if they do not.
     """
@@ -45,6 +46,7 @@ class Facts:
     xattr_trusted: str = ""
     xattr_user: str = ""
     filesystem: str = ""
+    silent_pids: tuple[int, ...] = ()
 
 
 def left_alone(names: Iterable[str], rules: Rules) -> str:
@@ -71,10 +73,16 @@ def _opinions(backing: Backing, facts: Facts, rules: Rules) -> Iterator[Verdict]
             yield Verdict(False, "library-list", glob)
     if rules.xattrs and facts.xattr_user == STAY:
         yield Verdict(False, "xattr", "user.pageferry=stay")
-    if rules.reference_count and facts.external_pids:
-        count = len(facts.external_pids)
-        also = f" and {count - 1} more" if count > 1 else ""
-        yield Verdict(False, "reference-count", f"pid {facts.external_pids[0]}{also} outside the job")
+    if rules.reference_count and (facts.external_pids or facts.silent_pids):
+        yield Verdict(False, "reference-count", _outside(facts))
     if rules.reference_count and backing == OUTSIDE:
         yield Verdict(False, "reference-count", "forked or merged, and mapped outside the job")
     yield Verdict(True, "job-only")
+
+
+def _outside(facts: Facts) -> str:
+    pids = facts.external_pids or facts.silent_pids
+    named = f"pid {pids[0]}" + (f" and {len(pids) - 1} more" if len(pids) > 1 else "")
+    if facts.external_pids:
+        return f"{named} outside the job"
+    return f"{named} {'does' if len(pids) == 1 else 'do'} not answer"

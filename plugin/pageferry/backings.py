@@ -10,15 +10,15 @@ import mmap
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from pageferry.errors import Denied, Vanished
-from pageferry.kernel import objects
+from pageferry.kernel import bounded, objects
 from pageferry.kernel.mountinfo import Mount, read_mountinfo
-from pageferry.kernel.outsiders import mapped_outside
+from pageferry.kernel.outsiders import Outside, mapped_outside
 from pageferry.kernel.processes import ProcessHandle
 from pageferry.kernel.procfs import mount_namespace
 from pageferry.kernel.residency import PageTables
@@ -86,26 +86,40 @@ def _mounts_of_others(handles: Iterable[ProcessHandle]) -> Iterator[Mount]:
                 yield from read_mountinfo(process=thread)
 
 
-def told_apart(maps: Maps, handles: Sequence[ProcessHandle], devices: Devices) -> tuple[dict[int, str], frozenset[int]]:
+def told_apart(
+    maps: Maps, handles: Sequence[ProcessHandle], devices: Devices
+) -> tuple[dict[int, str], frozenset[int], Devices]:
     """Return, by the number of the region: what tells files apart that show one device and inode; what is no file.
 
-    Nothing is opened. Of device nodes in a file system of theirs it is known where nobody may ask.
+    And the devices that are to be touched from then on: not an overlay of which a file does not answer. Of device nodes
+    in a file system of theirs it is known where nobody may ask.
     """
-    spaces: dict[int, str] = {}
-    no_files: set[int] = set()
     unasked = devices.remote - devices.fuse | devices.left.keys() | {objects.shared_memory_device()}
     threads = [handle.thread() for handle in handles]
-    for region, process, start, end in maps.shown(lambda region: not (region.anonymous or region.device in unasked)):
-        path, device = objects.path_of(threads[process], start, end), maps.regions[region].device
-        if device in devices.fuse:
-            spaces[region] = objects.handle(path) or maps.regions[region].path
-            continue
-        found = objects.status(path)
-        if not objects.is_file(found) if found else device in devices.nodes:
-            no_files.add(region)
-        elif device in devices.ambiguous:
-            spaces[region] = objects.identity(found) or maps.regions[region].path
-    return spaces, frozenset(no_files)
+    paths = {
+        region: objects.path_of(threads[process], start, end)
+        for region, process, start, end in maps.shown(lambda region: not (region.anonymous or region.device in unasked))
+    }
+    on = {region: maps.regions[region].device for region in paths}
+
+    def told(region: int) -> tuple[bool, str]:
+        if on[region] in devices.fuse:
+            return True, objects.handle(paths[region])
+        if on[region] in devices.ambiguous:
+            objects.reach(paths[region])
+        status = objects.status(paths[region])
+        return objects.is_file(status) if status else on[region] not in devices.nodes, objects.identity(status)
+
+    answers = bounded.each(paths, told)
+    named = devices.ambiguous | devices.fuse
+    spaces = {
+        region: answers.values.get(region, (True, ""))[1] or maps.regions[region].path
+        for region in paths
+        if on[region] in named
+    }
+    no_files = frozenset(region for region, (is_file, _) in answers.values.items() if not is_file)
+    silent = {on[region] for region in answers.silent}
+    return spaces, no_files, replace(devices, local=devices.local - silent) if silent else devices
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +165,9 @@ def path_of(sharing: Sharing, extent: int, handles: Sequence[ProcessHandle]) -> 
 
 def facts_of(sharing: Sharing, handles: Sequence[ProcessHandle], rules: Rules, devices: Devices) -> tuple[Facts, ...]:
     """Return what the rules ask of each backing."""
-    outside = mapped_outside(sharing.backings, {handle.pid for handle in handles}) if rules.reference_count else {}
+    outside = Outside({}, {})
+    if rules.reference_count:
+        outside = mapped_outside(sharing.backings, {handle.pid for handle in handles})
     extent_of = {backing: extent for extent, backing in reversed(list(enumerate(sharing.extents.backing.tolist())))}
     facts = []
     for number, backing in enumerate(sharing.backings):
@@ -159,5 +175,6 @@ def facts_of(sharing: Sharing, handles: Sequence[ProcessHandle], rules: Rules, d
         if rules.xattrs and backing.device in devices.local:
             path = path_of(sharing, extent_of[number], handles)
             trusted, user = (objects.attribute(path, f"{space}.pageferry") for space in ("trusted", "user"))
-        facts.append(Facts(outside.get(backing, ()), trusted, user, devices.left.get(backing.device, "")))
+        left = devices.left.get(backing.device, "")
+        facts.append(Facts(outside.mapping.get(backing, ()), trusted, user, left, outside.silent.get(backing, ())))
     return tuple(facts)

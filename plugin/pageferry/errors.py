@@ -48,3 +48,7 @@ class Vanished(PageferryError):  # noqa: N818 - an outcome, not an error
 
 class Denied(KernelError):  # noqa: N818
     """The kernel refused a file or a process to us (EACCES, EPERM): a capability is missing."""
+
+
+class Silent(KernelError):  # noqa: N818
+    """A process does not answer: whoever reads its memory map would wait, perhaps for ever."""

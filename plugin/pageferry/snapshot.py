@@ -19,6 +19,7 @@ import numpy as np
 from pageferry.backings import Kinds, facts_of, kinds_of, path_of, read_devices, told_apart
 from pageferry.errors import Denied, Vanished
 from pageferry.kernel import objects
+from pageferry.kernel.answering import require_answers
 from pageferry.kernel.files import numbered
 from pageferry.kernel.processes import ProcessHandle, enough_descriptors, open_process
 from pageferry.kernel.procfs import Status, children, ipc_namespace, read_maps, read_status
@@ -59,11 +60,14 @@ class Taken:
 def take(pids: Iterable[int], rules: Rules, topology: Topology) -> Iterator[Taken]:
     """Take the snapshot of a job's processes; handles, page tables and mapped objects stay open inside the context.
 
-    Processes that end meanwhile are left out. Raises Vanished when none is left, Denied for one that we may not read.
+    Processes that end meanwhile are left out. Raises Vanished when none is left, Denied for one that we may not read,
+    Silent for one that does not answer.
     """
+    pids = sorted(pids)
+    require_answers(pids)
     with enough_descriptors(), ExitStack() as stack:
         handles, texts, namespaces, processes = [], [], [], []
-        for pid in sorted(pids):
+        for pid in pids:
             with suppress(Vanished):
                 handle = stack.enter_context(open_process(pid))
                 text = read_maps(pid)
@@ -81,7 +85,8 @@ def take(pids: Iterable[int], rules: Rules, topology: Topology) -> Iterator[Take
         tables = stack.enter_context(PageTables([handle.pid for handle in handles]))
         devices = read_devices(rules, handles)
         maps = parse(texts, namespaces)
-        sharing = share(maps, mmap.PAGESIZE, *told_apart(maps, handles, devices))
+        spaces, no_files, devices = told_apart(maps, handles, devices)
+        sharing = share(maps, mmap.PAGESIZE, spaces, no_files)
         seen = _read(sharing, sharing.ranges, tables, handles if rules.reference_count else ())
         kinds = kinds_of(sharing, seen, tables, devices)
         seen = seen.take(~np.isin(seen.backing, list(kinds.drivers)))

@@ -79,8 +79,8 @@ def find(job: str | None, pids: Collection[int], cgroup: str | None) -> Found:
 
 
 def find_all() -> list[Found]:
-    """Return all jobs of Slurm's and PBS's on this host."""
-    return [_job(job) for job in (*Slurm().jobs(), *Pbs().jobs())]
+    """Return all jobs of Slurm's and PBS's on this host that have a process; one may have ended, or not begun."""
+    return [_job(job) for job in (*Slurm().jobs(), *Pbs().jobs()) if job.pids]
 
 
 def scheduled(job: str) -> Job:

@@ -13,10 +13,14 @@ from pathlib import Path
 
 import pytest
 
-from pageferry import ferry
+from pageferry import ferry, targets
 from pageferry.cli import main as cli
+from pageferry.cpus.assign import Cpusets
+from pageferry.errors import Denied, KernelError, PageferryError, Silent, Vanished
 from pageferry.kernel import libnuma
+from pageferry_planner.policy import Rules
 from support.children import child
+from support.slurm_groups import slurm_job
 
 
 def pageferry(*words: str) -> subprocess.CompletedProcess[str]:
@@ -120,6 +124,44 @@ def test_status_says_where_memory_is_for_people_and_for_programs() -> None:
         people = pageferry("status", "--pid", str(process.pid))
         assert f"process {process.pid}: 1 processes" in people.stdout
         assert "all of it in place" in people.stdout
+
+
+@pytest.mark.parametrize("version", ["v1", "v2"])
+def test_status_shows_the_jobs_beside_one_without_a_process(version: str) -> None:
+    with slurm_job(version) as job:
+        (job.group.parent / f"job_{job.number + 1}/step_0").mkdir(parents=True)
+        (job.group.parent / f"job_{job.number + 2}").mkdir()
+        answer = pageferry("status", "--json")
+        assert pageferry("status", str(job.number + 1)).returncode == 2, "asked for by its name it is an error"
+    assert answer.returncode == 0
+    jobs = {status["target"] for status in json.loads(answer.stdout)}
+    assert f"job {job.number}" in jobs
+    assert not jobs & {f"job {job.number + 1}", f"job {job.number + 2}"}
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [(Vanished("ended"), False), (Denied("not yours"), True), (Silent("no answer"), True), (KernelError("!"), True)],
+)
+def test_a_job_that_cannot_be_looked_at_costs_no_other_its_status(
+    error: PageferryError, told: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    really = ferry.survey
+
+    def survey(pids: frozenset[int], rules: Rules) -> object:
+        if pids == {1}:
+            raise error
+        return really(pids, rules)
+
+    with child() as process:
+        jobs = [targets.Found(f"job {pid}", frozenset({pid}), (), Cpusets()) for pid in (1, process.pid)]
+        monkeypatch.setattr(ferry, "survey", survey)
+        monkeypatch.setattr(targets, "find_all", lambda: jobs)
+        assert cli.commands(["status", "--json"], standalone_mode=False) == 0
+    said = capsys.readouterr()
+    assert [status["target"] for status in json.loads(said.out)] == [f"job {process.pid}"]
+    assert ("job 1" in said.err) is told
+    assert len(said.err.splitlines()) == told
 
 
 def test_a_snapshot_of_a_process_is_text_about_its_memory_and_is_refused_as_a_plan_is(tmp_path: Path) -> None:

@@ -77,7 +77,7 @@ def are_two(one: Path, two: Path) -> None:
         )
         assert looked_at(made.pids, "/file") == [PAGES, PAGES]
         found = ferry.survey(made.pids, Rules())[0].backings
-        (used,) = (backing for backing in mapped_outside(found, made.pids) if "/file" in backing.path)
+        (used,) = (backing for backing in mapped_outside(found, made.pids).mapping if "/file" in backing.path)
         assert used.path == str(one)
 
 

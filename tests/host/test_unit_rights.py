@@ -90,4 +90,4 @@ def test_what_such_a_process_maps_is_mapped_outside_another_job(made: Job) -> No
         said(process)
         snapshot, _ = ferry.survey(made.pids, Rules())
         (libc,) = (backing for backing in snapshot.backings if "/libc" in backing.path)
-        assert process.pid in mapped_outside([libc], made.pids)[libc]
+        assert process.pid in mapped_outside([libc], made.pids).mapping[libc]

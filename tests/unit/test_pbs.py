@@ -28,7 +28,7 @@ from pageferry.pbs.case import Case
 from pageferry.pbs.event import Kind, PbsJob
 from pageferry.pbs.record import Record
 from pageferry.policy import Facts, Globs, Match, Name, Policy, Rule
-from pageferry.schedulers.pbs import Pbs, claimed_pids, is_job_id, is_stopped, job_nodes, job_pids
+from pageferry.schedulers.pbs import Pbs, claimed_pids, is_job_id, is_stopped, job_nodes, job_pids, known_pids
 from pageferry.schedulers.pbs_cgroups import pbs_job_cgroups, pbs_job_cpuset, pbs_job_freezers, pbs_job_ids
 from support.trees import plant, write
 
@@ -124,6 +124,27 @@ def test_without_cgroups_a_jobs_session_and_those_that_say_so_are_its_processes(
     assert job_pids("5.srv", 501, 1000, legacy) == {501, 502, 503}
     assert job_pids("5.srv", 0, 1000, legacy) == {503}
     assert job_pids("12.srv", 501, 1000, legacy) == {1201, 1202}, "a job with cgroups has those of its cgroups"
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_process_that_does_not_answer_costs_no_job_its_own(legacy: Path) -> None:
+    process(legacy, 503, 1000, job="5.srv", session=501)
+    process(legacy, 504, 1000, session=501)
+    environment = legacy / "proc/504/environ"
+    environment.unlink(missing_ok=True)
+    os.mkfifo(environment)
+    try:
+        assert known_pids("5.srv", 501, 1000, legacy) == {503, 504}
+        assert job_pids("5.srv", 0, 1000, legacy) == {503}
+        assert claimed_pids("5.srv", root=legacy) == {503}
+    finally:
+        os.close(os.open(environment, os.O_RDWR | os.O_NONBLOCK))
+
+
+def test_without_its_user_or_its_session_nothing_of_a_job_is_found_at_once(legacy: Path) -> None:
+    process(legacy, 503, 1000, job="5.srv", session=501)
+    assert known_pids("5.srv", 0, 1000, legacy) == known_pids("5.srv", 501, None, legacy) == frozenset()
+    assert known_pids("12.srv", root=legacy) == {1201, 1202}
 
 
 def test_whoever_says_to_be_of_a_job_is_believed_only_if_nobody_else_does(legacy: Path) -> None:

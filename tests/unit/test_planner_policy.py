@@ -33,6 +33,10 @@ def test_without_any_opinion_a_backing_moves() -> None:
             Rules(),
             Verdict(False, "reference-count", "pid 4 and 2 more outside the job"),
         ),
+        (Facts(silent_pids=(4,)), Rules(), Verdict(False, "reference-count", "pid 4 does not answer")),
+        (Facts(silent_pids=(4, 5)), Rules(), Verdict(False, "reference-count", "pid 4 and 1 more do not answer")),
+        (Facts((3,), silent_pids=(4,)), Rules(), Verdict(False, "reference-count", "pid 3 outside the job")),
+        (Facts(silent_pids=(4,)), NONE, Verdict(True, "job-only")),
     ],
 )
 def test_each_rule_can_say_that_it_decided_and_what_it_saw(facts: Facts, rules: Rules, verdict: Verdict) -> None:

@@ -13,7 +13,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -40,16 +40,19 @@ class Result:
 
 @dataclass(slots=True)
 class Errand:
-    """A child at work. `fd` is readable when `read()` has something; `result` is there once it has ended."""
+    """A child at work. `fd` is readable when `read()` has something; `result` is there once it has said its last word.
+
+    Then it is to be reaped: a thread of it that waits for a dead file system can keep its process for long.
+    """
 
     pid: int
     fd: int
     result: Result | None = None
     _rest: bytes = b""
-    _ends: list[Mapping[str, Any]] = field(default_factory=list)
+    _reaped: bool = False
 
     def read(self) -> Iterator[Mapping[str, Any]]:
-        """Yield what the child has said since; at its end, collect it and set `result`. Never blocks."""
+        """Yield what the child has said since; at its end set `result`. Never blocks."""
         while self.result is None:
             try:
                 chunk = os.read(self.fd, _CHUNK_BYTES)
@@ -63,12 +66,14 @@ class Errand:
             for line in lines:
                 message = json.loads(line)
                 if "ended" in message:
-                    self._ends.append(message["ended"])
-                else:
-                    yield message
+                    end = message["ended"]
+                    os.close(self.fd)
+                    self.result = Result(end["value"], end["error"], end["code"])
+                    return
+                yield message
 
     def kill(self, why: str = "the errand was ended by SIGKILL") -> None:
-        """End the child, without waiting: in an uninterruptible call it ends when that does. `reap` it then."""
+        """End the child, without waiting: in an uninterruptible call it ends when that does."""
         if self.result is None:
             os.kill(self.pid, signal.SIGKILL)
             os.close(self.fd)
@@ -85,17 +90,16 @@ class Errand:
             os.kill(self.pid, HURRY)
 
     def reap(self) -> bool:
-        """Say whether a child that was killed is gone. Never blocks."""
-        return os.waitpid(self.pid, os.WNOHANG)[0] != 0
+        """Say whether a child that has a result is gone. Never blocks."""
+        self._reaped = self._reaped or os.waitpid(self.pid, os.WNOHANG)[0] != 0
+        return self._reaped
 
     def _collect(self) -> None:
         os.close(self.fd)
         _, status = os.waitpid(self.pid, 0)  # at the end of its pipe it is all but gone
+        self._reaped = True
         code = os.waitstatus_to_exitcode(status)
-        if self._ends:
-            end = self._ends[-1]
-            self.result = Result(end["value"], end["error"], end["code"])
-        elif code < 0:
+        if code < 0:
             self.result = Result(None, f"the errand was ended by {signal.Signals(-code).name}", 1)
         else:
             self.result = Result(None, f"the errand ended early, with exit code {code}", 1)

@@ -35,7 +35,7 @@ class Errands:
 
     def __init__(self) -> None:
         self._on_their_way: dict[int, _Sent] = {}
-        self._killed: list[Errand] = []
+        self._ended: list[Errand] = []
 
     def send(
         self, chore: Chore, ended: Ended, said: Said = lambda _message: None, *, job: int = 0, seconds: float
@@ -67,21 +67,23 @@ class Errands:
             sent.said(message)
         if sent.errand.result is not None:
             del self._on_their_way[descriptor]
+            if not sent.errand.reap():
+                self._ended.append(sent.errand)
             sent.ended(sent.errand.result)
 
     def due(self) -> float | None:
         """End what has taken too long; return when to come again (monotonic), None: not before something happens."""
         now = time.monotonic()
-        self._killed = [killed for killed in self._killed if not killed.reap()]
+        self._ended = [ended for ended in self._ended if not ended.reap()]
         for descriptor, sent in list(self._on_their_way.items()):
             if now >= sent.kill_at:
                 del self._on_their_way[descriptor]
                 sent.errand.kill("the errand took too long")
-                self._killed.append(sent.errand)
+                self._ended.append(sent.errand)
                 if sent.errand.result is not None:
                     sent.ended(sent.errand.result)
         times = [sent.kill_at for sent in self._on_their_way.values()]
-        return min([*times, *([now + REAP_SECONDS] if self._killed else [])], default=None)
+        return min([*times, *([now + REAP_SECONDS] if self._ended else [])], default=None)
 
     def close(self) -> None:
         """End them all, without waiting; what they have begun in the kernel is finished there."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,11 +28,12 @@ from pageferry.cli.options import (
     settings_path,
 )
 from pageferry.cli.says import complain, progress, show_outcome, warn_of_gaps, warn_of_use
-from pageferry.errors import ConfigError, Denied, KernelError, PageferryError, UsageError
+from pageferry.errors import ConfigError, Denied, KernelError, PageferryError, UsageError, Vanished
 
 if TYPE_CHECKING:
     from pageferry.kernel.topology import Topology
     from pageferry.targets import Found, Route
+    from pageferry_planner.model import Snapshot
 
 
 def _target(command: Command) -> Command:
@@ -73,23 +74,21 @@ def status(
         if pid or cgroup:
             raise UsageError("--watch: shows batch jobs; name one by its id, or none")
         return _watch(job, watch, config, as_json)
-    from pageferry import ferry, report, targets
+    from pageferry import report, targets
     from pageferry.cli import mempolicy
-    from pageferry_planner.policy import Rules
 
     one = bool(job or pid or cgroup)
     found = [targets.find(job, pid, cgroup)] if one else targets.find_all()
     tended, special_of = _tended(), _special_of(config)
     answers = []
-    for target in found:
-        snapshot, topology = ferry.survey(target.pids, Rules())
+    for target, snapshot, topology in [_survey(found[0])] if one else _survey_all(found):
         state = tended.get(target.name.removeprefix("job "))
         policies = mempolicy.of_job(target.pids, snapshot) if one else {}
         answer = report.status_json(target.name, snapshot, topology, special_of(topology))
         answers.append(answer | {"agent": state} | policies)
     if as_json:
         click.echo(json.dumps(answers))
-    elif not answers:
+    elif not found:
         click.echo("no batch job on this host")
     else:
         from pageferry.cli import tables
@@ -98,6 +97,29 @@ def status(
             tables.show(tables.status_table(answer))
             mempolicy.show(answer, narrows=bool(target.slurm_job))
     return 0
+
+
+def _survey(target: Found) -> tuple[Found, Snapshot, Topology]:
+    from pageferry import ferry
+    from pageferry_planner.policy import Rules
+
+    return target, *ferry.survey(target.pids, Rules())
+
+
+def _survey_all(targets: Iterable[Found]) -> Iterator[tuple[Found, Snapshot, Topology]]:
+    """Look at jobs; say, on standard error, which of them cannot be looked at. One that ends meanwhile is left out."""
+    denied = []
+    for target in targets:
+        try:
+            yield _survey(target)
+        except Vanished:
+            continue
+        except Denied:
+            denied.append(target.name)
+        except KernelError as error:
+            complain(f"{target.name}: {error}")
+    if denied:
+        complain(f"not shown, as you may not look at their memory: {', '.join(denied)}")
 
 
 def _watch(job: str | None, seconds: float, config: Path | None, as_json: bool) -> int:

@@ -14,7 +14,7 @@ import mmap
 import os
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -97,8 +97,8 @@ def handle(path: Path) -> str:
 
 
 def is_file(status: os.stat_result) -> bool:
-    """Return True for a file; False for device nodes, sockets and the kernel's nameless inodes, such as of io_uring."""
-    return stat.S_ISREG(status.st_mode)
+    """Return True for what has pages of its own; False for character devices, sockets and inodes of no type (io_uring)."""
+    return stat.S_ISREG(status.st_mode) or stat.S_ISBLK(status.st_mode)
 
 
 def is_content(flags: int) -> bool:
@@ -112,6 +112,18 @@ def is_content(flags: int) -> bool:
 def is_shared_memory(flags: int) -> bool:
     """Return whether a page of a file is shared memory, by its flags: it would be swapped out, not written back."""
     return flags & int(pageflags.SWAP_BACKED) != 0
+
+
+def reach(path: Path) -> None:
+    """Do with a file all that may wait for its file system, once.
+
+    A layer of an overlay can be a network or FUSE file system that is dead. Who calls this does not wait for it.
+    """
+    with suppress(OSError):
+        if stat.S_ISREG(path.stat().st_mode):  # a device would do something when it is opened
+            attribute(path, "trusted.pageferry")
+            with mapped(path, 0, 1):
+                pass
 
 
 def shared_memory_device() -> str:

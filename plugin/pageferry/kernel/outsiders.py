@@ -1,6 +1,6 @@
 """Who outside the job maps what the job maps: the reference count of the 2005 proposal, at whole files.
 
-pageferry's own process does not count: it is a passing visitor.
+pageferry's own process does not count: it is a passing visitor. What a process maps that does not answer is not known.
 """
 
 from __future__ import annotations
@@ -8,32 +8,63 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from pageferry.errors import Denied, Vanished
-from pageferry.kernel import objects
+from pageferry.kernel import bounded, objects
 from pageferry.kernel.procfs import ipc_namespace, list_pids, living_thread, read_maps
 from pageferry_planner.model import Backing
 
 _SYSV = b"/SYSV"
 
 
-def mapped_outside(
-    backings: Collection[Backing], job: Collection[int], root: Path = Path("/")
-) -> Mapping[Backing, tuple[int, ...]]:
-    """Return, for each of the backings that a process outside the job maps, the pids of those processes, ascending.
+@dataclass(frozen=True, slots=True)
+class Outside:
+    """For each backing that they map, or may map, processes outside the job, ascending.
+
+    `mapping`: those that map it. `silent`: those that may, but did not answer when they were asked.
+    """
+
+    mapping: Mapping[Backing, tuple[int, ...]]
+    silent: Mapping[Backing, tuple[int, ...]]
+
+
+def mapped_outside(backings: Collection[Backing], job: Collection[int], root: Path = Path("/")) -> Outside:
+    """Return which processes outside the job map the backings; those that do not answer cost a few seconds together.
 
     Processes that we may not read are passed over: without CAP_SYS_PTRACE that is most of the host.
     """
     wanted: dict[tuple[bytes, bytes], list[Backing]] = {}
     for backing in backings:
         wanted.setdefault((backing.device.encode(), b"%d" % backing.inode), []).append(backing)
-    found: dict[Backing, list[int]] = {}
-    for pid in sorted(list_pids(root) - set(job) - {os.getpid()}):
+
+    def mapped(pid: int) -> set[Backing]:
         with suppress(Vanished, Denied):
-            for backing in _mapped_by(pid, wanted, root):
-                found.setdefault(backing, []).append(pid)
-    return {backing: tuple(pids) for backing, pids in found.items()}
+            return _mapped_by(pid, wanted, root)
+        return set()
+
+    answers = bounded.each(sorted(list_pids(root) - set(job) - {os.getpid()}), mapped)
+    found: dict[Backing, list[int]] = {}
+    for pid, theirs in answers.values.items():
+        for backing in theirs:
+            found.setdefault(backing, []).append(pid)
+    return Outside({backing: tuple(pids) for backing, pids in found.items()}, _may_map(backings, answers.silent, root))
+
+
+def _may_map(backings: Collection[Backing], silent: tuple[int, ...], root: Path) -> dict[Backing, tuple[int, ...]]:
+    """Return which silent processes may map a backing: a System V segment only those of its IPC namespace."""
+    namespaces = dict.fromkeys(silent, "")
+    for pid in silent:
+        with suppress(Vanished, Denied):
+            namespaces[pid] = f"sysv:{ipc_namespace(pid, root)}"
+    may = {
+        backing: tuple(
+            pid for pid in silent if not backing.space.startswith("sysv:") or namespaces[pid] in {"", backing.space}
+        )
+        for backing in backings
+    }
+    return {backing: pids for backing, pids in may.items() if pids}
 
 
 def _mapped_by(pid: int, wanted: Mapping[tuple[bytes, bytes], list[Backing]], root: Path) -> set[Backing]:

@@ -13,7 +13,7 @@ import msgspec
 from pageferry.kernel.topology import read_topology
 from pageferry.pbs import record
 from pageferry.pbs.asked import understood, unfit
-from pageferry.pbs.case import Case, pids
+from pageferry.pbs.case import Case, known_at_once
 from pageferry.pbs.event import PbsJob
 from pageferry.pbs.record import FOLDER, Record
 from pageferry.policy import Mode
@@ -59,7 +59,7 @@ def ready(case: Case) -> Ready:
 
 def stands(job: PbsJob) -> bool:
     """Say whether all of a job stands still, as MoM has it stopped."""
-    return is_stopped(pids(job))
+    return is_stopped(known_at_once(job))
 
 
 def begin(job: PbsJob, hosts: frozenset[str], folder: Path = FOLDER) -> None:
@@ -81,7 +81,7 @@ def take_note(job: PbsJob, hosts: frozenset[str], folder: Path = FOLDER) -> bool
     So it is with one that runs with its memory parked: nobody told us that it was to be resumed.
     """
     known = record.load(job.id, folder)
-    if known.parked and not is_stopped(pids(job)):
+    if known.parked and not is_stopped(known_at_once(job)):
         return True
     nodes = job_nodes(job.id, job.exec_vnode, hosts, read_topology())
     if not nodes or nodes == known.placed:

@@ -15,7 +15,7 @@ from pageferry.config import Settings
 from pageferry.pbs.event import Kind, PbsJob
 from pageferry.pbs.record import FOLDER
 from pageferry.policy import Policy
-from pageferry.schedulers.pbs import job_pids
+from pageferry.schedulers.pbs import job_pids, known_pids
 
 Say = Callable[[Mapping[str, Any]], None]
 """Who waits for the job is told {"held": true}, and lets it go on; or {"live": why}, and can only wait for the end.
@@ -80,6 +80,11 @@ class Served:
 def pids(job: PbsJob) -> frozenset[int]:
     """Return the processes that a job has here."""
     return job_pids(job.id, job.session, user_id(job.user) if job.user else None)
+
+
+def known_at_once(job: PbsJob) -> frozenset[int]:
+    """Return those of its processes that are found without asking any process: what is asked may not answer."""
+    return known_pids(job.id, job.session, user_id(job.user) if job.user else None)
 
 
 def user_id(name: str) -> int:

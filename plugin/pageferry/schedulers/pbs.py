@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pageferry.errors import Denied, KernelError, UsageError, Vanished
+from pageferry.kernel import bounded
 from pageferry.kernel.files import read_bytes
 from pageferry.kernel.procfs import list_pids, living_thread, read_status
 from pageferry.kernel.topology import Topology
@@ -103,26 +104,37 @@ def job_pids(job_id: str, session: int = 0, user_id: int | None = None, root: Pa
     """
     if pids := pbs_job_pids(job_id, root):
         return pids
-    if user_id is None:
-        return claimed_pids(job_id, root=root)
-    in_session = frozenset(pid for pid in list_pids(root) if session and _session(pid, root) == session)
-    theirs = frozenset(pid for pid in in_session if user_id in _users(pid, root))
-    return theirs | claimed_pids(job_id, user_id, root)
+    return session_pids(session, user_id, root) | claimed_pids(job_id, user_id, root)
+
+
+def known_pids(job_id: str, session: int = 0, user_id: int | None = None, root: Path = Path("/")) -> frozenset[int]:
+    """Return those processes of a job that are found at once: in its cgroups, else in its session."""
+    return pbs_job_pids(job_id, root) or session_pids(session, user_id, root)
+
+
+def session_pids(session: int, user_id: int | None, root: Path = Path("/")) -> frozenset[int]:
+    """Return a user's processes in a session; none where either is not known."""
+    if not session or user_id is None:
+        return frozenset()
+    in_session = [pid for pid in list_pids(root) if _session(pid, root) == session]
+    return frozenset(pid for pid in in_session if user_id in _users(pid, root))
 
 
 def claimed_pids(job_id: str, user_id: int | None = None, root: Path = Path("/")) -> frozenset[int]:
     """Return the processes whose environment has a job's ID in PBS_JOBID, as those have that MoM starts.
 
     Anyone may put it there: only the processes of the job's user count, or where that is not known, of the only user
-    who has any. Raises UsageError if there are several such users.
+    who has any. A process that does not answer within a few seconds claims nothing. Raises UsageError if there are
+    several such users.
     """
     wanted = b"PBS_JOBID=" + job_id.encode()
-    claimed = {pid: _users(pid, root) for pid in list_pids(root) if wanted in _environment(pid, root)}
-    if user_id is not None:
-        return frozenset(pid for pid, users in claimed.items() if user_id in users)
-    if len(frozenset().union(*claimed.values())) > 1:
+    users = {pid: _users(pid, root) for pid in list_pids(root)}
+    asked = sorted(pid for pid in users if user_id is None or user_id in users[pid])
+    answers = bounded.each(asked, lambda pid: wanted in _environment(pid, root)).values
+    claimed = frozenset(pid for pid, claims in answers.items() if claims)
+    if user_id is None and len(frozenset().union(*(users[pid] for pid in claimed))) > 1:
         raise UsageError(f"processes of several users say that they are of job {job_id}")
-    return frozenset(claimed)
+    return claimed
 
 
 def job_nodes(
