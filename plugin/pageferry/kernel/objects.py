@@ -97,7 +97,7 @@ def handle(path: Path) -> str:
 
 
 def is_file(status: os.stat_result) -> bool:
-    """Return True for what has pages of its own; False for character devices, sockets and inodes of no type (io_uring)."""
+    """Return True for what has pages of its own; False for character devices, sockets, inodes of no type (io_uring)."""
     return stat.S_ISREG(status.st_mode) or stat.S_ISBLK(status.st_mode)
 
 
