@@ -75,13 +75,18 @@ def kernels_own(ranges: Ranges, entries: Entries | Stretches) -> Bools:
     return found
 
 
-def mapped_elsewhere(entries: Entries, mappings: Callable[[Ints], Ints]) -> Ints:
-    """Return the frames, ascending, of anonymous pages that have more mappings than these entries show.
+def by_mappings(entries: Entries, mappings: Callable[[Ints], Ints]) -> tuple[Ints, Ints]:
+    """Return the frames, ascending, of anonymous pages that nobody maps, and of those mapped elsewhere as well.
 
-    `entries`: all that the job has of pages that are not exclusive. `mappings`: frames → how often each is mapped.
+    What nobody maps is no memory of a process, such as the zero page. `entries`: all that the job has of pages that are
+    not exclusive. `mappings`: frames → how often each is mapped.
     """
-    frames, shown = np.unique(entries.pfn[~entries.file & ~entries.exclusive & (entries.pfn != 0)], return_counts=True)
-    return frames[mappings(frames) > shown]
+    frames = np.sort(entries.pfn[~entries.file & ~entries.exclusive & (entries.pfn != 0)])
+    first = np.flatnonzero(np.append(True, frames[1:] != frames[:-1])[: len(frames)])
+    shown = np.diff(np.append(first, len(frames)))
+    frames = frames[first]
+    mapped = mappings(frames)
+    return frames[mapped == 0], frames[mapped > shown]
 
 
 def first_of_each(ranges: Ranges, entries: Entries) -> Entries:

@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -95,9 +96,9 @@ def told_apart(
     in a file system of theirs it is known where nobody may ask.
     """
     unasked = devices.remote - devices.fuse | devices.left.keys() | {objects.shared_memory_device()}
-    threads = [handle.thread() for handle in handles]
+    thread = cache(lambda process: handles[process].thread())
     paths = {
-        region: objects.path_of(threads[process], start, end)
+        region: objects.path_of(thread(process), start, end)
         for region, process, start, end in maps.shown(lambda region: not (region.anonymous or region.device in unasked))
     }
     on = {region: maps.regions[region].device for region in paths}

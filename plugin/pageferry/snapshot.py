@@ -34,11 +34,11 @@ from pageferry_planner.pages import (
     Stretches,
     askable,
     asked_per_process,
+    by_mappings,
     doubtful,
     first_of_each,
     holes,
     kernels_own,
-    mapped_elsewhere,
     others,
     runs,
 )
@@ -140,19 +140,22 @@ def _read(
         parts.append(runs(ranges, sure.take(~kernels_own(ranges, sure))))
         rest.append(rest_of_buffer.take(~kernels_own(ranges, rest_of_buffer)))
     unsure_entries = Entries.concatenate(rest)
-    frames = mapped_elsewhere(unsure_entries, tables.mappings) if job else np.zeros(0, np.int64)
-    if len(frames) and _has_grown(job):
-        frames = frames[:0]
+    unmapped, elsewhere = by_mappings(unsure_entries, tables.mappings)
+    if not job or (len(elsewhere) and _has_grown(job)):
+        elsewhere = elsewhere[:0]
     if overlapping:  # these ranges are asked for a file's pages; a forked process's copy was seen, or is another's
         unsure_entries = unsure_entries.take(unsure_entries.file | unsure_entries.exclusive)
     else:
         unsure_entries = tables.through_owners(ranges, unsure_entries)
     carriers_first = unsure_entries.take(np.argsort(unsure_entries.row, kind="stable"))
-    unique = tables.owned(first_of_each(ranges, carriers_first))
-    elsewhere = ~unique.file & np.isin(unique.pfn, frames)
-    parts.append(runs(ranges, unique.take(~elsewhere)))
-    outside = runs(ranges, unique.take(elsewhere))
-    parts.append(replace(outside, backing=np.full(len(outside), len(sharing.backings))))
+    unique = first_of_each(ranges, carriers_first)
+    if len(unmapped) or len(elsewhere):
+        unique = unique.take(unique.file | ~np.isin(unique.pfn, unmapped))
+        apart = ~unique.file & np.isin(unique.pfn, elsewhere)
+        outside = runs(ranges, unique.take(apart))
+        parts.append(replace(outside, backing=np.full(len(outside), len(sharing.backings))))
+        unique = unique.take(~apart)
+    parts.append(runs(ranges, unique))
     return Runs.concatenate(parts)
 
 

@@ -15,7 +15,7 @@ from pageferry_planner.columns import Bools, Ints
 
 UPTODATE, SWAP_BACKED, COMPOUND_HEAD, COMPOUND_TAIL, HUGE = (np.uint64(1 << bit) for bit in (3, 14, 15, 16, 17))
 
-_JOIN_GAP = 256
+_JOIN_GAP = 64
 
 
 def flags_of(pfns: Ints, root: Path = Path("/")) -> npt.NDArray[np.uint64]:

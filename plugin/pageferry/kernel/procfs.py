@@ -100,6 +100,8 @@ def living_thread(pid: int, root: Path = Path("/")) -> int:
     That of its first thread, unless it has ended: then the process is a zombie (pthread_exit(3) in main) that has no
     maps, although the others run. /proc/TID has for each thread what /proc/PID has. Raises KernelError.
     """
+    if _is_alone(pid, root):
+        return pid
     with contextlib.suppress(Vanished):
         if _state(pid, root) in _ENDED:
             for thread in numbered(root / f"proc/{pid}/task"):
@@ -107,6 +109,14 @@ def living_thread(pid: int, root: Path = Path("/")) -> int:
                     if _state(thread, root) not in _ENDED:
                         return thread
     return pid
+
+
+def _is_alone(pid: int, root: Path) -> bool:
+    """Return whether a process has one thread; its threads count as links (proc_task_getattr())."""
+    try:
+        return os.stat(_path(pid, "task", root)).st_nlink == 3  # noqa: PTH116
+    except OSError:
+        return False
 
 
 def ipc_namespace(pid: int, root: Path = Path("/")) -> int:

@@ -86,13 +86,6 @@ class PageTables:
         )
         return entries if node.min(initial=0) >= 0 else entries.take(node >= 0)
 
-    def owned(self, entries: Entries) -> Entries:
-        """Return the entries without those of pages that are no memory of a process, such as the zero page."""
-        suspects = np.flatnonzero(~entries.file & ~entries.exclusive & (entries.pfn != 0))
-        kept = np.ones(len(entries), bool)
-        kept[suspects] = self.mappings(entries.pfn[suspects]) > 0
-        return entries.take(kept)
-
     def mappings(self, frames: Ints) -> Ints:
         """Return how often each page frame is mapped, by whomever."""
         return mappings_of(frames, self._root)
