@@ -55,6 +55,6 @@ class Pace:
 
 def _pause(seconds: float, pidfd: int | None) -> bool:
     poll = select.poll()
-    if pidfd is not None:
+    if pidfd is not None and pidfd >= 0:
         poll.register(pidfd, select.POLLIN)  # readable once every thread has ended: the man page pidfd_open(2)
     return bool(poll.poll(max(1.0, seconds * 1000)))

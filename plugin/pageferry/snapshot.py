@@ -69,7 +69,7 @@ def take(pids: Iterable[int], rules: Rules, topology: Topology) -> Iterator[Take
         handles, texts, namespaces, processes = [], [], [], []
         for pid in pids:
             with suppress(Vanished):
-                handle = stack.enter_context(open_process(pid))
+                handle = stack.enter_context(open_process(pid, sparing=True))
                 text = read_maps(pid)
                 status = read_status(handle.thread())  # an ended thread's nodes and CPUs are those that it once had
                 if not text or not handle.alive():

@@ -129,9 +129,12 @@ def test_a_process_that_ends_while_its_threads_are_listed_is_left_out(monkeypatc
 
 def looks_with_few_descriptors(pids: tuple[int, ...]) -> int:
     """Return how many processes a look finds with a soft limit that is lower than what they need."""
-    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + len(pids), hard))  # noqa: PTH208
-    return len(ferry.survey(pids, Rules())[0].processes)
+    try:
+        return len(ferry.survey(pids, Rules())[0].processes)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_a_job_of_more_processes_than_a_shells_limit_of_open_files_is_looked_at() -> None:

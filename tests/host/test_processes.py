@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import gc
 import os
+import resource
 import signal
 import subprocess
 from pathlib import Path
 
 import pytest
 
+from guest import rights
+from guest.ranks import job
+from pageferry import ferry
 from pageferry.errors import KernelError, Vanished
-from pageferry.kernel.processes import open_process
+from pageferry.kernel.processes import SPARED, ProcessHandle, open_process
+from pageferry_planner.policy import Rules
 from support.children import LEADER_ENDS, child, python, said, wait_ended, wait_stopped
 
 LAST_PID = Path("/proc/sys/kernel/ns_last_pid")
@@ -51,6 +56,21 @@ def test_a_process_whose_first_thread_ended_is_alive() -> None:
     with python(LEADER_ENDS) as process, open_process(process.pid) as handle:
         said(process)
         assert handle.alive()
+        assert ProcessHandle(process.pid, -1, handle.start_time).alive(), "also without a descriptor"
+
+
+def test_a_process_that_is_known_by_its_start_time_alone_is_not_alive_once_it_has_ended() -> None:
+    with (
+        child() as process,
+        open_process(process.pid) as handle,
+        ProcessHandle(process.pid, -1, handle.start_time) as by,
+    ):
+        assert by.alive()
+        process.kill()
+        wait_ended(process)
+        assert not by.alive()
+        process.wait()
+        assert not by.alive()
 
 
 def test_a_process_that_runs_another_program_is_the_same() -> None:
@@ -113,3 +133,21 @@ def test_a_failed_open_leaves_no_descriptor(monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(Vanished):
         open_process(os.getpid())
     assert descriptors() == before
+
+
+def looks_beyond_the_hard_limit(pids: tuple[int, ...]) -> tuple[int, int]:
+    """Return how many processes, and pages, a look finds where no limit allows as many files as there are processes."""
+    most = max(map(int, os.listdir("/proc/self/fd"))) + SPARED + 10  # noqa: PTH208
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    found = ferry.survey(pids, Rules())[0]
+    return len(found.processes), found.runs.pages()
+
+
+def test_beyond_the_hard_limit_of_open_files_descriptors_are_used_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(rights.VARIABLE, "unit")  # a process of its own looks: its limit cannot be raised again
+    with job(ranks=300) as made:
+        for rank in made.ranks[::50]:
+            rank.map(100).write()
+        with_plenty = rights.call(ferry.survey, made.pids, Rules())[0]
+        found = rights.call(looks_beyond_the_hard_limit, made.pids)
+        assert found == (300, with_plenty.runs.pages())

@@ -16,15 +16,19 @@ from types import TracebackType
 from typing import Self
 
 from pageferry.errors import KernelError, Vanished
-from pageferry.kernel.procfs import living_thread, start_time
+from pageferry.kernel.procfs import has_ended, living_thread, start_time
+
+SPARED = 128
+"""So many file descriptors are left for page tables, threads and what else a look opens."""
 
 
 @dataclass(frozen=True, slots=True)
 class ProcessHandle:
     """A process that was there when it was opened. Use it as a context manager, or close it once.
 
-    `pidfd` is our file descriptor, `start_time` in clock ticks since boot. The process ID stays the process's own
-    until its parent has reaped it, hence it is safe to use between two calls of `alive` that both say True.
+    `pidfd` is our file descriptor, -1 where there was none to spare; `start_time` in clock ticks since boot. The
+    process ID stays the process's own until its parent has reaped it, hence it is safe to use between two calls of
+    `alive` that both say True.
     """
 
     pid: int
@@ -38,11 +42,12 @@ class ProcessHandle:
         its /proc/PID/maps is empty.
         """
         poll = select.poll()
-        poll.register(self.pidfd, select.POLLIN)
+        if self.pidfd >= 0:
+            poll.register(self.pidfd, select.POLLIN)
         if poll.poll(0):  # readable once every thread has ended: the man page pidfd_open(2)
             return False
         try:
-            return start_time(self.pid) == self.start_time
+            return start_time(self.pid) == self.start_time and (self.pidfd >= 0 or not has_ended(self.pid))
         except Vanished:
             return False
 
@@ -52,7 +57,8 @@ class ProcessHandle:
 
     def close(self) -> None:
         """Give the file descriptor back."""
-        os.close(self.pidfd)
+        if self.pidfd >= 0:
+            os.close(self.pidfd)
 
     def __enter__(self) -> Self:
         return self
@@ -77,11 +83,17 @@ def enough_descriptors() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-def open_process(pid: int) -> ProcessHandle:
+def descriptors_left() -> int:
+    """Return how many files this process may open still."""
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0] - len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+
+
+def open_process(pid: int, *, sparing: bool = False) -> ProcessHandle:
     """Open a process by its ID; each handle holds one file descriptor until it is closed.
 
-    Raises Vanished when there is no such process (a zombie can be opened, and is not alive), and KernelError for
-    the ID of a thread, and when file descriptors run out or the kernel has no pidfd_open (before 5.3).
+    `sparing`: where few are left, it holds none, and goes by the start time alone. Raises Vanished when there is no
+    such process (a zombie can be opened, and is not alive), and KernelError for the ID of a thread, and when file
+    descriptors run out or the kernel has no pidfd_open (before 5.3).
     """
     try:
         pidfd = os.pidfd_open(pid)
@@ -93,7 +105,13 @@ def open_process(pid: int) -> ProcessHandle:
             raise KernelError(f"{pid} is not a process but a thread of one") from error
         raise KernelError(f"process {pid} cannot be held: {error.strerror}") from error
     try:
+        if (
+            sparing and pidfd >= resource.getrlimit(resource.RLIMIT_NOFILE)[0] - SPARED
+        ):  # the lowest number that is free
+            os.close(pidfd)
+            pidfd = -1
         return ProcessHandle(pid, pidfd, start_time(pid))
     except BaseException:
-        os.close(pidfd)
+        if pidfd >= 0:
+            os.close(pidfd)
         raise

@@ -111,6 +111,11 @@ def living_thread(pid: int, root: Path = Path("/")) -> int:
     return pid
 
 
+def has_ended(pid: int, root: Path = Path("/")) -> bool:
+    """Return whether all threads of a process have ended, though its parent has not asked for it. Raises Vanished."""
+    return _state(living_thread(pid, root), root) in _ENDED
+
+
 def _is_alone(pid: int, root: Path) -> bool:
     """Return whether a process has one thread; its threads count as links (proc_task_getattr())."""
     try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import mmap
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -24,6 +25,7 @@ from pageferry.kernel import libnuma, pagemap
 from pageferry.kernel.files import translated
 from pageferry.kernel.pageflags import flags_of, huge_pages, mappings_of
 from pageferry.kernel.pfn_ranges import PfnRanges, read_pfn_ranges
+from pageferry.kernel.processes import SPARED, descriptors_left
 from pageferry.kernel.procfs import living_thread
 from pageferry.kernel.sparse import Sparse
 from pageferry_planner import shared_huge
@@ -42,6 +44,9 @@ class PageTables:
         self._root = root
         self._proc = str(root / "proc")
         self._open: dict[int, int] = {}
+        self._most = max(1, descriptors_left() - SPARED // 2)
+        self._in_turn: dict[int, tuple[int, int]] = {}  # by thread: of which process, and the descriptor
+        self._lock = threading.Lock()
         self._sparse = Sparse(root)
         self._frames: PfnRanges | None = None
         with suppress(KernelError):
@@ -120,18 +125,34 @@ class PageTables:
         return shared_huge.through(ranges, entries, found)
 
     def descriptor(self, process: int) -> int:
-        """Return the open pagemap of a process; of one that has ended, one that reads as empty."""
-        if process not in self._open:
-            path = f"{self._proc}/{self._thread(process)}/pagemap"
-            try:
-                self._open[process] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            except (FileNotFoundError, ProcessLookupError) as error:
-                if Path(f"{self._proc}/{self._pids[process]}/stat").exists() and not Path(path).exists():
-                    raise KernelError(f"{path} is missing: the kernel has no CONFIG_PROC_PAGE_MONITOR") from error
-                self._open[process] = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
-            except OSError as error:
-                raise translated(error, path) from error
-        return self._open[process]
+        """Return the open pagemap of a process, until this thread asks for another one.
+
+        Of one that has ended, one that reads as empty.
+        """
+        with self._lock:
+            if process in self._open:
+                return self._open[process]
+            if len(self._open) < self._most:
+                return self._open.setdefault(process, self._opened(process))
+            thread = threading.get_ident()
+            known, descriptor = self._in_turn.get(thread, (None, -1))
+            if known != process:
+                if descriptor >= 0:
+                    os.close(self._in_turn.pop(thread)[1])
+                descriptor = self._opened(process)
+                self._in_turn[thread] = process, descriptor
+            return descriptor
+
+    def _opened(self, process: int) -> int:
+        path = f"{self._proc}/{self._thread(process)}/pagemap"
+        try:
+            return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except (FileNotFoundError, ProcessLookupError) as error:
+            if Path(f"{self._proc}/{self._pids[process]}/stat").exists() and not Path(path).exists():
+                raise KernelError(f"{path} is missing: the kernel has no CONFIG_PROC_PAGE_MONITOR") from error
+            return os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise translated(error, path) from error
 
     @property
     def unread(self) -> int:
@@ -181,6 +202,8 @@ class PageTables:
         """Close all page tables."""
         while self._open:
             os.close(self._open.popitem()[1])
+        while self._in_turn:
+            os.close(self._in_turn.popitem()[1][1])
 
     def __enter__(self) -> Self:
         return self
