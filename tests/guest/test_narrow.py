@@ -137,7 +137,7 @@ def test_a_narrowed_job_allocates_where_it_was_moved_and_gets_slurms_mems_back_i
 
 
 def test_a_policy_that_names_the_old_node_follows_a_job_that_is_narrowed(slurm: Slurm, agent: Agent) -> None:
-    if not agent.answers():  # the test before has stopped it
+    if agent.process is None or agent.process.poll() is not None:  # the test before has stopped it
         agent.start()
     with running(slurm, Path("/dev/shm") / f"bound-{time.monotonic_ns()}", "bound") as job:
         assert job.answer(0)["fresh"] == [0]
