@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from enum import StrEnum
+from enum import IntEnum, StrEnum
 
 import numpy as np
 
@@ -72,9 +72,26 @@ class Ranges(Columns):
     private: Bools
 
 
+class Kind(IntEnum):
+    """What the pages of a run are.
+
+    PAGE: asked for one by one. FOLIO: whole large folios (huge pages among them), each asked for by the address of its
+    first page. PART: what is mapped here of one large folio. HUGETLB: huge pages of a pool.
+    """
+
+    PAGE = 0
+    FOLIO = 1
+    PART = 2
+    HUGETLB = 3
+
+
 @dataclass(frozen=True, slots=True)
 class Runs(Columns):
-    """Unique resident pages of a job, as runs of consecutive pages of one process on one node (int64 columns)."""
+    """Unique resident pages of a job, as runs of consecutive pages of one process on one node (int64 columns).
+
+    `unit`: pages of each of its folios, 1 for ordinary pages, and where nobody has looked; `kind`: a Kind. A run is of
+    whole folios, from the first page of one on, unless it is a PART: then it is of one, and has fewer pages than that.
+    """
 
     process: Ints
     page: Ints
@@ -82,22 +99,21 @@ class Runs(Columns):
     node: Ints
     backing: Ints
     index: Ints
+    unit: Ints
+    kind: Ints
+
+    @classmethod
+    def of_pages(cls, process: Ints, page: Ints, count: Ints, node: Ints, backing: Ints, index: Ints) -> Runs:  # noqa: PLR0917 - columns
+        """Return runs of ordinary pages."""
+        return cls(process, page, count, node, backing, index, np.ones_like(page), np.zeros_like(page))
 
     def pages(self) -> int:
         """Return the number of base pages in all runs."""
         return int(self.count.sum())
 
-
-@dataclass(frozen=True, slots=True)
-class Huge(Columns):
-    """Pages [page, page + count) of a process that are of transparent huge pages (int64 columns); none overlap.
-
-    A row is of whole huge pages, and begins and ends at multiples of their size; or else of a part of one.
-    """
-
-    process: Ints
-    page: Ints
-    count: Ints
+    def steps(self) -> Ints:
+        """Return for each run the pages that go together, wherever they go: it may be cut at multiples of so many."""
+        return np.where(self.kind == Kind.PART, self.count, self.unit)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,8 +121,8 @@ class Snapshot:
     """A job at one moment: its processes, what they map, what rules say of it, and where each resident page is.
 
     `vmas`: all VMAs that memory of the job can be in. `asked_per_process`: what asking every process for every resident
-    page of what it maps would request, in pages. `referenced`: how many pages of each run were used of late; `huge`:
-    what of the runs is huge; None: not known.
+    page of what it maps would request, in pages. `referenced`: how many pages of each run were used of late; None: not
+    known. `folios`: large folios were looked for; else all pages count as ordinary ones.
     """
 
     page_bytes: int
@@ -117,7 +133,12 @@ class Snapshot:
     runs: Runs
     asked_per_process: int
     referenced: Ints | None = None
-    huge: Huge | None = None
+    folios: bool = False
+
+    @property
+    def huge_page(self) -> int:
+        """Pages of a transparent huge page: as many as a page has room for page-table entries of 8 bytes."""
+        return self.page_bytes // 8
 
     def movable(self) -> Bools:
         """Return which runs may move, by the rules."""
@@ -162,7 +183,8 @@ class Target:
     """Where a job's memory shall go.
 
     `nodes` in the order asked. `sources`: the old nodes of the relative map; None: those that hold the job's memory.
-    `spill`: nodes that may take what does not fit, if `when_full` says so.
+    `spill`: nodes that may take what does not fit, if `when_full` says so. `hugetlb_surplus`: a hugetlb page may go
+    where its pool has none free, which makes that pool larger and its own smaller.
     """
 
     nodes: tuple[int, ...]
@@ -172,18 +194,21 @@ class Target:
     spill: frozenset[int] = frozenset()
     order: Order = Order.WORTH
     huge_pages: HugePages = HugePages.SPLIT
+    hugetlb_surplus: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Host:
     """What placement must know of the host: free room in pages per node, and for each node all others by distance.
 
-    `huge`: free huge pages per node, for a target that keeps them.
+    `huge`: free huge pages per node, for a target that keeps them. `pools`: free hugetlb pages by node and size in
+    pages.
     """
 
     room: Mapping[int, int]
     nearest: Mapping[int, tuple[int, ...]]
     huge: Mapping[int, int] = field(default_factory=dict)
+    pools: Mapping[tuple[int, int], int] = field(default_factory=dict)
 
 
 class Bucket(StrEnum):
@@ -228,9 +253,9 @@ class Plan:
     `stage`: runs of a lower stage leave a node before runs of a higher one need its room. `excluded` and the other
     counts are base pages. `need`, `room`: pages per node. `lacking`: pages per node that have no room there; when it is
     not empty, nothing at all may be moved. `stays`: the pages that are in no move. `rank`: within a stage, runs of a
-    lower one go first; None: all are alike. `huge`: the moves that are of huge pages, which must not be split; None:
-    they may be. `no_huge_page`: pages that stay for that; `short`: how many of them, per node, a free huge page there
-    would help.
+    lower one go first; None: all are alike. `keeps`: huge pages must not be split; `surplus`: the kernel may add to a
+    pool. `no_huge_page`: pages that stay for want of one; `short`: how many of them, per node, a free transparent one
+    there would help. `pool_need`, `pools`: hugetlb pages wanted, and free ones, by node and size in pages.
     """
 
     page_bytes: int
@@ -248,9 +273,12 @@ class Plan:
     lacking: Mapping[int, int]
     stays: Flows = field(default_factory=Flows.empty)
     rank: Ints | None = None
-    huge: Bools | None = None
+    keeps: bool = False
+    surplus: bool = False
     no_huge_page: int = 0
     short: Mapping[int, int] = field(default_factory=dict)
+    pool_need: Mapping[tuple[int, int], int] = field(default_factory=dict)
+    pools: Mapping[tuple[int, int], int] = field(default_factory=dict)
 
     def total(self) -> int:
         """Return the resident base pages of the job that the plan accounts for."""
@@ -262,7 +290,7 @@ class Tally:
     """What became of every resident page, in base pages, and what it cost.
 
     `requested`: base pages asked of the kernel, the first time; `retried`: again; `addresses`: entries in
-    move_pages(2) calls (one per huge page); `calls`: move_pages(2) calls. `split`: huge pages that the kernel split to
+    move_pages(2) calls (one per folio); `calls`: move_pages(2) calls. `split`: huge pages that the kernel split to
     migrate them, whosever they were, while this was to keep them.
     """
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 
 from pageferry_planner.capacity import fit, pages_per_node
-from pageferry_planner.huge import cut_huge, whole
+from pageferry_planner.columns import Bools, Ints
 from pageferry_planner.ledger import staying
-from pageferry_planner.model import Bucket, Flows, Host, HugePages, Plan, Runs, Snapshot, Target, WhenFull
+from pageferry_planner.model import Bucket, Flows, Host, HugePages, Kind, Plan, Runs, Snapshot, Target, WhenFull
 from pageferry_planner.strategies import sources_of, wanted_nodes
-from pageferry_planner.worth import ranks
+from pageferry_planner.worth import ranks, rows_of
 
 
 def place(snapshot: Snapshot, target: Target, host: Host) -> Plan:
@@ -32,20 +34,19 @@ def place(snapshot: Snapshot, target: Target, host: Host) -> Plan:
     movable, wanted = wanted_nodes(snapshot, movable, sources, target, host)
     misplaced = wanted != movable.node
     moves, wanted = movable.take(misplaced), wanted[misplaced]
-    need = pages_per_node(wanted, moves.count)
-    huge, torn = np.zeros(len(moves), bool), Runs.empty()
     keeps = target.huge_pages is HugePages.KEEP
-    if keeps:
-        if snapshot.huge is None:
-            raise ValueError("it is not known which pages are huge")
-        moves, of, huge = cut_huge(moves, snapshot.huge)
-        can = ~huge | whole(moves)
-        torn, moves, wanted, huge = moves.take(~can), moves.take(can), wanted[of][can], huge[can]
-    placed = fit(moves, wanted, huge, target, host)
+    if keeps and not snapshot.folios:
+        raise ValueError("it is not known which pages are huge")
+    pooled = moves.kind == Kind.HUGETLB
+    need = pages_per_node(wanted[~pooled], moves.count[~pooled])
+    pool_need = _pool_need(moves.take(pooled), wanted[pooled])
+    torn = keeps & (moves.kind == Kind.PART) & (moves.unit == snapshot.huge_page)
+    stays_torn, moves, wanted = moves.take(torn), moves.take(~torn), wanted[~torn]
+    placed = fit(moves, wanted, target, host, snapshot.huge_page)
     going = placed.final != placed.runs.node
     final = placed.final[going]
     going_runs = placed.runs.take(going)
-    unmet = Runs.concatenate([torn, placed.runs.take(~going & placed.unmet)])
+    unmet = Runs.concatenate([stays_torn, placed.runs.take(~going & placed.unmet)])
     no_room = placed.runs.take(~going & ~placed.unmet)
     stays = (
         staying(runs.take(kept), Bucket.EXCLUDED),
@@ -59,7 +60,7 @@ def place(snapshot: Snapshot, target: Target, host: Host) -> Plan:
         moves=going_runs,
         target=final,
         stage=placed.stage[going],
-        in_place=movable.pages() - moves.pages() - torn.pages(),
+        in_place=movable.pages() - moves.pages() - stays_torn.pages(),
         excluded=excluded,
         no_room=no_room.pages(),
         sources=tuple(sorted(sources)),
@@ -69,7 +70,29 @@ def place(snapshot: Snapshot, target: Target, host: Host) -> Plan:
         lacking=placed.lacking if target.when_full is WhenFull.REFUSE else {},
         stays=Flows.concatenate(stays),
         rank=ranks(snapshot, going_runs, target.order),
-        huge=placed.huge[going] if keeps else None,
+        keeps=keeps,
+        surplus=target.hugetlb_surplus,
         no_huge_page=unmet.pages(),
         short=placed.short,
+        pool_need=pool_need,
+        pools=dict(host.pools),
     )
+
+
+def may_move(snapshot: Snapshot, target: Target, host: Host) -> Bools:
+    """Return which of the snapshot's runs have pages that belong elsewhere, whether there is room for them or not."""
+    rows = np.flatnonzero(snapshot.movable())
+    runs = snapshot.runs.take(rows)
+    sources = target.sources if target.sources is not None else sources_of(runs)
+    parts, wanted = wanted_nodes(snapshot, runs, sources, target, host)
+    found = np.zeros(len(snapshot.runs), bool)
+    found[rows[np.unique(rows_of(runs, parts.take(wanted != parts.node)))]] = True
+    return found
+
+
+def _pool_need(runs: Runs, wanted: Ints) -> dict[tuple[int, int], int]:
+    """Return how many hugetlb pages are to come to each node, by node and size in pages."""
+    need: Counter[tuple[int, int]] = Counter()
+    for node, unit, count in zip(wanted.tolist(), runs.unit.tolist(), runs.count.tolist(), strict=True):
+        need[node, unit] += count // unit
+    return dict(need)

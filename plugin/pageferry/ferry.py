@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 
-from pageferry import hotness, keeping
+from pageferry import folios, hotness
 from pageferry.errors import KernelError, PageferryError, UsageError, Vanished
 from pageferry.kernel import capabilities, libnuma
 from pageferry.kernel.huge_pages import compact, read_free_huge_pages
@@ -20,10 +20,10 @@ from pageferry.kernel.topology import Topology, read_topology
 from pageferry.kernel.watermarks import read_kept_free
 from pageferry.mover import Limits, carry
 from pageferry.snapshot import Taken, take
-from pageferry_planner.capacity import HUGE_PAGES
+from pageferry_planner.columns import Bools
 from pageferry_planner.ledger import Ledger, buckets, ledger, merged, unmoved
 from pageferry_planner.model import Bucket, Host, HugePages, Plan, Snapshot, Tally, Target
-from pageferry_planner.placement import place
+from pageferry_planner.placement import may_move, place
 from pageferry_planner.policy import Facts, Rules
 
 ROUNDS = 3
@@ -104,7 +104,7 @@ def look(pids: Iterable[int], request: Request) -> Inputs:
     """Return what a plan would be made from; whether the request makes sense is found out when one is made."""
     topology = read_topology()
     with take(pids, request.rules, topology) as taken:
-        return _inputs(_watched(taken, request), topology, request)
+        return _inputs(_looked_at(taken, request, taken.snapshot.movable()), topology, request)
 
 
 def watch(pids: Iterable[int], request: Request) -> Request:
@@ -125,7 +125,7 @@ def plan_from(inputs: Inputs) -> Plan:
     Raises UsageError and KernelError as `plan` does.
     """
     check(inputs.request.target, inputs.topology)
-    if inputs.keeps and inputs.snapshot.huge is None:
+    if inputs.keeps and not inputs.snapshot.folios:
         raise UsageError("which pages are huge was not looked at: ask for --huge-pages keep when the snapshot is made")
     return _made(inputs)
 
@@ -215,9 +215,12 @@ def host(
             reserve = max(16 << 20, node.total_bytes // 64) if reserve_bytes is None else reserve_bytes
             reserve = max(reserve, kept_free.get(node.number, 0))
             room[node.number] = max(0, node.free_bytes + node.file_cache_bytes - reserve) // page_bytes
-            unused = max(0, node.free_bytes - reserve) // (HUGE_PAGES * page_bytes)
+            unused = max(0, node.free_bytes - reserve) // (page_bytes // 8 * page_bytes)
             huge[node.number] = min((free_huge or {}).get(node.number, 0), unused)
-    return Host(room, {number: topology.nearest(number)[1:] for number in room}, huge)
+    pools = {
+        (node.number, size // page_bytes): free for node in topology.nodes for size, free in node.free_hugepages.items()
+    }
+    return Host(room, {number: topology.nearest(number)[1:] for number in room}, huge, pools)
 
 
 @contextmanager
@@ -231,22 +234,25 @@ def _planned(
     topology = read_topology()
     check(request.target, topology)
     with take(pids, request.rules, topology) as whole:
-        taken = _watched(whole, request)
+        room = host(topology, request.reserve_bytes, page_bytes=whole.snapshot.page_bytes)
+        taken = _looked_at(whole, request, may_move(whole.snapshot, request.target, room))
         inputs = _inputs(taken, topology, request)
         inputs = _compacted(inputs) if compacts else inputs
         seen(inputs)
         yield taken, _made(inputs)
 
 
-def _watched(taken: Taken, request: Request) -> Taken:
-    return taken if request.hot_seconds is None else hotness.watched(taken, request.hot_seconds)
+def _looked_at(taken: Taken, request: Request, rows: Bools) -> Taken:
+    """Return what was taken with the large folios in some of its runs, and with what is used of it."""
+    if request.target.huge_pages is HugePages.KEEP:
+        folios.require_known()
+    known = folios.with_folios(taken, rows)
+    return known if request.hot_seconds is None else hotness.watched(known, request.hot_seconds)
 
 
 def _inputs(taken: Taken, topology: Topology, request: Request) -> Inputs:
     inputs = Inputs(taken.snapshot, taken.facts, topology, read_kept_free(), request)
-    if not inputs.keeps:
-        return inputs
-    return replace(inputs, snapshot=keeping.marked(taken).snapshot, free_huge=read_free_huge_pages())
+    return replace(inputs, free_huge=read_free_huge_pages()) if inputs.keeps else inputs
 
 
 def _compacted(inputs: Inputs) -> Inputs:
