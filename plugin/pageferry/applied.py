@@ -66,6 +66,7 @@ def request(
             when_full=destination.when_full or policy.when_full,
             spill=topology.nodes_with_memory() if destination.spill is None else destination.spill,
             huge_pages=policy.huge_pages,
+            hugetlb_surplus=policy.hugetlb_surplus,
         ),
         rules=rules(policy),
         limits=Limits(workers=policy.workers, seconds=seconds, bytes_per_second=policy.rate),
@@ -102,7 +103,9 @@ def homecomings(
             # What comes in slices is not watched for each of them: others wait.
             hot = policy.hot_seconds if seconds is None else None
             for home in homes:
-                target = replace(home.request.target, huge_pages=policy.huge_pages)
+                target = replace(
+                    home.request.target, huge_pages=policy.huge_pages, hugetlb_surplus=policy.hugetlb_surplus
+                )
                 # Nor is a node compacted for what may come again with each job that ends.
                 asked = replace(home.request, target=target, hot_seconds=hot, compacts=False)
                 found.append(replace(home, request=asked))

@@ -15,6 +15,7 @@ from pageferry import folios, hotness
 from pageferry.errors import KernelError, PageferryError, UsageError, Vanished
 from pageferry.kernel import capabilities, libnuma
 from pageferry.kernel.huge_pages import compact, read_free_huge_pages
+from pageferry.kernel.hugetlb import Pools, read_pools
 from pageferry.kernel.lists import format_list
 from pageferry.kernel.topology import Topology, read_topology
 from pageferry.kernel.watermarks import read_kept_free
@@ -71,13 +72,17 @@ class Inputs:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What was planned, what became of it, and how long that took in seconds. Tally and ledger sum the same pages."""
+    """What was planned, what became of it, and how long that took in seconds. Tally and ledger sum the same pages.
+
+    `pools`: the host's pools of hugetlb pages before and after.
+    """
 
     plan: Plan
     tally: Tally
     ledger: Ledger
     seconds: float
     seconds_planning: float
+    pools: tuple[Pools, Pools] = ({}, {})
 
     @property
     def complete(self) -> bool:
@@ -142,7 +147,7 @@ def move(
     UsageError for a target that makes no sense, KernelError for what the host or our privileges do not allow, Vanished
     if no process is left.
     """
-    began = time.monotonic()
+    began, pools = time.monotonic(), read_pools()
     due = began + (request.hot_seconds or 0.0)
     pids = frozenset(pids)
     libnuma.require()
@@ -151,7 +156,7 @@ def move(
         planning = time.monotonic() - began
         if first.lacking:
             stays = ledger(taken.snapshot, [unmoved(first)])
-            return Outcome(first, _refused(first), stays, time.monotonic() - began, planning)
+            return Outcome(first, _refused(first), stays, time.monotonic() - began, planning, (pools, pools))
         done, of = 0, first.moves.pages()
 
         def advance(pages: int) -> None:
@@ -177,7 +182,7 @@ def move(
         except Vanished:
             break
         tally = _merge(tally, carried.tally, whole)
-    return Outcome(first, tally, whole, time.monotonic() - began, planning)
+    return Outcome(first, tally, whole, time.monotonic() - began, planning, (pools, read_pools()))
 
 
 def after(request: Request, first: Plan) -> Request:

@@ -42,16 +42,20 @@ def inputs(pages: int, free: int) -> ferry.Inputs:
 
 
 def test_a_rule_asks_for_it_in_each_move_of_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
-    policy = Policy(huge_pages=KEEP)
-    assert applied.request(policy, applied.Destination((0,)), read_topology()).target.huge_pages is KEEP
-    assert applied.request(Policy(), applied.Destination((0,)), read_topology()).target.huge_pages is HugePages.SPLIT
+    policy = Policy(huge_pages=KEEP, hugetlb_surplus=True)
+
+    def said(target: Target) -> tuple[HugePages, bool]:
+        return target.huge_pages, target.hugetlb_surplus
+
+    for asked, expected in ((policy, (KEEP, True)), (Policy(), (HugePages.SPLIT, False))):
+        assert said(applied.request(asked, applied.Destination((0,)), read_topology()).target) == expected
     monkeypatch.setattr(
         spill,
         "candidates",
         lambda jobs, **_: [spill.Homecoming(job, ferry.Request(Target((0,))), 1, 1) for job in jobs],
     )
     homes = applied.homecomings({7: policy, 8: Policy()})
-    assert {home.job: home.request.target.huge_pages for home in homes} == {7: KEEP, 8: HugePages.SPLIT}
+    assert {home.job: said(home.request.target) for home in homes} == {7: (KEEP, True), 8: (HugePages.SPLIT, False)}
 
 
 def test_the_second_half_of_a_move_keeps_them_as_well() -> None:

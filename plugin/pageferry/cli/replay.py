@@ -28,6 +28,7 @@ _TARGET = {
     "spill_to": "spill",
     "order": "order",
     "huge_pages": "huge_pages",
+    "hugetlb_surplus": "hugetlb_surplus",
 }
 """Option → field of the target."""
 

@@ -6,6 +6,7 @@ node's pool, and nobody else's (kernel mm/hugetlb.c available_huge_pages()).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +25,11 @@ class Pool:
     free: int
 
 
-def read_pools(root: Path = Path("/")) -> dict[int, dict[int, Pool]]:
+Pools = Mapping[int, Mapping[int, Pool]]
+"""Pools by node and size in bytes."""
+
+
+def read_pools(root: Path = Path("/")) -> Pools:
     """Return the pools that are not empty, by node and size in bytes. Raises KernelError."""
     found: dict[int, dict[int, Pool]] = {}
     for node in numbered(root / _NODES, "node"):
