@@ -38,13 +38,14 @@ class Seen(Columns):
 
 @dataclass(frozen=True, slots=True)
 class Folios(Columns):
-    """Pages [page, page + count) of a process that are of large folios; none overlap. `unit`, `kind` as in Runs."""
+    """Pages [page, page + count) of a process that are of large folios; none overlap. The rest is as in Runs."""
 
     process: Ints
     page: Ints
     count: Ints
     unit: Ints
     kind: Ints
+    folio: Ints
 
 
 def seen(process: Ints, page: Ints, pfn: Ints, tail: Bools, after: Bools, head: Bools, hugetlb: Bools) -> Seen:  # noqa: PLR0917 - columns
@@ -79,7 +80,8 @@ def folios(found: Seen, unit: Ints) -> Folios:
     begin = np.flatnonzero(np.append(True, ~alike)[: len(found)])
     last = np.append(begin[1:], len(found))[: len(begin)] - 1
     count = found.page[last] + found.count[last] - found.page[begin]
-    return Folios(found.process[begin], found.page[begin], count, unit[begin], kind[begin])
+    folio = _several(np.where(kind == Kind.PART, found.pfn // unit, -1))
+    return Folios(found.process[begin], found.page[begin], count, unit[begin], kind[begin], folio[begin])
 
 
 def marked(snapshot: Snapshot, of: Folios) -> Snapshot:
@@ -105,9 +107,41 @@ def marked(snapshot: Snapshot, of: Folios) -> Snapshot:
         into = parts.page[mine] - theirs.page[place]
         step = np.where(theirs.kind[place] == Kind.PART, theirs.count[place], theirs.unit[place])
         fits = (into >= 0) & (into < theirs.count[place]) & (into % step == 0) & (parts.count[mine] % step == 0)
-        parts.unit[mine[fits]] = theirs.unit[place[fits]]
-        parts.kind[mine[fits]] = theirs.kind[place[fits]]
+        for name in ("unit", "kind", "folio"):
+            getattr(parts, name)[mine[fits]] = getattr(theirs, name)[place[fits]]
     return replace(snapshot, runs=parts, folios=True)
+
+
+def gathered(runs: Runs) -> Runs:
+    """Return the runs with all parts of a folio as one, the first of them, which counts them all."""
+    several = runs.folio > 0
+    if not several.any():
+        return runs
+    _, first, of = np.unique(runs.folio[several], return_index=True, return_inverse=True)
+    rows = np.flatnonzero(several)
+    count, kept = runs.count.copy(), ~several
+    count[rows[first]] = np.bincount(of, runs.count[several])
+    kept[rows[first]] = True
+    return replace(runs, count=count).take(kept)
+
+
+def parted(runs: Runs, parts: Runs) -> tuple[Runs, Ints]:
+    """Return gathered runs as the parts that they were made of, and which run each is of."""
+    several = np.flatnonzero(runs.folio > 0)
+    if not len(several):
+        return runs, np.arange(len(runs))
+    several = several[np.argsort(runs.folio[several])]
+    theirs = parts.take(np.isin(parts.folio, runs.folio[several]))
+    of = several[np.searchsorted(runs.folio[several], theirs.folio)]
+    single = np.flatnonzero(runs.folio == 0)
+    return Runs.concatenate([runs.take(single), theirs]), np.concatenate([single, of])
+
+
+def _several(key: Ints) -> Ints:
+    """Return a number from 1 on for each key that comes several times and is not negative, else 0."""
+    _, of, times = np.unique(key, return_inverse=True, return_counts=True)
+    number: Ints = np.where((key >= 0) & (times[of] > 1), of + 1, 0)
+    return number
 
 
 def _side_by_side(runs: Runs) -> Runs:

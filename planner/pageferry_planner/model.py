@@ -91,6 +91,7 @@ class Runs(Columns):
 
     `unit`: pages of each of its folios, 1 for ordinary pages, and where nobody has looked; `kind`: a Kind. A run is of
     whole folios, from the first page of one on, unless it is a PART: then it is of one, and has fewer pages than that.
+    `folio`: a number that all parts of one folio have, where there are several; else 0.
     """
 
     process: Ints
@@ -101,11 +102,13 @@ class Runs(Columns):
     index: Ints
     unit: Ints
     kind: Ints
+    folio: Ints
 
     @classmethod
     def of_pages(cls, process: Ints, page: Ints, count: Ints, node: Ints, backing: Ints, index: Ints) -> Runs:  # noqa: PLR0917 - columns
         """Return runs of ordinary pages."""
-        return cls(process, page, count, node, backing, index, np.ones_like(page), np.zeros_like(page))
+        nothing = np.zeros_like(page)
+        return cls(process, page, count, node, backing, index, nothing + 1, nothing, nothing)
 
     def pages(self) -> int:
         """Return the number of base pages in all runs."""

@@ -8,6 +8,7 @@ import numpy as np
 
 from pageferry_planner.capacity import fit, pages_per_node
 from pageferry_planner.columns import Bools, Ints
+from pageferry_planner.folios import gathered, parted
 from pageferry_planner.ledger import staying
 from pageferry_planner.model import Bucket, Flows, Host, HugePages, Kind, Plan, Runs, Snapshot, Target, WhenFull
 from pageferry_planner.strategies import sources_of, wanted_nodes
@@ -29,7 +30,8 @@ def place(snapshot: Snapshot, target: Target, host: Host) -> Plan:
     for backing, count in zip(runs.backing[kept].tolist(), runs.count[kept].tolist(), strict=True):
         rule = snapshot.verdicts[backing].rule
         excluded[rule] = excluded.get(rule, 0) + count
-    movable = runs.take(~kept)
+    parts = runs.take(~kept)
+    movable = gathered(parts)
     sources = target.sources if target.sources is not None else sources_of(movable)
     movable, wanted = wanted_nodes(snapshot, movable, sources, target, host)
     misplaced = wanted != movable.node
@@ -44,8 +46,9 @@ def place(snapshot: Snapshot, target: Target, host: Host) -> Plan:
     stays_torn, moves, wanted = moves.take(torn), moves.take(~torn), wanted[~torn]
     placed = fit(moves, wanted, target, host, snapshot.huge_page)
     going = placed.final != placed.runs.node
-    final = placed.final[going]
     going_runs = placed.runs.take(going)
+    rank = ranks(snapshot, going_runs, target.order)
+    going_runs, of = parted(going_runs, parts)
     unmet = Runs.concatenate([stays_torn, placed.runs.take(~going & placed.unmet)])
     no_room = placed.runs.take(~going & ~placed.unmet)
     stays = (
@@ -58,8 +61,8 @@ def place(snapshot: Snapshot, target: Target, host: Host) -> Plan:
         page_bytes=snapshot.page_bytes,
         processes=snapshot.processes,
         moves=going_runs,
-        target=final,
-        stage=placed.stage[going],
+        target=placed.final[going][of],
+        stage=placed.stage[going][of],
         in_place=movable.pages() - moves.pages() - stays_torn.pages(),
         excluded=excluded,
         no_room=no_room.pages(),
@@ -69,7 +72,7 @@ def place(snapshot: Snapshot, target: Target, host: Host) -> Plan:
         asked_per_process=snapshot.asked_per_process,
         lacking=placed.lacking if target.when_full is WhenFull.REFUSE else {},
         stays=Flows.concatenate(stays),
-        rank=ranks(snapshot, going_runs, target.order),
+        rank=rank[of],
         keeps=keeps,
         surplus=target.hugetlb_surplus,
         no_huge_page=unmet.pages(),

@@ -239,7 +239,7 @@ def _planned(
     topology = read_topology()
     check(request.target, topology)
     with take(pids, request.rules, topology) as whole:
-        room = host(topology, request.reserve_bytes, page_bytes=whole.snapshot.page_bytes)
+        room = _host(Inputs(whole.snapshot, whole.facts, topology, read_kept_free(), request))
         taken = _looked_at(whole, request, may_move(whole.snapshot, request.target, room))
         inputs = _inputs(taken, topology, request)
         inputs = _compacted(inputs) if compacts else inputs
@@ -275,9 +275,8 @@ def _compacted(inputs: Inputs) -> Inputs:
 
 def _torn(inputs: Inputs) -> set[int]:
     """Return the nodes with fewer free huge pages than would be in what they have free."""
-    topology, request, page = inputs.topology, inputs.request, inputs.snapshot.page_bytes
-    whole = {node.number: node.total_bytes // page for node in topology.nodes}
-    most = host(topology, request.reserve_bytes, inputs.kept_free, page, whole).huge
+    whole = {node.number: node.total_bytes // inputs.snapshot.page_bytes for node in inputs.topology.nodes}
+    most = _host(replace(inputs, free_huge=whole)).huge
     return {node for node, count in most.items() if inputs.free_huge.get(node, 0) < count}
 
 
@@ -291,8 +290,12 @@ def _made(inputs: Inputs) -> Plan:
             "the kernel would refuse; widen cpuset.mems first, which moves nothing"
         )
     target = replace(request.target, spill=request.target.spill & allowed)
-    room = host(inputs.topology, request.reserve_bytes, inputs.kept_free, snapshot.page_bytes, inputs.free_huge)
-    return place(snapshot, target, room)
+    return place(snapshot, target, _host(inputs))
+
+
+def _host(inputs: Inputs) -> Host:
+    reserve, page_bytes = inputs.request.reserve_bytes, inputs.snapshot.page_bytes
+    return host(inputs.topology, reserve, inputs.kept_free, page_bytes, inputs.free_huge)
 
 
 def check(target: Target, topology: Topology) -> None:

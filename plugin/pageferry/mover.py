@@ -261,7 +261,10 @@ class _Worker:
     def _carry(self, batch: Batch, account: _Account) -> None:
         found = self._look(batch.runs)
         there = found.node == batch.target
-        account.fates.settle(Bucket.IN_PLACE, found.page[there])
+        along = there & (batch.runs.folio[found.row] > 0)  # with another part of their folio, which was asked for
+        account.requested += int(along.sum())
+        account.fates.settle(Bucket.MOVED, found.page[along])
+        account.fates.settle(Bucket.IN_PLACE, found.page[there & ~along])
         left = found.take(~there)
         if self._keeps is not None and batch.runs.kind[0] != Kind.HUGETLB:
             huge = huge_pages(left.pfn, self._keeps)
@@ -280,11 +283,9 @@ class _Worker:
                 account.fates.settle(Bucket.NOT_REACHED, left.page)
                 break
             before = len(left)
-            heads = _heads(batch.runs, left) if first else ~self._joined(left)
-            if batch.counted:
-                left = self._ask_counted(batch, left, heads, account, first)
-            else:
-                left = self._ask(batch, left, heads, account, first)
+            by = _by_folio(batch.runs, left) if first else self._by_frame(left)
+            ask = self._ask_counted if batch.counted else self._ask
+            left = ask(batch, left, by, account, first)
             first = False
             stalled = stalled + 1 if len(left) == before else 0
             if stalled > STALLED_ROUNDS:
@@ -302,22 +303,22 @@ class _Worker:
 
     def _complete(self, batch: Batch, left: Entries) -> Bools:
         """Return which entries are of folios of which all pages are there still."""
-        of = np.cumsum(_heads(batch.runs, left)) - 1
-        whole: Bools = np.bincount(of)[of] == batch.runs.unit[left.row] if len(left) else np.zeros(0, bool)
+        by = _by_folio(batch.runs, left)
+        whole: Bools = np.bincount(by, minlength=1)[by] == batch.runs.unit[left.row]
         return whole
 
-    def _ask_counted(self, batch: Batch, left: Entries, heads: Bools, account: _Account, first: bool) -> Entries:
+    def _ask_counted(self, batch: Batch, left: Entries, by: Ints, account: _Account, first: bool) -> Entries:
         """Do as `_ask` does for as many huge pages as their target has free now; the others stay."""
         with alone_at(batch.target, self._stopped) as ours, on_one_cpu():
             if not ours:
                 account.fates.settle(Bucket.NOT_REACHED, left.page)
                 return left.take(np.zeros(0, np.int64))
-            may = np.cumsum(heads) <= self._free(batch)
+            may = np.cumsum(_heads(by)) <= self._free(batch)
             if self._keeps is not None and batch.runs.kind[0] != Kind.HUGETLB:
                 may &= huge_pages(left.pfn, self._keeps)
             account.fates.settle(Bucket.NO_HUGE_PAGE, left.page[~may])
-            left, heads = left.take(may), heads[may]
-            return self._ask(batch, left, heads, account, first) if len(left) else left
+            left, by = left.take(may), (np.cumsum(may) - 1)[by[may]]
+            return self._ask(batch, left, by, account, first) if len(left) else left
 
     def _free(self, batch: Batch) -> int:
         """Return how many huge pages of a batch's size its target has free now, in its pool or at all."""
@@ -325,11 +326,12 @@ class _Worker:
             return read_free_huge_pages().get(batch.target, 0)
         return read_free_hugepages(batch.target).get(int(batch.runs.unit[0]) * mmap.PAGESIZE, 0)
 
-    def _ask(self, batch: Batch, left: Entries, heads: Bools, account: _Account, first: bool) -> Entries:
+    def _ask(self, batch: Batch, left: Entries, by: Ints, account: _Account, first: bool) -> Entries:
         """Make one moving call; account for the pages that it settled and return the others, in the order to ask.
 
-        `heads`: which of the pages are asked for, the others move along; `first`: it is for the first time.
+        `by`: the row of the page that is asked for to move this one, too; `first`: it is for the first time.
         """
+        heads = _heads(by)
         addresses = left.page[heads].astype(np.uint64) * np.uint64(mmap.PAGESIZE)
         pid = os.getpid() if batch.process == SELF else self._handles[batch.process].thread()
         account.calls += 1
@@ -351,7 +353,7 @@ class _Worker:
         if not missed and bool((status == batch.target).all()) and bool(heads.all()):
             account.fates.settle(Bucket.MOVED, left.page)
             return left.take(np.zeros(0, np.int64))
-        return self._settle(batch, left, status[np.cumsum(heads) - 1], reason, account)
+        return self._settle(batch, left, status[(np.cumsum(heads) - 1)[by]], reason, account)
 
     def _settle(self, batch: Batch, left: Entries, status: libnuma.Nodes, reason: int, account: _Account) -> Entries:
         """Read where each page is now; of those that a call left out, `status` and `reason` say why."""
@@ -388,11 +390,14 @@ class _Worker:
         ranges = Ranges(runs.process, runs.page, runs.count, runs.backing, runs.index, nothing)
         return Entries.concatenate(list(self._tables.entries(ranges)))
 
-    def _joined(self, entries: Entries) -> Bools:
-        """Return which entries move with the one before them, as parts of one huge page or large folio."""
+    def _by_frame(self, entries: Entries) -> Ints:
+        """Return the row of the page that each moves along with, as parts of one folio by the flags of their frames."""
+        rows = np.arange(len(entries))
         if not entries.pfn.any():
-            return np.zeros(len(entries), bool)
-        return joined_to_previous(entries.page, entries.pfn, flags_of(entries.pfn))
+            return rows
+        joined = joined_to_previous(entries.page, entries.pfn, flags_of(entries.pfn))
+        by: Ints = np.maximum.accumulate(np.where(joined, 0, rows))
+        return by
 
 
 def _as_runs(entries: Entries, process: int) -> Runs:
@@ -403,11 +408,22 @@ def _as_runs(entries: Entries, process: int) -> Runs:
     return Runs.of_pages(nothing + process, page[begin], count, nothing, nothing, page[begin])
 
 
-def _heads(runs: Runs, entries: Entries) -> Bools:
-    """Return which entries are the first of a folio, as far as the runs know: the others move along with it."""
-    folio = (entries.page - runs.page[entries.row]) // runs.steps()[entries.row]
-    new = (entries.row[1:] != entries.row[:-1]) | (folio[1:] != folio[:-1])
-    return np.append(True, new)[: len(entries)]
+def _by_folio(runs: Runs, entries: Entries) -> Ints:
+    """Return the row of the page that each moves along with, as far as the runs know their folios."""
+    rows = np.arange(len(entries))
+    step = (entries.page - runs.page[entries.row]) // runs.steps()[entries.row]
+    goes_on = (entries.row[1:] == entries.row[:-1]) & (step[1:] == step[:-1])
+    by: Ints = np.maximum.accumulate(np.where(np.append(False, goes_on)[: len(rows)], 0, rows))
+    parts = np.flatnonzero(runs.folio[entries.row])
+    _, first, of = np.unique(runs.folio[entries.row[parts]], return_index=True, return_inverse=True)
+    by[parts] = parts[first][of]
+    return by
+
+
+def _heads(by: Ints) -> Bools:
+    """Return which pages are asked for."""
+    heads: Bools = by == np.arange(len(by))
+    return heads
 
 
 def _pieces(runs: Runs, most: int) -> Iterator[Runs]:

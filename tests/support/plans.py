@@ -181,7 +181,7 @@ def referenced_of(draw: st.DrawFn, snapshot: Snapshot) -> Ints:
 @st.composite
 def huge_of(draw: st.DrawFn, snapshot: Snapshot) -> Folios:
     """Draw which of the pages are of huge pages: in their places whole ones, or parts of them."""
-    rows: list[tuple[int, int, int, int, int]] = []
+    rows: list[tuple[int, ...]] = []
     runs = snapshot.runs
     for process, page, count in zip(runs.process.tolist(), runs.page.tolist(), runs.count.tolist(), strict=True):
         for place in range(page // HUGE * HUGE, page + count, HUGE):
@@ -191,8 +191,8 @@ def huge_of(draw: st.DrawFn, snapshot: Snapshot) -> Folios:
                 lo = draw(st.integers(lo, hi - 1))
                 hi = min(draw(st.integers(lo + 1, hi)), lo + HUGE - 1)
             if kind == "part" or (kind == "whole" and hi - lo == HUGE):
-                rows.append((process, lo, hi - lo, HUGE, Kind.PART if kind == "part" else Kind.FOLIO))
-    return Folios(*np.array(sorted(rows), np.int64).reshape(-1, 5).T.copy())
+                rows.append((process, lo, hi - lo, HUGE, Kind.PART if kind == "part" else Kind.FOLIO, 0))
+    return Folios(*np.array(sorted(rows), np.int64).reshape(-1, 6).T.copy())
 
 
 @st.composite

@@ -32,7 +32,7 @@ KEEP = HugePages.KEEP
 
 def huge_rows(*rows: tuple[int, int, int]) -> Folios:
     """Return huge pages (process, page, count)."""
-    return Folios(*np.array([(*row, HUGE, Kind.FOLIO) for row in rows], np.int64).T.copy())
+    return Folios(*np.array([(*row, HUGE, Kind.FOLIO, 0) for row in rows], np.int64).T.copy())
 
 
 def inputs(pages: int, free: int) -> ferry.Inputs:

@@ -42,13 +42,17 @@ FOLIO_SIZES = (2, 4, 16, 64, 256, 512)
 
 
 class Folio(NamedTuple):
-    """What goes together: so many pages, on a node, of a kind, and the pages of the whole folio."""
+    """What goes together: so many pages, on a node, of a kind, and the pages of the whole folio.
+
+    `number`: that of the folio, if it has several parts.
+    """
 
     pages: int
     node: int
     kind: Kind
     unit: int
     moves: bool
+    number: int
 
 
 class Job(NamedTuple):
@@ -69,7 +73,7 @@ def jobs(draw: st.DrawFn, page_bytes: int = 4096) -> Job:
     for process in range(processes):
         page = draw(st.integers(0, 1 << 20))
         for _ in range(draw(st.integers(0, 6))):
-            kind, node = draw(st.sampled_from(Kind)), draw(st.sampled_from(NODES))
+            kind, node, number = draw(st.sampled_from(Kind)), draw(st.sampled_from(NODES)), 0
             if kind == Kind.PAGE:
                 unit, count = 1, draw(st.integers(1, 30))
             elif kind == Kind.HUGETLB:
@@ -80,10 +84,17 @@ def jobs(draw: st.DrawFn, page_bytes: int = 4096) -> Job:
                 count = unit * draw(st.integers(1, 4)) if kind == Kind.FOLIO else draw(st.integers(1, unit - 1))
             step = {Kind.PAGE: 1, Kind.PART: count}.get(kind, unit)
             of_file = draw(st.booleans())
+            others = [(row[3], row[6], row[8], row[4] != ANONYMOUS) for row in rows if row[8]]
+            if kind == Kind.PART and draw(st.booleans()):  # it may be another part of one of these
+                number = len(rows) + 1
+                if draw(st.booleans()) and others:
+                    node, unit, number, of_file = draw(st.sampled_from(others))
+                    count = min(count, unit - 1)
+                    step = count
             index = (process << 40) + page + 7 if of_file else page
-            rows.append((process, page, count, node, 0 if of_file else ANONYMOUS, index, unit, kind))
+            rows.append((process, page, count, node, 0 if of_file else ANONYMOUS, index, unit, kind, number))
             for first in range(page, page + count, step):
-                found[process, first] = Folio(step, node, kind, unit, moves or not of_file)
+                found[process, first] = Folio(step, node, kind, unit, moves or not of_file, number)
             page += count + draw(st.sampled_from((0, 0, 1, 700)))
     homes = [frozenset(draw(st.sets(st.sampled_from(NODES), min_size=1, max_size=2))) for _ in range(processes)]
     verdict = Verdict(moves, "job-only" if moves else "library-list")
@@ -93,7 +104,7 @@ def jobs(draw: st.DrawFn, page_bytes: int = 4096) -> Job:
         vmas.append((draw(st.integers(0, processes - 1)), page, 1 + count, 0, (process << 40) + page + lo))
     vmas += [(process, 0, 1 << 30, ANONYMOUS, 0) for process in range(processes)]
     snapshot = snapshot_of([], homes=homes, verdicts=[verdict], vmas=vmas)
-    runs = Runs(*np.array(rows, np.int64).reshape(-1, 8).T.copy())
+    runs = Runs(*np.array(rows, np.int64).reshape(-1, 9).T.copy())
     return Job(replace(snapshot, page_bytes=page_bytes, runs=runs, folios=True), found)
 
 
@@ -113,11 +124,11 @@ def folios_in(runs: Runs, known: dict[Address, Folio]) -> list[Address]:
     """Return the folios that the runs are of, in order; fails if one is cut, or said to be another."""
     found = []
     rows = zip(*(column.tolist() for column in runs.columns()), strict=True)
-    for process, page, count, node, _, _, unit, kind in rows:
+    for process, page, count, node, _, _, unit, kind, number in rows:
         at = page
         while at < page + count:
             folio = known[process, at]
-            assert (folio.node, folio.kind, folio.unit) == (node, kind, unit)
+            assert (folio.node, folio.kind, folio.unit, folio.number) == (node, kind, unit, number)
             found.append((process, at))
             at += folio.pages
         assert at == page + count, "a folio is not cut"
@@ -147,9 +158,12 @@ def test_no_folio_is_cut_and_each_page_has_one_fate(job: Job, target: Target, ho
     assert (fates[Bucket.NO_ROOM], fates[Bucket.NO_HUGE_PAGE]) == (plan.no_room, plan.no_huge_page)
     stays = Counter(folio.node for place, folio in job.folios.items() for _ in [0] if place not in moves)
     assert set(plan.stays.node.tolist()) == set(stays)
-    for folio, (_, node) in moves.items():
-        assert job.folios[folio].moves
-        assert node != job.folios[folio].node
+    fate_of: dict[int, tuple[int, int] | None] = {}
+    for place_of, folio in job.folios.items():
+        assert place_of not in moves or (folio.moves and moves[place_of][1] != folio.node)
+        if folio.number:
+            fate = fate_of.setdefault(folio.number, moves.get(place_of))
+            assert moves.get(place_of) == fate, "all parts of a folio go together"
 
 
 def is_kept(folio: Folio, target: Target, huge_page: int) -> bool:
@@ -254,7 +268,7 @@ def moves_of_pages(plan: Plan) -> set[Address]:
 
 def hugetlb(count: int, unit: int = GIB, node: int = 0) -> Snapshot:
     """Return a job with so many hugetlb pages."""
-    rows = np.array([[0, 0, count * unit, node, ANONYMOUS, 0, unit, Kind.HUGETLB]], np.int64).T.copy()
+    rows = np.array([[0, 0, count * unit, node, ANONYMOUS, 0, unit, Kind.HUGETLB, 0]], np.int64).T.copy()
     return replace(snapshot_of([]), runs=Runs(*rows), folios=True)
 
 
@@ -287,7 +301,7 @@ def test_a_surplus_page_is_made_of_memory_if_the_rule_says_so_and_no_gigantic_on
 
 
 def test_pages_that_leave_a_pool_make_room_in_it_for_those_that_come_later() -> None:
-    rows = [(0, 0, GIB, 0, ANONYMOUS, 0, GIB, 3), (0, 2 * GIB, GIB, 1, ANONYMOUS, 2 * GIB, GIB, 3)]
+    rows = [(0, 0, GIB, 0, ANONYMOUS, 0, GIB, 3, 0), (0, 2 * GIB, GIB, 1, ANONYMOUS, 2 * GIB, GIB, 3, 0)]
     snapshot = replace(snapshot_of([]), runs=Runs(*np.array(rows, np.int64).T.copy()), folios=True)
     plan = place(snapshot, Target((1, 2)), replace(line_host([0] * 4), pools={(2, GIB): 1}))
     assert plan.lacking == {}
@@ -357,12 +371,22 @@ def test_a_folio_is_whole_where_one_process_maps_all_of_it_side_by_side(
     parts = [seen(*(column[at : at + most] for column in columns)) for at in range(0, len(columns[0]), most)]
     found = joined(Seen.concatenate(parts))
     table = folios(found, np.full(len(found), SIZE))
-    assert list(zip(*(column.tolist() for column in table.columns()), strict=True)) == expected
+    assert list(zip(*(column.tolist() for column in table.columns()[:5]), strict=True)) == expected
+    frames = {(process, page): pfn for process, page, pfn, *_ in entries}
+    of_parts = [
+        (frames[process, page] // SIZE, number)
+        for process, page, _, _, kind, number in zip(*(column.tolist() for column in table.columns()), strict=True)
+        if kind == Kind.PART and (process, page) in frames
+    ]
+    for frame, number in of_parts:
+        several = [of for of, _ in of_parts].count(frame) > 1
+        assert (number > 0) == several
+        assert {other for of, other in of_parts if of == frame} == {number}
 
 
 def test_runs_of_two_mappings_are_joined_where_a_folio_lies_in_both() -> None:
     rows = [anonymous(0, 8, 8, 1), anonymous(0, 0, 8, 1), anonymous(0, 16, 8, 0)]
-    found = marked(snapshot_of(rows), Folios(*np.array([[0, 4, 8, 8, Kind.FOLIO]], np.int64).T.copy())).runs
+    found = marked(snapshot_of(rows), Folios(*np.array([[0, 4, 8, 8, Kind.FOLIO, 0]], np.int64).T.copy())).runs
     columns = (found.page, found.count, found.node, found.unit)
     assert list(zip(*(column.tolist() for column in columns), strict=True)) == [
         (0, 4, 1, 1), (4, 8, 1, 8), (12, 4, 1, 1), (16, 8, 0, 1)
@@ -371,7 +395,7 @@ def test_runs_of_two_mappings_are_joined_where_a_folio_lies_in_both() -> None:
 
 def test_a_folio_that_lies_on_two_nodes_has_moved_meanwhile_and_counts_as_pages() -> None:
     rows = [anonymous(0, 0, 4, 1), anonymous(0, 4, 12, 2)]
-    found = marked(snapshot_of(rows), Folios(*np.array([[0, 0, 8, 8, Kind.FOLIO]], np.int64).T.copy())).runs
+    found = marked(snapshot_of(rows), Folios(*np.array([[0, 0, 8, 8, Kind.FOLIO, 0]], np.int64).T.copy())).runs
     assert set(found.unit.tolist()) == {1}
     assert found.pages() == 16
 

@@ -163,8 +163,8 @@ def test_spill_fills_free_huge_pages_nearest_first(
 def huge_rows(*rows: tuple[int, int, int]) -> Folios:
     """Return huge pages (process, page, count), or a part of one."""
     kinds = [(HUGE, Kind.FOLIO if count % HUGE == 0 else Kind.PART) for _, _, count in rows]
-    table = [(*row, *kind) for row, kind in zip(rows, kinds, strict=True)]
-    return Folios(*np.array(table, np.int64).reshape(-1, 5).T.copy())
+    table = [(*row, *kind, 0) for row, kind in zip(rows, kinds, strict=True)]
+    return Folios(*np.array(table, np.int64).reshape(-1, 6).T.copy())
 
 
 def plan_of(

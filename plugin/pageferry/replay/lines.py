@@ -143,7 +143,7 @@ class VmaRows(Line, frozen=True):
 
 
 class RunRows(Line, frozen=True):
-    """Some rows of the runs; `referenced` in each of these lines or in none, and so `unit` and `kind`."""
+    """Some rows of the runs; `referenced` in each of these lines or in none, and so `unit`, `kind` and `folio`."""
 
     runs: Count
     process: Numbers
@@ -154,4 +154,5 @@ class RunRows(Line, frozen=True):
     index: Numbers
     unit: Numbers | None = None
     kind: Numbers | None = None
+    folio: Numbers | None = None
     referenced: Numbers | None = None

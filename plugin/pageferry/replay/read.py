@@ -46,6 +46,9 @@ Written = TypeVar("Written", bound=form.Line)
 Table = TypeVar("Table", Ranges, Runs)
 
 
+_FOLIOS = {"unit", "kind", "folio"}
+
+
 def read(path: Path) -> Recorded:
     """Return what a file says. Raises UsageError, with file and line, for whatever is wrong with it."""
     try:
@@ -220,8 +223,8 @@ class _Reader:
                 raise self._fault(f"{name}: a number that nothing has")
         if "referenced" in columns and (columns["referenced"] > columns["count"]).any():
             raise self._fault("referenced: more pages than there are")
-        if columns.keys() & {"unit", "kind"} and not _folios(columns):
-            raise self._fault("unit, kind: no whole folios")
+        if columns.keys() & _FOLIOS and not _folios(columns):
+            raise self._fault("unit, kind, folio: no folios, or parts of some")
         if nodes and not nodes.issuperset(columns["node"].tolist()):
             raise self._fault("node: a number that no node has")
 
@@ -230,7 +233,8 @@ def _table(kind: type[Table], columns: Mapping[str, Ints]) -> tuple[Table, Ints 
     """Return a table, and what of its rows was referenced, if that is known."""
     if not columns:
         return kind.empty(), None
-    pages = {"unit": np.ones_like(columns["page"]), "kind": np.zeros_like(columns["page"])}  # what older files are of
+    nothing = np.zeros_like(columns["page"])
+    pages = {"unit": nothing + 1, "kind": nothing, "folio": nothing}  # what older files are of
     typed: list[Any] = [(pages | dict(columns))[name] for name in kind.__annotations__]
     if "private" in columns:
         typed[-1] = typed[-1].astype(bool)
@@ -239,11 +243,12 @@ def _table(kind: type[Table], columns: Mapping[str, Ints]) -> tuple[Table, Ints 
 
 def _folios(columns: Mapping[str, Ints]) -> bool:
     """Say whether each row is of ordinary pages, of whole folios, or of a part of one."""
-    if not {"unit", "kind"} <= columns.keys():
+    if not columns.keys() >= _FOLIOS:
         return False
-    count, unit, kind = columns["count"], columns["unit"], columns["kind"]
+    count, unit, kind, folio = (columns[name] for name in ("count", "unit", "kind", "folio"))
     single, part = kind == Kind.PAGE, kind == Kind.PART
-    return bool(((unit == 1) == single).all() and np.where(part, count < unit, count % unit == 0).all())
+    whole = np.where(part, count < unit, (count % unit == 0) & (folio == 0))
+    return bool(((unit == 1) == single).all() and whole.all())
 
 
 def _cuts(runs: Runs, vmas: Ranges) -> int:
