@@ -21,6 +21,11 @@ SELF = -1
 """In a `process` column: pageferry's own address space, into which it mapped the object itself."""
 
 
+def huge_page(page_bytes: int) -> int:
+    """Return the pages of a transparent huge page: as many as a page has room for page-table entries of 8 bytes."""
+    return page_bytes // 8
+
+
 @dataclass(frozen=True, slots=True)
 class Process:
     """A process of the job. `nodes`: those of the CPUs it may use; `mems_allowed`: its cpuset's nodes."""
@@ -140,8 +145,8 @@ class Snapshot:
 
     @property
     def huge_page(self) -> int:
-        """Pages of a transparent huge page: as many as a page has room for page-table entries of 8 bytes."""
-        return self.page_bytes // 8
+        """Pages of a transparent huge page."""
+        return huge_page(self.page_bytes)
 
     def movable(self) -> Bools:
         """Return which runs may move, by the rules."""

@@ -23,7 +23,7 @@ from pageferry.mover import Limits, carry
 from pageferry.snapshot import Taken, take
 from pageferry_planner.columns import Bools
 from pageferry_planner.ledger import Ledger, buckets, ledger, merged, unmoved
-from pageferry_planner.model import Bucket, Host, HugePages, Plan, Snapshot, Tally, Target
+from pageferry_planner.model import Bucket, Host, HugePages, Plan, Snapshot, Tally, Target, huge_page
 from pageferry_planner.placement import may_move, place
 from pageferry_planner.policy import Facts, Rules
 
@@ -220,7 +220,7 @@ def host(
             reserve = max(16 << 20, node.total_bytes // 64) if reserve_bytes is None else reserve_bytes
             reserve = max(reserve, kept_free.get(node.number, 0))
             room[node.number] = max(0, node.free_bytes + node.file_cache_bytes - reserve) // page_bytes
-            unused = max(0, node.free_bytes - reserve) // (page_bytes // 8 * page_bytes)
+            unused = max(0, node.free_bytes - reserve) // (huge_page(page_bytes) * page_bytes)
             huge[node.number] = min((free_huge or {}).get(node.number, 0), unused)
     pools = {
         (node.number, size // page_bytes): free for node in topology.nodes for size, free in node.free_hugepages.items()

@@ -20,12 +20,12 @@ from pageferry.kernel.pageflags import COMPOUND_HEAD, COMPOUND_TAIL, HUGE, flags
 from pageferry.snapshot import Taken
 from pageferry_planner.columns import Bools
 from pageferry_planner.folios import Seen, folios, joined, marked, seen
-from pageferry_planner.model import Ranges
+from pageferry_planner.model import Ranges, huge_page
 
 
 def require_known() -> None:
     """Raise KernelError where huge pages cannot be told, or are of another size than the planner takes them to be."""
-    size, expected = huge_pages.read_huge_page_bytes(), mmap.PAGESIZE // 8 * mmap.PAGESIZE
+    size, expected = huge_pages.read_huge_page_bytes(), huge_page(mmap.PAGESIZE) * mmap.PAGESIZE
     if size not in {None, expected}:
         raise KernelError(f"huge pages cannot be kept: they have {size} bytes here, not {expected}")
     if size is not None and "CAP_SYS_ADMIN" not in capabilities.effective():

@@ -31,7 +31,7 @@ from pageferry.pace import Pace
 from pageferry_planner.capacity import HUGE_PAGES, first_pages, kept_whole
 from pageferry_planner.columns import Bools, Ints
 from pageferry_planner.ledger import ended
-from pageferry_planner.model import FATES, SELF, Bucket, Flows, Kind, Plan, Ranges, Runs, Tally
+from pageferry_planner.model import FATES, SELF, Bucket, Flows, Kind, Plan, Ranges, Runs, Tally, huge_page
 from pageferry_planner.pages import Entries
 
 BATCH_PAGES = 1 << 15
@@ -125,7 +125,7 @@ def batches(plan: Plan, workers: int = 1, most: int | None = None) -> Iterator[l
     moves = plan.moves
     top = BATCH_PAGES if most is None else max(HUGE_PAGES, most)
     ranks = plan.rank if plan.rank is not None else np.zeros(len(moves), np.int64)
-    kept = kept_whole(moves, plan.keeps, plan.page_bytes // 8)
+    kept = kept_whole(moves, plan.keeps, huge_page(plan.page_bytes))
     pooled = np.where(moves.kind == Kind.HUGETLB, moves.unit, 0)
     turns = plan.stage * 2 + ~kept if kept.any() else plan.stage
     for turn in np.unique(turns).tolist():
@@ -169,7 +169,9 @@ def carry(
     pace = Pace(limits.bytes_per_second) if limits.bytes_per_second is not None else None
     most = pace.call_bytes(BATCH_PAGES * mmap.PAGESIZE) // mmap.PAGESIZE if pace is not None else None
     splits = read_splits() if plan.keeps else 0
-    worker = _Worker(handles, tables, limits.move_all, stopped, pace, plan.page_bytes // 8 if plan.keeps else None)
+    worker = _Worker(
+        handles, tables, limits.move_all, stopped, pace, huge_page(plan.page_bytes) if plan.keeps else None
+    )
     accounts: list[_Account] = []
     with _interrupt_sets(stop), ThreadPoolExecutor(workers, "pageferry-mover") as pool:
         try:

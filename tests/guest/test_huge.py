@@ -204,18 +204,6 @@ def test_surplus_pages_change_the_pools_and_only_where_that_was_asked_for() -> N
         assert proof.outcome.pools[1] == {0: {2 << 20: Pool(1, 1)}, 2: {2 << 20: Pool(3, 0)}}
 
 
-def test_who_takes_the_pools_free_pages_between_plan_and_call_leaves_the_jobs_where_they_are() -> None:
-    with pool(node0=3, node2=1):
-        with job(node=0) as made, pytest.MonkeyPatch.context() as patch:
-            memory = three(made)
-            really = ferry.host
-            patch.setattr(ferry, "host", lambda *asked: replace(really(*asked), pools={(2, HUGE): 99}))
-            outcome = rights.move(made.pids, to_node_2(WhenFull.REFUSE))
-            assert Counter(node_vector(made.first.pid, *memory.span)) == {2: HUGE, 0: 2 * HUGE}
-            assert outcome.tally[Bucket.NO_HUGE_PAGE] == 2 * HUGE
-        assert (in_pool(0), in_pool(2)) == (3, 1)
-
-
 def test_pages_that_a_mapping_has_reserved_are_not_taken_from_it() -> None:
     with pool(node0=3, node2=2), job(node=0) as made:
         three(made)
