@@ -93,7 +93,7 @@ guest-root:
 # Debian 13, as far as each change must pass it.
 guest-debian13:
 	$(GUEST) run --layout four --debian 13 --timeout 3000 --results .cache/debian13 -- \
-	    $(PYTEST) $(addprefix tests/guest/test_,$(addsuffix .py,capacity failures huge keep_huge rights shared \
+	    $(PYTEST) $(addprefix tests/guest/test_,$(addsuffix .py,capacity failures folios huge keep_huge rights shared \
 	    machine agent)) -m 'not long'
 
 guest-debian13-1:

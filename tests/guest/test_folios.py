@@ -5,18 +5,19 @@ How many pages a folio has is read from the flags of its frames, by the test its
 
 from __future__ import annotations
 
+import os
+import subprocess
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from guest import rights
 from guest.proof import prove, prove_whole, request
-from guest.ranks import MADV_HUGEPAGE, PRIVATE, SHARED, Job, Memory, Rank, job
-from guest.witness import node_vector, page_table, vmstat
+from guest.ranks import BIND, MADV_HUGEPAGE, PRIVATE, READ, SHARED, Job, Memory, Rank, job
+from guest.witness import node_vector, page_table
 from pageferry import folios as known_folios
 from pageferry_planner.model import Bucket
 
@@ -114,16 +115,41 @@ def test_folios_that_forked_processes_share_arrive_once(parent_writes: bool) -> 
             assert node_vector(rank.pid, *memory.span) == [2] * memory.pages
 
 
-def test_a_large_folio_of_a_file_in_the_page_cache_moves_whole(scratch: Path) -> None:
-    """Wherever this kernel and file system make some: what is read of a file may be folios, or single pages."""
+def moves_by_folios(made: Job, memory: Memory) -> Counter[int]:
+    """Move the job; assert that each folio of its memory went whole, by one address; return how many had which size."""
+    found = folios(made.first, memory)
+    proof = prove(made, request(2))
+    assert set(node_vector(made.first.pid, *memory.span)) == {2}
+    assert folios(made.first, memory) == found
+    assert proof.migrated == proof[Bucket.MOVED]
+    assert proof.outcome.tally.addresses <= proof.outcome.tally.requested - (memory.pages - found.total())
+    return found
+
+
+def test_folios_of_a_file_in_a_tmpfs_of_huge_pages_move_whole(tmp_path: Path) -> None:
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "huge=always", "huge", str(tmp_path)], check=True)
+    try:
+        with job(node=0) as made:
+            path = tmp_path / "window"
+            path.touch()
+            os.truncate(path, 1024 * 4096)
+            memory = made.first.map(1024, path, flags=SHARED, align=512).write()
+            for rank in made.fork(2):
+                memory.of(rank).read(0, 600)
+            assert max(moves_by_folios(made, memory)) > 1
+    finally:
+        subprocess.run(["umount", "--lazy", str(tmp_path)], check=True)
+
+
+def test_what_is_read_of_a_file_moves_in_the_folios_that_the_file_system_makes(scratch: Path) -> None:
+    """Of single pages, where it makes none."""
     path = scratch / "input"
-    path.write_bytes(np.arange(1 << 17, dtype=np.uint64).tobytes())
+    path.write_bytes(bytes(256 * 4096))
     with job(node=0) as made:
-        memory = made.first.map(256, path, flags=SHARED, prot=1).read()
-        before = vmstat()
-        proof = prove(made, request(2))
-        assert (vmstat() - before)["pgmigrate_success"] == proof[Bucket.MOVED]
-        assert set(node_vector(made.first.pid, *memory.span)) <= {2, 0}
+        subprocess.run(["sync"], check=True)
+        Path("/proc/sys/vm/drop_caches").write_text("1")
+        made.first.ask("set_mempolicy", BIND, [0])
+        moves_by_folios(made, made.first.map(256, path, flags=SHARED, prot=READ).read())
 
 
 def test_a_look_with_less_rights_still_moves_every_page(monkeypatch: pytest.MonkeyPatch) -> None:
