@@ -97,7 +97,7 @@ guest-root:
 # Debian 13, as far as each change must pass it.
 guest-debian13:
 	$(GUEST) run --layout four --debian 13 --timeout 3000 --results .cache/debian13 -- \
-	    $(PYTEST) $(addprefix tests/guest/test_,$(addsuffix .py,capacity devices failures huge keep_huge rights \
+	    $(PYTEST) $(addprefix tests/guest/test_,$(addsuffix .py,capacity devices failures folios huge keep_huge rights \
 	    shared machine agent)) tests/host/test_whose_pages.py -m 'not long'
 
 guest-debian13-1:

@@ -38,7 +38,7 @@ def plan(texts: Sequence[bytes]) -> int:
     """Plan a move of all that the maps show, taking every page for resident on node 0; return the pages to move."""
     sharing = share(parse(texts), PAGE_BYTES)
     extents = sharing.extents
-    seen = Runs(
+    seen = Runs.of_pages(
         extents.process, extents.page, extents.count, np.zeros_like(extents.page), extents.backing, extents.index
     )
     assert not holes(sharing, seen)

@@ -1,41 +1,103 @@
 """Does it fit? Unique pages for each node against its room, in the order in which nodes are vacated.
 
 A move never reclaims what others need: pages without room go to the next nearest node or stay, as the target says.
+hugetlb pages have a room of their own, the pool of their size on the node; so have huge pages that are to be kept.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import product
+from typing import Any
 
 import numpy as np
 
 from pageferry_planner.columns import Bools, Ints
-from pageferry_planner.model import Host, Runs, Target, WhenFull
+from pageferry_planner.model import Host, HugePages, Kind, Runs, Target, WhenFull
 
 _NODE_BITS = 16
 
 HUGE_PAGES = 512
-"""Runs are cut at multiples of this page number, so that no huge page is cut in two."""
+"""Ordinary pages are cut at multiples of this page number: no huge page is cut in two that nobody could tell."""
+
+KEPT = -1
+"""As a kind of room: free huge pages for those that are kept whole."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fit:
     """Runs, cut where room ended, the node each ends on (`final`; its own node: it stays), and when (`stage`).
 
-    `huge`: which are of huge pages. `lacking`: pages per node that it had no room for; `short`: those of huge pages for
-    which it had room, but no free huge page; `unmet`: which runs stay for that.
+    `lacking`: pages per node that it had no room for; `short`: those of kept huge pages for which it had room, but no
+    free huge page; `unmet`: which runs stay for want of a huge page.
     """
 
     runs: Runs
     final: Ints
     stage: Ints
-    huge: Bools
     unmet: Bools
     lacking: dict[int, int]
     short: dict[int, int]
+
+
+def kept_whole(runs: Runs, keeps: bool, huge_page: int) -> Bools:
+    """Return which runs are of transparent huge pages that are not to be split."""
+    kept: Bools = (runs.kind == Kind.FOLIO) & (runs.unit == huge_page) & keeps
+    return kept
+
+
+def kinds_of_room(runs: Runs, target: Target, huge_page: int) -> Iterator[tuple[int, Ints]]:
+    """Yield the kinds of room that runs take, and the rows of each, the scarcest first: others take huge pages apart.
+
+    A kind is that of a pool (the pages of its huge pages, times -1), KEPT, or 0: ordinary memory.
+    """
+    kept = kept_whole(runs, target.huge_pages is HugePages.KEEP, huge_page)
+    kind = np.where(runs.kind == Kind.HUGETLB, -runs.unit, np.where(kept, KEPT, 0))
+    for number in np.unique(kind).tolist():
+        yield number, np.flatnonzero(kind == number)
+
+
+class Room:
+    """What nodes have left of each kind of room, in pages, while a plan is made."""
+
+    def __init__(self, host: Host, target: Target, huge_page: int) -> None:
+        self._memory = Counter(host.room)
+        self._huge = Counter({node: count * huge_page for node, count in host.huge.items()})
+        self._pools = Counter({place: count * place[1] for place, count in host.pools.items()})
+        self._surplus = huge_page if target.hugetlb_surplus else 0  # of gigantic pages the kernel makes no more
+        self._left: list[tuple[Counter[Any], Any, int]] = []
+
+    def most(self, kind: int, node: int) -> int:
+        """Return how many pages of a kind a node can take."""
+        if kind >= KEPT:
+            return min(self._memory[node], self._huge[node]) if kind == KEPT else self._memory[node]
+        more = self._memory[node] // -kind * -kind if -kind <= self._surplus else 0
+        return self._pools[node, -kind] + max(more, 0)
+
+    def take(self, kind: int, pages: int, node: int, source: int | None = None) -> None:
+        """Take note that so many pages of a kind come to a node; what they leave at `source` is there once it is left.
+
+        A hugetlb page for which the pool has none is made of the node's memory, and its own given back to that.
+        """
+        shares: list[tuple[Counter[Any], Any, Any, int]] = [(self._memory, node, source, pages)]
+        if kind == KEPT:
+            shares.append((self._huge, node, source, pages))
+        elif kind < KEPT:
+            pooled = min(pages, self._pools[node, -kind])
+            shares = [
+                (self._pools, (node, -kind), (source, -kind), pooled),
+                (self._memory, node, source, pages - pooled),
+            ]
+        for counter, to, here, count in shares:
+            counter[to] -= count
+            self._left.append((counter, here, count))
+
+    def leave(self) -> None:
+        """Give back what has been left since."""
+        for counter, here, count in self._left:
+            counter[here] += count
+        self._left.clear()
 
 
 def pages_per_node(node: Ints, count: Ints) -> dict[int, int]:
@@ -63,42 +125,37 @@ def stages(source: Ints, target: Ints) -> Ints:
     return np.array([stage[edge] for edge in edges], np.int64)[inverse]
 
 
-def fit(runs: Runs, wanted: Ints, huge: Bools, target: Target, host: Host) -> Fit:
+def fit(runs: Runs, wanted: Ints, target: Target, host: Host, huge_page: int) -> Fit:
     """Return where each run can go, given the host's room and what the target says of a full node.
 
-    `huge`: which runs are of huge pages and go to free huge pages alone, before others take these apart.
+    `huge_page`: pages of a transparent huge page.
     """
-    room, free = Counter(host.room), Counter({node: count * HUGE_PAGES for node, count in host.huge.items()})
+    room = Room(host, target, huge_page)
     lacking, short = Counter[int](), Counter[int]()
     stage = stages(runs.node, wanted)
-    kinds = (True, False) if huge.any() else (False,)
-    parts: list[Runs] = []
-    found: list[tuple[int, int, bool, bool]] = []
+    parts: list[Runs] = [Runs.empty()]
+    found: list[tuple[int, int, bool]] = [(0, 0, False)]
     for number in range(int(stage.max(initial=-1)) + 1):
-        left, freed = Counter[int](), Counter[int]()
-        edges = _edges(runs.node[stage == number], wanted[stage == number])
-        for whole, (here, there) in product(kinds, edges):
-            rest = runs.take((stage == number) & (huge == whole) & (runs.node == here) & (wanted == there))
-            unmet = False
-            for choice in _choices(here, there, target, host) if len(rest) else ():
-                taken, rest = first_pages(rest, min(room[choice], free[choice]) if whole else room[choice])
-                room[choice] -= taken.pages()
-                left[here] += taken.pages()
-                if whole:
-                    free[choice] -= taken.pages()
-                    freed[here] += taken.pages()
-                parts.append(taken)
-                found.append((choice, number, whole, False))
-                if choice == there and len(rest):
-                    unmet = whole and room[there] >= HUGE_PAGES
-                    (short if unmet else lacking)[there] += rest.pages()
-            parts.append(rest)
-            found.append((here, number, whole, unmet))
-        room += left
-        free += freed
-    columns = np.repeat(np.array(found, np.int64).reshape(-1, 4), list(map(len, parts)), axis=0).T
-    final, when, of_huge, unmets = columns[0], columns[1], columns[2] != 0, columns[3] != 0
-    return Fit(Runs.concatenate(parts), final, when, of_huge, unmets, dict(lacking), dict(short))
+        now = stage == number
+        edges = _edges(runs.node[now], wanted[now])
+        for kind, rows in kinds_of_room(runs.take(now), target, huge_page):
+            of_kind, to = runs.take(now).take(rows), wanted[now][rows]
+            for here, there in edges:
+                rest = of_kind.take((of_kind.node == here) & (to == there))
+                unmet = False
+                for choice in _choices(here, there, target, host) if len(rest) else ():
+                    taken, rest = first_pages(rest, room.most(kind, choice))
+                    room.take(kind, taken.pages(), choice, here)
+                    parts.append(taken)
+                    found.append((choice, number, False))
+                    if choice == there and len(rest):
+                        unmet = kind < KEPT or (kind == KEPT and room.most(0, there) >= huge_page)
+                        (short if unmet and kind == KEPT else lacking)[there] += rest.pages()
+                parts.append(rest)
+                found.append((here, number, unmet))
+        room.leave()
+    columns = np.repeat(np.array(found, np.int64), list(map(len, parts)), axis=0).T
+    return Fit(Runs.concatenate(parts), columns[0], columns[1], columns[2] != 0, dict(lacking), dict(short))
 
 
 def _choices(here: int, there: int, target: Target, host: Host) -> Iterable[int]:
@@ -119,8 +176,8 @@ def first_pages(runs: Runs, pages: int) -> tuple[Runs, Runs]:
     if whole == len(runs):
         return runs, Runs.empty()
     over = max(pages, 0) - (int(total[whole - 1]) if whole else 0)
-    page = int(runs.page[whole])
-    over = max(0, (page + over) // HUGE_PAGES * HUGE_PAGES - page)
+    page, step = int(runs.page[whole]), int(runs.take(np.array([whole])).steps()[0])
+    over = over // step * step if step > 1 else max(0, (page + over) // HUGE_PAGES * HUGE_PAGES - page)
     if not over:
         return runs.take(np.arange(whole)), runs.take(np.arange(whole, len(runs)))
     head, tail = runs.take(np.arange(whole + 1)), runs.take(np.arange(whole, len(runs)))

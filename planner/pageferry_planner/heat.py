@@ -12,10 +12,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from pageferry_planner.columns import Bools, Columns, Ints
+from pageferry_planner.cuts import cut, edges_inside
 from pageferry_planner.model import ANONYMOUS, Ranges, Runs, Snapshot
 
 PIECE_PAGES = 512
-"""Use is told apart by aligned pieces of so many pages, a huge page: the processor marks one as a whole."""
+"""Use is told apart by aligned pieces of so many pages, a huge page, or by larger folios."""
 
 _WHOLE = 1 << 16
 """A share of 1: shares are sums of whole numbers, so that what nobody used comes out as exactly 0."""
@@ -38,13 +39,15 @@ def by_piece(snapshot: Snapshot, pieces: Pieces) -> Snapshot:
     """Return the snapshot with what was seen page by page; a piece that comes several times was seen in parts."""
     if not len(pieces):
         return snapshot
-    found = pieces.take(np.lexsort((pieces.piece, pieces.run)))
+    steps = snapshot.runs.steps()[pieces.run]
+    at = np.maximum(pieces.piece * PIECE_PAGES - snapshot.runs.page[pieces.run], 0) // steps * steps
+    order = np.lexsort((at, pieces.run))
+    found = replace(pieces, piece=at).take(order)
     found = _summed(found, (found.run[1:] != found.run[:-1]) | (found.piece[1:] != found.piece[:-1]))
     level = np.where(found.used > 0, np.frexp(found.used / found.pages)[1], np.iinfo(np.int32).min)
     alike = _summed(found, (found.run[1:] != found.run[:-1]) | (level[1:] != level[:-1]))
     later = np.append(False, alike.run[1:] == alike.run[:-1])
-    offset = alike.piece[later] * PIECE_PAGES - snapshot.runs.page[alike.run[later]]
-    runs, of = cut(snapshot.runs, alike.run[later], offset)
+    runs, of = cut(snapshot.runs, alike.run[later], alike.piece[later])
     share = np.full(len(runs), _WHOLE)
     share[np.isin(of, alike.run)] = -(-alike.used * _WHOLE // alike.pages)
     return _with(snapshot, runs, share)
@@ -62,11 +65,9 @@ def by_mapping(snapshot: Snapshot, pages: Ints, used: Ints) -> Snapshot:
     rows, offsets = [], []
     for of_runs, of_vmas, at, begin in _spaces(snapshot.runs, snapshot.vmas):
         edges = np.unique(np.concatenate([begin, begin + snapshot.vmas.count[of_vmas]]))
-        first = np.searchsorted(edges, at, "right")
-        inside = np.searchsorted(edges, at + snapshot.runs.count[of_runs]) - first
-        which = np.repeat(first - np.cumsum(inside) + inside, inside) + np.arange(inside.sum())
-        rows.append(np.repeat(of_runs, inside))
-        offsets.append(edges[which] - np.repeat(at, inside))
+        row, offset = edges_inside(at, snapshot.runs.count[of_runs], edges)
+        rows.append(of_runs[row])
+        offsets.append(offset)
     nothing = np.zeros(0, np.int64)
     runs, _ = cut(snapshot.runs, np.concatenate([nothing, *rows]), np.concatenate([nothing, *offsets]))
     found = np.full(len(runs), _WHOLE)
@@ -83,18 +84,6 @@ def _summed(pieces: Pieces, apart: Bools) -> Pieces:
     begin = np.append(0, np.flatnonzero(apart) + 1)
     pages, used = np.add.reduceat(pieces.pages, begin), np.add.reduceat(pieces.used, begin)
     return Pieces(pieces.run[begin], pieces.piece[begin], pages, used)
-
-
-def cut(runs: Runs, row: Ints, offset: Ints) -> tuple[Runs, Ints]:
-    """Cut runs at places inside them, each given once; return the parts in order, and which run each is of."""
-    of, at = np.concatenate([np.arange(len(runs)), row]), np.concatenate([np.zeros(len(runs), np.int64), offset])
-    order = np.lexsort((at, of))
-    of, at = of[order], at[order]
-    end = runs.count[of]
-    goes_on = np.flatnonzero(of[1:] == of[:-1])
-    end[goes_on] = at[goes_on + 1]
-    parts = runs.take(of)
-    return replace(parts, page=parts.page + at, count=end - at, index=parts.index + at), of
 
 
 def _spaces(runs: Runs, vmas: Ranges) -> Iterator[tuple[Ints, Ints, Ints, Ints]]:

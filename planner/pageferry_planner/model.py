@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from enum import StrEnum
+from enum import IntEnum, StrEnum
 
 import numpy as np
 
@@ -19,6 +19,11 @@ ANONYMOUS = -1
 
 SELF = -1
 """In a `process` column: pageferry's own address space, into which it mapped the object itself."""
+
+
+def huge_page(page_bytes: int) -> int:
+    """Return the pages of a transparent huge page: as many as a page has room for page-table entries of 8 bytes."""
+    return page_bytes // 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,9 +77,27 @@ class Ranges(Columns):
     private: Bools
 
 
+class Kind(IntEnum):
+    """What the pages of a run are.
+
+    PAGE: asked for one by one. FOLIO: whole large folios (huge pages among them), each asked for by the address of its
+    first page. PART: what is mapped here of one large folio. HUGETLB: huge pages of a pool.
+    """
+
+    PAGE = 0
+    FOLIO = 1
+    PART = 2
+    HUGETLB = 3
+
+
 @dataclass(frozen=True, slots=True)
 class Runs(Columns):
-    """Unique resident pages of a job, as runs of consecutive pages of one process on one node (int64 columns)."""
+    """Unique resident pages of a job, as runs of consecutive pages of one process on one node (int64 columns).
+
+    `unit`: pages of each of its folios, 1 for ordinary pages, and where nobody has looked; `kind`: a Kind. A run is of
+    whole folios, from the first page of one on, unless it is a PART: then it is of one, and has fewer pages than that.
+    `folio`: a number that all parts of one folio have, where there are several; else 0.
+    """
 
     process: Ints
     page: Ints
@@ -82,22 +105,23 @@ class Runs(Columns):
     node: Ints
     backing: Ints
     index: Ints
+    unit: Ints
+    kind: Ints
+    folio: Ints
+
+    @classmethod
+    def of_pages(cls, process: Ints, page: Ints, count: Ints, node: Ints, backing: Ints, index: Ints) -> Runs:  # noqa: PLR0917 - columns
+        """Return runs of ordinary pages."""
+        nothing = np.zeros_like(page)
+        return cls(process, page, count, node, backing, index, nothing + 1, nothing, nothing)
 
     def pages(self) -> int:
         """Return the number of base pages in all runs."""
         return int(self.count.sum())
 
-
-@dataclass(frozen=True, slots=True)
-class Huge(Columns):
-    """Pages [page, page + count) of a process that are of transparent huge pages (int64 columns); none overlap.
-
-    A row is of whole huge pages, and begins and ends at multiples of their size; or else of a part of one.
-    """
-
-    process: Ints
-    page: Ints
-    count: Ints
+    def steps(self) -> Ints:
+        """Return for each run the pages that go together, wherever they go: it may be cut at multiples of so many."""
+        return np.where(self.kind == Kind.PART, self.count, self.unit)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,8 +129,9 @@ class Snapshot:
     """A job at one moment: its processes, what they map, what rules say of it, and where each resident page is.
 
     `vmas`: all VMAs that memory of the job can be in. `asked_per_process`: what asking every process for every resident
-    page of what it maps would request, in pages. `referenced`: how many pages of each run were used of late; `huge`:
-    what of the runs is huge; None: not known. `unread`: pages that are in memory, and were not found in time.
+    page of what it maps would request, in pages. `referenced`: how many pages of each run were used of late; None: not
+    known. `folios`: large folios were looked for; else all pages count as ordinary ones. `unread`: pages that are in
+    memory, and were not found in time.
     """
 
     page_bytes: int
@@ -117,8 +142,13 @@ class Snapshot:
     runs: Runs
     asked_per_process: int
     referenced: Ints | None = None
-    huge: Huge | None = None
+    folios: bool = False
     unread: int = 0
+
+    @property
+    def huge_page(self) -> int:
+        """Pages of a transparent huge page."""
+        return huge_page(self.page_bytes)
 
     def movable(self) -> Bools:
         """Return which runs may move, by the rules."""
@@ -170,7 +200,8 @@ class Target:
     `nodes` in the order asked. `sources`: the old nodes of the relative map; None: those that hold the job's memory.
     `spill`: nodes that may take what does not fit, if `when_full` says so. `weights`: pairs of a node and its weight,
     for `weighted`; a node that is in none has weight 1. `special`: nodes whose memory is there on purpose (HBM, a
-    GPU's), and stays unless `nodes` or `sources` name them.
+    GPU's), and stays unless `nodes` or `sources` name them. `hugetlb_surplus`: a hugetlb page may go where its pool has
+    none free, which makes that pool larger and its own smaller.
     """
 
     nodes: tuple[int, ...]
@@ -182,6 +213,7 @@ class Target:
     huge_pages: HugePages = HugePages.SPLIT
     weights: tuple[tuple[int, int], ...] = ()
     special: frozenset[int] = frozenset()
+    hugetlb_surplus: bool = False
 
     @property
     def left_alone(self) -> frozenset[int]:
@@ -193,12 +225,14 @@ class Target:
 class Host:
     """What placement must know of the host: free room in pages per node, and for each node all others by distance.
 
-    `huge`: free huge pages per node, for a target that keeps them.
+    `huge`: free huge pages per node, for a target that keeps them. `pools`: free hugetlb pages by node and size in
+    pages.
     """
 
     room: Mapping[int, int]
     nearest: Mapping[int, tuple[int, ...]]
     huge: Mapping[int, int] = field(default_factory=dict)
+    pools: Mapping[tuple[int, int], int] = field(default_factory=dict)
 
 
 class Bucket(StrEnum):
@@ -243,10 +277,11 @@ class Plan:
     `stage`: runs of a lower stage leave a node before runs of a higher one need its room. `excluded` and the other
     counts are base pages. `need`, `room`: pages per node. `lacking`: pages per node that have no room there; when it is
     not empty, nothing at all may be moved. `stays`: the pages that are in no move. `rank`: within a stage, runs of a
-    lower one go first; None: all are alike. `huge`: the moves that are of huge pages, which must not be split; None:
-    they may be. `no_huge_page`: pages that stay for that; `short`: how many of them, per node, a free huge page there
-    would help. `special`: how many of `in_place` are so because their node is special. `unread`: as in the snapshot;
-    nothing else here counts these.
+    lower one go first; None: all are alike. `keeps`: huge pages must not be split; `surplus`: the kernel may add to a
+    pool. `no_huge_page`: pages that stay for want of one; `short`: how many of them, per node, a free transparent one
+    there would help. `pool_need`, `pools`: hugetlb pages wanted, and free ones, by node and size in pages. `special`:
+    how many of `in_place` are so because their node is special. `unread`: as in the snapshot; nothing else here counts
+    these.
     """
 
     page_bytes: int
@@ -264,11 +299,14 @@ class Plan:
     lacking: Mapping[int, int]
     stays: Flows = field(default_factory=Flows.empty)
     rank: Ints | None = None
-    huge: Bools | None = None
+    keeps: bool = False
+    surplus: bool = False
     no_huge_page: int = 0
     short: Mapping[int, int] = field(default_factory=dict)
     unread: int = 0
     special: int = 0
+    pool_need: Mapping[tuple[int, int], int] = field(default_factory=dict)
+    pools: Mapping[tuple[int, int], int] = field(default_factory=dict)
 
     def total(self) -> int:
         """Return the resident base pages of the job that the plan accounts for."""
@@ -280,7 +318,7 @@ class Tally:
     """What became of every resident page, in base pages, and what it cost.
 
     `requested`: base pages asked of the kernel, the first time; `retried`: again; `addresses`: entries in
-    move_pages(2) calls (one per huge page); `calls`: move_pages(2) calls. `split`: huge pages that the kernel split to
+    move_pages(2) calls (one per folio); `calls`: move_pages(2) calls. `split`: huge pages that the kernel split to
     migrate them, whosever they were, while this was to keep them.
     """
 

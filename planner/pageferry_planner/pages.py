@@ -121,7 +121,7 @@ def runs(ranges: Ranges, entries: Entries | Stretches) -> Runs:
     begin = np.append(0, np.flatnonzero(~follows) + 1)
     row, page = entries.row[begin], entries.page[begin]
     written = own[begin]  # a page of a private file mapping that was written to is memory of the process
-    return Runs(
+    return Runs.of_pages(
         process=ranges.process[row],
         page=page,
         count=end[np.append(begin[1:], len(entries)) - 1] - page,

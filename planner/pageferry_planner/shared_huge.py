@@ -12,7 +12,6 @@ import numpy as np
 
 from pageferry_planner.capacity import HUGE_PAGES
 from pageferry_planner.columns import Bools, Columns, Ints
-from pageferry_planner.huge import mapped_whole
 from pageferry_planner.model import Ranges
 from pageferry_planner.pages import Entries
 
@@ -36,9 +35,22 @@ def owners(process: Ints, page: Ints, pfn: Ints) -> Owners:
     """
     order = np.lexsort((page, process))
     process, page, pfn = process[order], page[order], pfn[order]
-    whole = mapped_whole(process, page, pfn, np.ones(len(page), bool))
+    whole = _mapped_whole(process, page, pfn)
     block, at = np.unique(pfn[whole] // HUGE_PAGES, return_index=True)
     return Owners(block, process[whole][at], (page - pfn)[whole][at])
+
+
+def _mapped_whole(process: Ints, page: Ints, pfn: Ints) -> Bools:
+    """Return which pages are of a huge page's frames that one process maps all of; in the order of process and page."""
+    found = np.zeros(len(page), bool)
+    first = np.flatnonzero((page % HUGE_PAGES == 0) & (pfn % HUGE_PAGES == 0))
+    first = first[first + HUGE_PAGES <= len(page)]
+    rows = first[:, None] + np.arange(HUGE_PAGES)
+    for column in (page, pfn):
+        rows = rows[(column[rows] - column[rows[:, :1]] == np.arange(HUGE_PAGES)).all(axis=1)]
+    rows = rows[(process[rows] == process[rows[:, :1]]).all(axis=1)]
+    found[rows.ravel()] = True
+    return found
 
 
 def private(entries: Entries) -> Bools:

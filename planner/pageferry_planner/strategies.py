@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import numpy as np
 
-from pageferry_planner.capacity import HUGE_PAGES, first_pages, pages_per_node
+from pageferry_planner.capacity import HUGE_PAGES, Room, first_pages, kinds_of_room, pages_per_node
 from pageferry_planner.columns import Ints
-from pageferry_planner.model import ANONYMOUS, Host, Runs, Snapshot, Strategy, Target
+from pageferry_planner.cuts import cut, edges_inside
+from pageferry_planner.model import ANONYMOUS, Host, HugePages, Runs, Snapshot, Strategy, Target
 
 STRAY_SHARE = 16
 """A node that holds less than 1/16 of an even share is no source of the relative map: what is there strayed."""
@@ -28,7 +30,7 @@ def wanted_nodes(
     if target.strategy is Strategy.WEIGHTED:
         return _dealt(runs, target.nodes, dict(target.weights))
     if target.strategy is Strategy.PACK:
-        return _pack(runs, target.nodes, host)
+        return _pack(runs, target, host, snapshot.huge_page)
     if target.strategy is Strategy.LOCAL:
         return _local(snapshot, runs, nodes, host)
     moved = node_map(sources, nodes)
@@ -64,7 +66,7 @@ def nearest(node: int, nodes: frozenset[int], host: Host) -> int:
 
 
 def _dealt(runs: Runs, nodes: tuple[int, ...], weights: Mapping[int, int]) -> tuple[Runs, Ints]:
-    """Deal the pages out in pieces of a huge page's size, by their place in the backing or address space."""
+    """Deal the pages out in pieces of a huge page's size, or larger folios, by their place in the backing or space."""
     pieces = np.unique(
         np.concatenate(
             [
@@ -82,7 +84,7 @@ def _dealt(runs: Runs, nodes: tuple[int, ...], weights: Mapping[int, int]) -> tu
     )
     runs = _cut_at(runs, pieces)
     cycle = _cycle(nodes, weights)
-    return runs, cycle[(runs.index // HUGE_PAGES) % len(cycle)]
+    return runs, cycle[(runs.index // np.maximum(runs.unit, HUGE_PAGES)) % len(cycle)]
 
 
 def _cycle(nodes: tuple[int, ...], weights: Mapping[int, int]) -> Ints:
@@ -97,18 +99,24 @@ def _cycle(nodes: tuple[int, ...], weights: Mapping[int, int]) -> Ints:
     return node[np.argsort((number + 0.5) / of, kind="stable")]
 
 
-def _pack(runs: Runs, nodes: tuple[int, ...], host: Host) -> tuple[Runs, Ints]:
+def _pack(runs: Runs, target: Target, host: Host, huge_page: int) -> tuple[Runs, Ints]:
     """Fill the nodes in the order given, each up to its room; what is on an earlier node than needed stays there."""
-    parts: list[Runs] = []
-    wanted: list[Ints] = []
-    for node in nodes:
-        here = runs.node == node
-        taken, rest = first_pages(runs.take(~here), host.room[node])
-        if node == nodes[-1]:
-            taken, rest = runs.take(~here), Runs.empty()
-        parts += [runs.take(here), taken]
-        wanted.append(np.full(int(here.sum()) + len(taken), node, np.int64))
-        runs = rest
+    target = replace(target, huge_pages=HugePages.SPLIT)  # of free huge pages `fit` will ask
+    room = Room(host, target, huge_page)
+    parts: list[Runs] = [runs.take(np.zeros(0, np.int64))]
+    wanted: list[Ints] = [np.zeros(0, np.int64)]
+    last = target.nodes[-1]
+    for kind, rows in kinds_of_room(runs, target, huge_page):
+        left = runs.take(rows)
+        for node in target.nodes:
+            here = left.node == node
+            taken, rest = first_pages(left.take(~here), room.most(kind, node))
+            if node == last:
+                taken, rest = left.take(~here), Runs.empty()
+            room.take(kind, taken.pages(), node)
+            parts += [left.take(here), taken]
+            wanted.append(np.full(int(here.sum()) + len(taken), node, np.int64))
+            left = rest
     return Runs.concatenate(parts), np.concatenate(wanted)
 
 
@@ -147,12 +155,4 @@ def _per_value(values: Ints, rule: Callable[[int], int]) -> Ints:
 
 def _cut_at(runs: Runs, edges: Ints) -> Runs:
     """Return the runs cut where `index` is one of the sorted `edges`."""
-    first = np.searchsorted(edges, runs.index, "right")
-    pieces = np.searchsorted(edges, runs.index + runs.count, "left") - first + 1
-    row = np.repeat(np.arange(len(runs)), pieces)
-    number = np.arange(len(row)) - np.repeat(np.cumsum(pieces) - pieces, pieces)
-    padded = np.append(edges, np.iinfo(np.int64).max)
-    begin = np.where(number == 0, runs.index[row], padded[first[row] + number - 1])
-    end = np.minimum(runs.index[row] + runs.count[row], padded[first[row] + number])
-    page = runs.page[row] + begin - runs.index[row]
-    return Runs(runs.process[row], page, end - begin, runs.node[row], runs.backing[row], begin)
+    return cut(runs, *edges_inside(runs.index, runs.count, edges))[0]

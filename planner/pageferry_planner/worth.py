@@ -20,7 +20,7 @@ def ranks(snapshot: Snapshot, moves: Runs, order: Order) -> Ints:
         return np.zeros(len(moves), np.int64)
     worth = mappings(snapshot.vmas, moves)
     if snapshot.referenced is not None:
-        worth *= _share(snapshot.runs, snapshot.referenced, moves)
+        worth *= (snapshot.referenced / snapshot.runs.count)[rows_of(snapshot.runs, moves)]
     exponent = np.where(worth > 0, np.frexp(worth)[1], np.iinfo(np.int32).min)
     rank: Ints = np.unique(-exponent.astype(np.int64), return_inverse=True)[1]
     return rank
@@ -54,14 +54,13 @@ def _before(edges: Ints, lo: Ints, hi: Ints) -> Ints:
     return total
 
 
-def _share(runs: Runs, referenced: Ints, moves: Runs) -> npt.NDArray[np.float64]:
-    """Return which share of the pages was referenced, of the run that each of the moves is a part of."""
+def rows_of(runs: Runs, parts: Runs) -> Ints:
+    """Return the row of the run that each of the parts is of."""
     order = np.lexsort((runs.page, runs.process))
     process, page = runs.process[order], runs.page[order]
-    place = np.empty(len(moves), np.int64)
-    for number in np.unique(moves.process).tolist():
+    place = np.empty(len(parts), np.int64)
+    for number in np.unique(parts.process).tolist():
         first, last = np.searchsorted(process, [number, number + 1])
-        rows = moves.process == number
-        place[rows] = first + np.searchsorted(page[first:last], moves.page[rows], "right") - 1
-    found: npt.NDArray[np.float64] = (referenced / runs.count)[order][place]
-    return found
+        rows = parts.process == number
+        place[rows] = first + np.searchsorted(page[first:last], parts.page[rows], "right") - 1
+    return order[place]

@@ -84,6 +84,7 @@ def request(
             huge_pages=policy.huge_pages,
             weights=weights,
             special=special,
+            hugetlb_surplus=policy.hugetlb_surplus,
         ),
         rules=rules(policy),
         limits=Limits(workers=policy.workers, seconds=seconds, bytes_per_second=policy.rate),
@@ -126,7 +127,9 @@ def homecomings(
             # What comes in slices is not watched for each of them: others wait.
             hot = policy.hot_seconds if seconds is None else None
             for home in homes:
-                target = replace(home.request.target, huge_pages=policy.huge_pages)
+                target = replace(
+                    home.request.target, huge_pages=policy.huge_pages, hugetlb_surplus=policy.hugetlb_surplus
+                )
                 # Nor is a node compacted for what may come again with each job that ends.
                 asked = replace(home.request, target=target, hot_seconds=hot, compacts=False)
                 found.append(replace(home, request=asked))

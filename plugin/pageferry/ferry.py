@@ -11,19 +11,20 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 
-from pageferry import hotness, keeping
+from pageferry import folios, hotness
 from pageferry.errors import KernelError, PageferryError, UsageError, Vanished
 from pageferry.kernel import capabilities, libnuma
 from pageferry.kernel.huge_pages import compact, read_free_huge_pages
+from pageferry.kernel.hugetlb import Pools, read_pools
 from pageferry.kernel.lists import format_list
 from pageferry.kernel.topology import Topology, read_topology
 from pageferry.kernel.watermarks import read_kept_free
 from pageferry.mover import Limits, carry
 from pageferry.snapshot import Taken, take
-from pageferry_planner.capacity import HUGE_PAGES
+from pageferry_planner.columns import Bools
 from pageferry_planner.ledger import Ledger, buckets, ledger, merged, unmoved
-from pageferry_planner.model import Bucket, Host, HugePages, Plan, Snapshot, Tally, Target
-from pageferry_planner.placement import place
+from pageferry_planner.model import Bucket, Host, HugePages, Plan, Snapshot, Tally, Target, huge_page
+from pageferry_planner.placement import may_move, place
 from pageferry_planner.policy import Facts, Rules
 
 ROUNDS = 3
@@ -71,13 +72,17 @@ class Inputs:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What was planned, what became of it, and how long that took in seconds. Tally and ledger sum the same pages."""
+    """What was planned, what became of it, and how long that took in seconds. Tally and ledger sum the same pages.
+
+    `pools`: the host's pools of hugetlb pages before and after.
+    """
 
     plan: Plan
     tally: Tally
     ledger: Ledger
     seconds: float
     seconds_planning: float
+    pools: tuple[Pools, Pools] = ({}, {})
 
     @property
     def complete(self) -> bool:
@@ -104,7 +109,7 @@ def look(pids: Iterable[int], request: Request) -> Inputs:
     """Return what a plan would be made from; whether the request makes sense is found out when one is made."""
     topology = read_topology()
     with take(pids, request.rules, topology) as taken:
-        return _inputs(_watched(taken, request), topology, request)
+        return _inputs(_looked_at(taken, request, taken.snapshot.movable()), topology, request)
 
 
 def watch(pids: Iterable[int], request: Request) -> Request:
@@ -125,7 +130,7 @@ def plan_from(inputs: Inputs) -> Plan:
     Raises UsageError and KernelError as `plan` does.
     """
     check(inputs.request.target, inputs.topology)
-    if inputs.keeps and inputs.snapshot.huge is None:
+    if inputs.keeps and not inputs.snapshot.folios:
         raise UsageError("which pages are huge was not looked at: ask for --huge-pages keep when the snapshot is made")
     return _made(inputs)
 
@@ -142,7 +147,7 @@ def move(
     UsageError for a target that makes no sense, KernelError for what the host or our privileges do not allow, Vanished
     if no process is left.
     """
-    began = time.monotonic()
+    began, pools = time.monotonic(), read_pools()
     due = began + (request.hot_seconds or 0.0)
     pids = frozenset(pids)
     libnuma.require()
@@ -151,7 +156,7 @@ def move(
         planning = time.monotonic() - began
         if first.lacking:
             stays = ledger(taken.snapshot, [unmoved(first)])
-            return Outcome(first, _refused(first), stays, time.monotonic() - began, planning)
+            return Outcome(first, _refused(first), stays, time.monotonic() - began, planning, (pools, pools))
         done, of = 0, first.moves.pages()
 
         def advance(pages: int) -> None:
@@ -177,7 +182,7 @@ def move(
         except Vanished:
             break
         tally = _merge(tally, carried.tally, whole)
-    return Outcome(first, tally, whole, time.monotonic() - began, planning)
+    return Outcome(first, tally, whole, time.monotonic() - began, planning, (pools, read_pools()))
 
 
 def after(request: Request, first: Plan) -> Request:
@@ -217,9 +222,12 @@ def host(
             reserve = max(16 << 20, node.total_bytes // 64) if reserve_bytes is None else reserve_bytes
             reserve = max(reserve, kept_free.get(node.number, 0))
             room[node.number] = max(0, node.free_bytes + node.file_cache_bytes - reserve) // page_bytes
-            unused = max(0, node.free_bytes - reserve) // (HUGE_PAGES * page_bytes)
+            unused = max(0, node.free_bytes - reserve) // (huge_page(page_bytes) * page_bytes)
             huge[node.number] = min((free_huge or {}).get(node.number, 0), unused)
-    return Host(room, {number: topology.nearest(number)[1:] for number in room}, huge)
+    pools = {
+        (node.number, size // page_bytes): free for node in topology.nodes for size, free in node.free_hugepages.items()
+    }
+    return Host(room, {number: topology.nearest(number)[1:] for number in room}, huge, pools)
 
 
 @contextmanager
@@ -233,22 +241,25 @@ def _planned(
     topology = read_topology()
     check(request.target, topology)
     with take(pids, request.rules, topology) as whole:
-        taken = _watched(whole, request)
+        room = _host(Inputs(whole.snapshot, whole.facts, topology, read_kept_free(), request))
+        taken = _looked_at(whole, request, may_move(whole.snapshot, request.target, room))
         inputs = _inputs(taken, topology, request)
         inputs = _compacted(inputs) if compacts else inputs
         seen(inputs)
         yield taken, _made(inputs)
 
 
-def _watched(taken: Taken, request: Request) -> Taken:
-    return taken if request.hot_seconds is None else hotness.watched(taken, request.hot_seconds)
+def _looked_at(taken: Taken, request: Request, rows: Bools) -> Taken:
+    """Return what was taken with the large folios in some of its runs, and with what is used of it."""
+    if request.target.huge_pages is HugePages.KEEP:
+        folios.require_known()
+    known = folios.with_folios(taken, rows)
+    return known if request.hot_seconds is None else hotness.watched(known, request.hot_seconds)
 
 
 def _inputs(taken: Taken, topology: Topology, request: Request) -> Inputs:
     inputs = Inputs(taken.snapshot, taken.facts, topology, read_kept_free(), request)
-    if not inputs.keeps:
-        return inputs
-    return replace(inputs, snapshot=keeping.marked(taken).snapshot, free_huge=read_free_huge_pages())
+    return replace(inputs, free_huge=read_free_huge_pages()) if inputs.keeps else inputs
 
 
 def _compacted(inputs: Inputs) -> Inputs:
@@ -266,9 +277,8 @@ def _compacted(inputs: Inputs) -> Inputs:
 
 def _torn(inputs: Inputs) -> set[int]:
     """Return the nodes with fewer free huge pages than would be in what they have free."""
-    topology, request, page = inputs.topology, inputs.request, inputs.snapshot.page_bytes
-    whole = {node.number: node.total_bytes // page for node in topology.nodes}
-    most = host(topology, request.reserve_bytes, inputs.kept_free, page, whole).huge
+    whole = {node.number: node.total_bytes // inputs.snapshot.page_bytes for node in inputs.topology.nodes}
+    most = _host(replace(inputs, free_huge=whole)).huge
     return {node for node, count in most.items() if inputs.free_huge.get(node, 0) < count}
 
 
@@ -282,8 +292,12 @@ def _made(inputs: Inputs) -> Plan:
             "the kernel would refuse; widen cpuset.mems first, which moves nothing"
         )
     target = replace(request.target, spill=request.target.spill & allowed)
-    room = host(inputs.topology, request.reserve_bytes, inputs.kept_free, snapshot.page_bytes, inputs.free_huge)
-    return place(snapshot, target, room)
+    return place(snapshot, target, _host(inputs))
+
+
+def _host(inputs: Inputs) -> Host:
+    reserve, page_bytes = inputs.request.reserve_bytes, inputs.snapshot.page_bytes
+    return host(inputs.topology, reserve, inputs.kept_free, page_bytes, inputs.free_huge)
 
 
 def check(target: Target, topology: Topology) -> None:

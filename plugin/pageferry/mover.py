@@ -17,21 +17,21 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from pageferry.kernel import libnuma
 from pageferry.kernel.huge_pages import alone_at, on_one_cpu, read_free_huge_pages, read_splits
+from pageferry.kernel.hugetlb import read_free_hugepages
 from pageferry.kernel.pageflags import flags_of, huge_pages, joined_to_previous
 from pageferry.kernel.processes import ProcessHandle
 from pageferry.kernel.residency import PageTables
 from pageferry.pace import Pace
-from pageferry_planner.capacity import HUGE_PAGES, first_pages
+from pageferry_planner.capacity import HUGE_PAGES, first_pages, kept_whole
 from pageferry_planner.columns import Bools, Ints
-from pageferry_planner.huge import mapped_whole
 from pageferry_planner.ledger import ended
-from pageferry_planner.model import FATES, SELF, Bucket, Flows, Plan, Ranges, Runs, Tally
+from pageferry_planner.model import FATES, SELF, Bucket, Flows, Kind, Plan, Ranges, Runs, Tally, huge_page
 from pageferry_planner.pages import Entries
 
 BATCH_PAGES = 1 << 15
@@ -61,11 +61,12 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Runs of one process that go to one node."""
+    """Runs of one process that go to one node. `counted`: each of their folios to a huge page that is free there."""
 
     process: int
     target: int
     runs: Runs
+    counted: bool = False
 
 
 class _Fates:
@@ -115,8 +116,8 @@ def batches(plan: Plan, workers: int = 1, most: int | None = None) -> Iterator[l
     """Return the plan's stages, each a list of batches that may be worked on side by side.
 
     The lowest rank goes first, of one rank the largest batch. A batch has at most `most` pages (None: BATCH_PAGES), but
-    always room for a huge page. Huge pages that must not be split go before all else of their stage, which would take
-    the target's free huge pages apart.
+    always room for a folio. Huge pages that must not be split go before all else of their stage, which would take the
+    target's free huge pages apart; those of a pool are in batches of their own.
 
     What one process carries is shared out among the workers, if it is much: a page that all ranks map takes many times
     as long as one of a single rank, so the carrier of shared memory would else keep one worker busy to the end.
@@ -124,19 +125,22 @@ def batches(plan: Plan, workers: int = 1, most: int | None = None) -> Iterator[l
     moves = plan.moves
     top = BATCH_PAGES if most is None else max(HUGE_PAGES, most)
     ranks = plan.rank if plan.rank is not None else np.zeros(len(moves), np.int64)
-    turns = plan.stage * 2 + ~plan.huge if plan.huge is not None else plan.stage
+    kept = kept_whole(moves, plan.keeps, huge_page(plan.page_bytes))
+    pooled = np.where(moves.kind == Kind.HUGETLB, moves.unit, 0)
+    turns = plan.stage * 2 + ~kept if kept.any() else plan.stage
     for turn in np.unique(turns).tolist():
         rows = np.flatnonzero(turns == turn)
-        rows = rows[np.lexsort((moves.page[rows], plan.target[rows], moves.process[rows], ranks[rows]))]
-        process, target, rank = moves.process[rows], plan.target[rows], ranks[rows]
-        changes = (process[1:] != process[:-1]) | (target[1:] != target[:-1]) | (rank[1:] != rank[:-1])
-        new = np.append(True, changes)
+        keys = (pooled[rows], plan.target[rows], moves.process[rows], ranks[rows])
+        order = np.lexsort((moves.page[rows], *keys))
+        rows, (pool, target, process, rank) = rows[order], (key[order] for key in keys)
+        new = np.append(True, np.any([key[1:] != key[:-1] for key in (pool, target, process, rank)], axis=0))
         ends = np.append(np.flatnonzero(new)[1:], len(rows))
         found = []
         for first, last in zip(np.flatnonzero(new).tolist(), ends.tolist(), strict=True):
             part = moves.take(rows[first:last])
             share = min(top, max(WORKER_PAGES, -(-part.pages() // workers)))
-            cut = (Batch(int(process[first]), int(target[first]), piece) for piece in _pieces(part, share))
+            counted = bool(kept[rows[first]] or (pool[first] and not plan.surplus))
+            cut = (Batch(int(process[first]), int(target[first]), piece, counted) for piece in _pieces(part, share))
             found += [(int(rank[first]), batch) for batch in cut]
         found.sort(key=lambda ranked: (ranked[0], -ranked[1].runs.pages()))
         yield [batch for _, batch in found]
@@ -164,9 +168,10 @@ def carry(
     workers = limits.workers or max(1, min(len(os.sched_getaffinity(0)), pages // WORKER_PAGES))
     pace = Pace(limits.bytes_per_second) if limits.bytes_per_second is not None else None
     most = pace.call_bytes(BATCH_PAGES * mmap.PAGESIZE) // mmap.PAGESIZE if pace is not None else None
-    keeps = plan.huge is not None
-    splits = read_splits() if keeps else 0
-    worker = _Worker(handles, tables, limits.move_all, stopped, pace, keeps)
+    splits = read_splits() if plan.keeps else 0
+    worker = _Worker(
+        handles, tables, limits.move_all, stopped, pace, huge_page(plan.page_bytes) if plan.keeps else None
+    )
     accounts: list[_Account] = []
     with _interrupt_sets(stop), ThreadPoolExecutor(workers, "pageferry-mover") as pool:
         try:
@@ -186,7 +191,7 @@ def carry(
     lost = any(account.lost for account in accounts)
     flows = Flows.concatenate([account.flows for account in accounts])
     every = Flows.concatenate([plan.stays, flows])
-    splits = read_splits() - splits if keeps else 0
+    splits = read_splits() - splits if plan.keeps else 0
     return Carried(_tally(plan, flows, accounts, splits), every, carrier_lost=lost and not stop.is_set())
 
 
@@ -218,13 +223,10 @@ def _interrupt_sets(stop: threading.Event) -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-_Ask = Callable[[Batch, Entries, _Account, bool], Entries]
-
-
 class _Worker:
     """Works on one batch at a time per thread; holds nothing that changes.
 
-    `keeps`: no more huge pages are asked for than their target has free; else they may be split.
+    `keeps`: the pages of a huge page that is not to be split, None: it may be.
     """
 
     def __init__(  # noqa: PLR0917 - one caller
@@ -234,7 +236,7 @@ class _Worker:
         move_all: bool,
         stopped: Callable[[], bool],
         pace: Pace | None,
-        keeps: bool,
+        keeps: int | None,
     ) -> None:
         self._handles = handles
         self._tables = tables
@@ -261,18 +263,21 @@ class _Worker:
     def _carry(self, batch: Batch, account: _Account) -> None:
         found = self._look(batch.runs)
         there = found.node == batch.target
-        account.fates.settle(Bucket.IN_PLACE, found.page[there])
+        along = there & (batch.runs.folio[found.row] > 0)  # with another part of their folio, which was asked for
+        account.requested += int(along.sum())
+        account.fates.settle(Bucket.MOVED, found.page[along])
+        account.fates.settle(Bucket.IN_PLACE, found.page[there & ~along])
         left = found.take(~there)
-        if self._keeps:
-            huge = huge_pages(left.pfn, HUGE_PAGES)
-            whole = mapped_whole(np.zeros_like(left.row), left.page, left.pfn, huge)
-            account.fates.settle(Bucket.NO_HUGE_PAGE, left.page[huge & ~whole])
-            self._insist(batch, left.take(whole), account, self._ask_whole)
-            left = left.take(~huge)
-        self._insist(batch, left, account, self._ask)
+        if self._keeps is not None and batch.runs.kind[0] != Kind.HUGETLB:
+            huge = huge_pages(left.pfn, self._keeps)
+            whole = huge & batch.counted & self._complete(batch, left)
+            account.fates.settle(Bucket.NO_HUGE_PAGE, left.page[huge & ~whole])  # or it has become one since
+            self._insist(batch, left.take(whole), account)
+            left, batch = left.take(~huge), replace(batch, counted=False)
+        self._insist(batch, left, account)
 
-    def _insist(self, batch: Batch, left: Entries, account: _Account, ask: _Ask) -> None:
-        """Ask for pages until each has ended in a bucket."""
+    def _insist(self, batch: Batch, left: Entries, account: _Account) -> None:
+        """Ask for pages until each has ended in a bucket: first by folios as planned, then as they are now."""
         first = True
         stalled = 0
         while len(left):
@@ -280,7 +285,9 @@ class _Worker:
                 account.fates.settle(Bucket.NOT_REACHED, left.page)
                 break
             before = len(left)
-            left = ask(batch, left, account, first)
+            by = _by_folio(batch.runs, left) if first else self._by_frame(left)
+            ask = self._ask_counted if batch.counted else self._ask
+            left = ask(batch, left, by, account, first)
             first = False
             stalled = stalled + 1 if len(left) == before else 0
             if stalled > STALLED_ROUNDS:
@@ -296,24 +303,37 @@ class _Worker:
             pidfd = None if process == SELF else self._handles[process].pidfd
             self._pace.pay(pages * mmap.PAGESIZE, self._stopped, pidfd)
 
-    def _ask_whole(self, batch: Batch, left: Entries, account: _Account, first: bool) -> Entries:
+    def _complete(self, batch: Batch, left: Entries) -> Bools:
+        """Return which entries are of folios of which all pages are there still."""
+        by = _by_folio(batch.runs, left)
+        whole: Bools = np.bincount(by, minlength=1)[by] == batch.runs.unit[left.row]
+        return whole
+
+    def _ask_counted(self, batch: Batch, left: Entries, by: Ints, account: _Account, first: bool) -> Entries:
         """Do as `_ask` does for as many huge pages as their target has free now; the others stay."""
         with alone_at(batch.target, self._stopped) as ours, on_one_cpu():
             if not ours:
                 account.fates.settle(Bucket.NOT_REACHED, left.page)
                 return left.take(np.zeros(0, np.int64))
-            huge = huge_pages(left.pfn, HUGE_PAGES)
-            most = read_free_huge_pages().get(batch.target, 0)
-            may = huge & (np.cumsum(~self._joined(left)) <= most)
+            may = np.cumsum(_heads(by)) <= self._free(batch)
+            if self._keeps is not None and batch.runs.kind[0] != Kind.HUGETLB:
+                may &= huge_pages(left.pfn, self._keeps)
             account.fates.settle(Bucket.NO_HUGE_PAGE, left.page[~may])
-            return self._ask(batch, left.take(may), account, first) if may.any() else left.take(may)
+            left, by = left.take(may), (np.cumsum(may) - 1)[by[may]]
+            return self._ask(batch, left, by, account, first) if len(left) else left
 
-    def _ask(self, batch: Batch, left: Entries, account: _Account, first: bool) -> Entries:
+    def _free(self, batch: Batch) -> int:
+        """Return how many huge pages of a batch's size its target has free now, in its pool or at all."""
+        if batch.runs.kind[0] != Kind.HUGETLB:
+            return read_free_huge_pages().get(batch.target, 0)
+        return read_free_hugepages(batch.target).get(int(batch.runs.unit[0]) * mmap.PAGESIZE, 0)
+
+    def _ask(self, batch: Batch, left: Entries, by: Ints, account: _Account, first: bool) -> Entries:
         """Make one moving call; account for the pages that it settled and return the others, in the order to ask.
 
-        `first`: these pages are asked for the first time.
+        `by`: the row of the page that is asked for to move this one, too; `first`: it is for the first time.
         """
-        heads = ~self._joined(left)
+        heads = _heads(by)
         addresses = left.page[heads].astype(np.uint64) * np.uint64(mmap.PAGESIZE)
         pid = os.getpid() if batch.process == SELF else self._handles[batch.process].thread()
         account.calls += 1
@@ -332,23 +352,24 @@ class _Worker:
             account.requested -= len(left) if first else 0
             account.lost = True
             return left.take(np.zeros(0, np.int64))
-        if not missed and bool((status == batch.target).all()):
+        if not missed and bool((status == batch.target).all()) and bool(heads.all()):
             account.fates.settle(Bucket.MOVED, left.page)
             return left.take(np.zeros(0, np.int64))
-        return self._settle(batch, left, status[np.cumsum(heads) - 1], reason, account)
+        return self._settle(batch, left, status[(np.cumsum(heads) - 1)[by]], reason, account)
 
     def _settle(self, batch: Batch, left: Entries, status: libnuma.Nodes, reason: int, account: _Account) -> Entries:
-        """After a call that left something out: read where each page is now. `status` and `reason` say why."""
+        """Read where each page is now; of those that a call left out, `status` and `reason` say why."""
         now = self._look(_as_runs(left, batch.process))
         order = np.argsort(left.page)  # as `now` is
         told = status[order][np.isin(left.page[order], now.page, assume_unique=True)]
         arrived = now.node == batch.target
         account.fates.settle(Bucket.MOVED, now.page[arrived])
         again = ~arrived
-        if reason in _FINAL:
-            account.fates.settle(_FINAL[reason], now.page[again])
+        final_ones = _FINAL | ({-errno.ENOMEM: Bucket.NO_HUGE_PAGE} if batch.runs.kind[0] == Kind.HUGETLB else {})
+        if reason in final_ones:
+            account.fates.settle(final_ones[reason], now.page[again])
             again &= False
-        for error, bucket in _FINAL.items():
+        for error, bucket in final_ones.items():
             final = again & (told == error)
             account.fates.settle(bucket, now.page[final])
             again &= ~final
@@ -371,11 +392,14 @@ class _Worker:
         ranges = Ranges(runs.process, runs.page, runs.count, runs.backing, runs.index, nothing)
         return Entries.concatenate(list(self._tables.entries(ranges)))
 
-    def _joined(self, entries: Entries) -> Bools:
-        """Return which entries move with the one before them, as parts of one huge page or large folio."""
+    def _by_frame(self, entries: Entries) -> Ints:
+        """Return the row of the page that each moves along with, as parts of one folio by the flags of their frames."""
+        rows = np.arange(len(entries))
         if not entries.pfn.any():
-            return np.zeros(len(entries), bool)
-        return joined_to_previous(entries.page, entries.pfn, flags_of(entries.pfn))
+            return rows
+        joined = joined_to_previous(entries.page, entries.pfn, flags_of(entries.pfn))
+        by: Ints = np.maximum.accumulate(np.where(joined, 0, rows))
+        return by
 
 
 def _as_runs(entries: Entries, process: int) -> Runs:
@@ -383,13 +407,32 @@ def _as_runs(entries: Entries, process: int) -> Runs:
     begin = np.append(0, np.flatnonzero(np.diff(page) != 1) + 1)
     count = np.diff(np.append(begin, len(page)))
     nothing = np.zeros(len(begin), np.int64)
-    return Runs(nothing + process, page[begin], count, nothing, nothing, page[begin])
+    return Runs.of_pages(nothing + process, page[begin], count, nothing, nothing, page[begin])
+
+
+def _by_folio(runs: Runs, entries: Entries) -> Ints:
+    """Return the row of the page that each moves along with, as far as the runs know their folios."""
+    rows = np.arange(len(entries))
+    step = (entries.page - runs.page[entries.row]) // runs.steps()[entries.row]
+    goes_on = (entries.row[1:] == entries.row[:-1]) & (step[1:] == step[:-1])
+    by: Ints = np.maximum.accumulate(np.where(np.append(False, goes_on)[: len(rows)], 0, rows))
+    parts = np.flatnonzero(runs.folio[entries.row])
+    _, first, of = np.unique(runs.folio[entries.row[parts]], return_index=True, return_inverse=True)
+    by[parts] = parts[first][of]
+    return by
+
+
+def _heads(by: Ints) -> Bools:
+    """Return which pages are asked for."""
+    heads: Bools = by == np.arange(len(by))
+    return heads
 
 
 def _pieces(runs: Runs, most: int) -> Iterator[Runs]:
-    """Cut runs into parts of at most so many pages, none of them inside a huge page."""
+    """Cut runs into parts of at most so many pages, or of one folio that is larger."""
     while len(runs):
-        piece, runs = first_pages(runs, most)
+        one = int(runs.take(np.zeros(1, np.int64)).steps()[0])
+        piece, runs = first_pages(runs, max(most, one))
         yield piece
 
 

@@ -201,6 +201,13 @@ class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             "them, or they stay, whole."
         ),
     ] = None
+    hugetlb_surplus: Annotated[
+        bool | None,
+        Meta(
+            description="hugetlb pages for which the target node's pool has none free move all the same: that pool "
+            "grows, and the one that they leave shrinks. Not those of a gigantic size, such as 1 GiB."
+        ),
+    ] = None
     hot_seconds: Annotated[
         Annotated[float, Meta(gt=0, le=60)] | None,
         Meta(
@@ -304,6 +311,7 @@ class Policy:
     reserve: int | None = None
     when_full: WhenFull = WhenFull.PARTIAL
     huge_pages: HugePages = HugePages.SPLIT
+    hugetlb_surplus: bool = False
     hot_seconds: float | None = None
     libraries: tuple[str, ...] = ()
     xattr: bool = True

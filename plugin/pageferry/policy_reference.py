@@ -88,6 +88,12 @@ history --json` (`rule`) and in `pageferry explain`.
   count and the call (milliseconds) may have the kernel split one; the outcome says if it split any meanwhile, on this
   host (`huge_pages_split`). A huge page that the job maps only in part stays; so may folios smaller than huge pages
   be split. hugetlb pages are never split, whatever is said here. It takes CAP_SYS_ADMIN to see which pages are huge.
+- `hugetlb_surplus`: a hugetlb page goes where the pool of its size has a free one on the target node. If it has none,
+  the page stays (`no_huge_page`), or, with `when_full = "spill"`, goes to the next nearest node whose pool has; with
+  `"refuse"` nothing moves. So each pool has as many pages when the job has ended as when it began. With `true` the
+  kernel makes a page of the target node's memory where the pool has none free, and gives the page that is left back to
+  the memory of the old node: the pools of both nodes stay so, also when the job has ended (`nr_hugepages` of each node;
+  the outcome gives the pools before and after). The kernel makes no gigantic page (1 GiB), whatever is said here.
 - `narrow_mems`: for jobs that are to stay where they were moved, also with what they allocate later, and with what a
   program binds elsewhere. When a move has ended, `cpuset.mems` of the job's steps has the nodes that it was moved to,
   those of its CPUs, and those where it still has memory. Before a move elsewhere Slurm's own is written back, and so it
@@ -201,6 +207,7 @@ _HOSTS = {
     "rate": "no limit",
     "reserve": "1/64 of it, at least 16 MiB",
     "huge_pages": '`"split"`',
+    "hugetlb_surplus": "`false`",
     "hot_seconds": "it is not looked at",
     "libraries": "none",
     "xattr": "`true`",

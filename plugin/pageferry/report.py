@@ -14,7 +14,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
-from pageferry import ledger_json
+from pageferry import ledger_json, pool_report
 from pageferry.comment import outcome_text
 from pageferry.ferry import Outcome
 from pageferry.kernel.files import printable
@@ -117,6 +117,7 @@ def plan_json(snapshot: Snapshot, plan: Plan) -> dict[str, Any]:
         "lacking_bytes": {str(node): pages * page for node, pages in plan.lacking.items()},
         "nodes": {
             str(node): {"need_bytes": plan.need.get(node, 0) * page, "room_bytes": room * page}
+            | pool_report.needed(plan, node)
             for node, room in sorted(plan.room.items())
         },
         "total_bytes": plan.total() * page,
@@ -173,6 +174,7 @@ def outcome_json(outcome: Outcome) -> dict[str, Any]:
         "calls": tally.calls,
         **({"huge_pages_split": tally.split} if tally.split else {}),
         **_unread(outcome.plan),
+        **pool_report.before_and_after(*outcome.pools),
         "asked_per_process_pages": outcome.plan.asked_per_process,
         "seconds": round(outcome.seconds, 6),
         "seconds_planning": round(outcome.seconds_planning, 6),
@@ -202,6 +204,7 @@ def joined(first: Mapping[str, Any], again: Mapping[str, Any]) -> dict[str, Any]
         **again,
         **{key: first[key] + again[key] for key in summed},
         **({"huge_pages_split": split} if split else {}),
+        **pool_report.joined(first, again),
         **ledger,
         "pages": pages,
         "moved_bytes": pages["moved"] * again["page_bytes"],
@@ -319,6 +322,7 @@ def outcome_lines(outcome: Mapping[str, Any]) -> list[str]:
             f"{split} huge pages were split on this host meanwhile, by this migration of memory or by another one"
         )
     lines += unread_words(outcome)
+    lines += pool_report.changed(outcome, size)
     rate = f", {size(moved / seconds)}/s" if moved and seconds else ""
     lines.append(f"{seconds:.2f} s, {outcome['seconds_planning']:.2f} s of it to plan{rate}")
     if (stopped := outcome.get("seconds_stopped")) is not None:

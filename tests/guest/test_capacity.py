@@ -15,6 +15,7 @@ import pytest
 from guest import rights
 from guest.proof import prove, request
 from guest.ranks import BIND, HUGE, MADV_HUGEPAGE, SHARED, Job, job
+from guest.test_huge import in_pool, pool, three, to_node_2
 from guest.witness import node_vector, vmstat
 from pageferry import ferry
 from pageferry.kernel import libnuma
@@ -166,3 +167,15 @@ def test_a_node_that_is_full_after_all_takes_what_it_can_and_nobody_is_killed(fu
         nodes = Counter(node_vector(made.first.pid, *memory.span))
         assert nodes.keys() <= {0, FULL}
         assert made.broken() == []
+
+
+def test_who_takes_the_pools_free_pages_between_plan_and_call_leaves_the_jobs_where_they_are() -> None:
+    with pool(node0=3, node2=1):
+        with job(node=0) as made, pytest.MonkeyPatch.context() as patch:
+            memory = three(made)
+            really = ferry.host
+            patch.setattr(ferry, "host", lambda *asked: replace(really(*asked), pools={(2, HUGE): 99}))
+            outcome = rights.move(made.pids, to_node_2(WhenFull.REFUSE))
+            assert Counter(node_vector(made.first.pid, *memory.span)) == {2: HUGE, 0: 2 * HUGE}
+            assert outcome.tally[Bucket.NO_HUGE_PAGE] == 2 * HUGE
+        assert (in_pool(0), in_pool(2)) == (3, 1)

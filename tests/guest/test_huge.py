@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from guest.proof import prove_whole
-from guest.ranks import HUGE, HUGETLB, MADV_HUGEPAGE, PRIVATE, SHARED, job
+from guest import rights
+from guest.proof import prove, prove_whole, request
+from guest.ranks import HUGE, HUGETLB, MADV_HUGEPAGE, PRIVATE, SHARED, Job, Memory, job
 from guest.witness import node_vector, smaps, vmstat
+from pageferry import ferry
+from pageferry.kernel.hugetlb import Pool
+from pageferry_planner.model import Bucket, Target, WhenFull
 
 pytestmark = pytest.mark.systemd
 
@@ -138,8 +144,71 @@ def test_private_hugetlb_memory_moves_parent_and_child() -> None:
             assert node_vector(rank.pid, *memory.span) == [2] * 2 * HUGE
 
 
-def test_hugetlb_memory_finds_room_on_a_target_whose_pool_is_empty() -> None:
-    with pool(node0=3, node2=1), job(node=0) as made:
-        memory = made.first.map(3 * HUGE, flags=SHARED | HUGETLB | 0x20).write()
-        prove_whole(made, 2)
-        assert node_vector(made.first.pid, *memory.span) == [2] * 3 * HUGE
+def in_pool(node: int) -> int:
+    """Return how many hugetlb pages a node's pool has, free or not."""
+    return int(Path(f"/sys/devices/system/node/node{node}/hugepages/hugepages-2048kB/nr_hugepages").read_text())
+
+
+def three(made: Job) -> Memory:
+    return made.first.map(3 * HUGE, flags=SHARED | HUGETLB | 0x20).write()
+
+
+def to_node_2(when_full: WhenFull, *, surplus: bool = False) -> ferry.Request:
+    target = Target((2,), when_full=when_full, hugetlb_surplus=surplus, spill=frozenset({3}))
+    return replace(request(2), target=target)
+
+
+def test_what_the_pool_has_no_room_for_is_refused_before_anything_is_asked() -> None:
+    with pool(node0=3, node2=2), job(node=0) as made:
+        memory = three(made)
+        proof = prove(made, to_node_2(WhenFull.REFUSE))
+        assert (proof.migrated, proof.outcome.tally.calls) == (0, 0)
+        assert proof.outcome.plan.lacking == {2: HUGE}
+        assert proof.outcome.plan.pool_need == {(2, HUGE): 3}
+        assert node_vector(made.first.pid, *memory.span) == [0] * 3 * HUGE
+
+
+@pytest.mark.parametrize("free", [0, 2, 3])
+def test_as_many_as_the_pool_has_free_move_and_the_pools_are_as_before_when_the_job_has_ended(free: int) -> None:
+    with pool(node0=3, node2=free):
+        with job(node=0) as made:
+            memory = three(made)
+            proof = prove(made, to_node_2(WhenFull.PARTIAL))
+            assert Counter(node_vector(made.first.pid, *memory.span)) == +Counter(
+                {2: free * HUGE, 0: (3 - free) * HUGE}
+            )
+            assert proof[Bucket.NO_HUGE_PAGE] == (3 - free) * HUGE
+            assert proof[Bucket.MOVED] == proof.outcome.tally.requested
+            before, after = proof.outcome.pools
+            assert before[0] == {2 << 20: Pool(3, 0)}
+            assert after[0] == {2 << 20: Pool(3, free)}
+            assert after.get(2, {2 << 20: Pool(0, 0)}) == {2 << 20: Pool(free, 0)}
+        assert (in_pool(0), in_pool(2)) == (3, free)
+
+
+def test_hugetlb_pages_spill_whole_to_the_next_nearest_node_whose_pool_has_some() -> None:
+    with pool(node0=3, node2=1, node3=2), job(node=0) as made:
+        memory = three(made)
+        prove(made, to_node_2(WhenFull.SPILL))
+        assert Counter(node_vector(made.first.pid, *memory.span)) == {2: HUGE, 3: 2 * HUGE}
+
+
+def test_surplus_pages_change_the_pools_and_only_where_that_was_asked_for() -> None:
+    with pool(node0=3, node2=1):
+        with job(node=0) as made:
+            memory = three(made)
+            proof = prove(made, to_node_2(WhenFull.REFUSE, surplus=True))
+            assert proof.outcome.complete
+            assert node_vector(made.first.pid, *memory.span) == [2] * 3 * HUGE
+        assert (in_pool(0), in_pool(2)) == (1, 3), "what was taken of no pool was given back to none"
+        assert proof.outcome.pools[1] == {0: {2 << 20: Pool(1, 1)}, 2: {2 << 20: Pool(3, 0)}}
+
+
+def test_pages_that_a_mapping_has_reserved_are_not_taken_from_it() -> None:
+    with pool(node0=3, node2=2), job(node=0) as made:
+        three(made)
+        other = made.first.map(2 * HUGE, flags=SHARED | HUGETLB | 0x20)  # not touched yet
+        outcome = rights.move(made.pids, to_node_2(WhenFull.PARTIAL))
+        assert outcome.tally[Bucket.NO_HUGE_PAGE] == 3 * HUGE
+        other.write()
+        assert (in_pool(0), in_pool(2)) == (3, 2)

@@ -13,6 +13,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from pageferry_planner.columns import Ints
+from pageferry_planner.folios import Folios
 from pageferry_planner.model import (
     ANONYMOUS,
     FATES,
@@ -20,7 +21,7 @@ from pageferry_planner.model import (
     Bucket,
     Flows,
     Host,
-    Huge,
+    Kind,
     Order,
     Plan,
     Process,
@@ -51,7 +52,7 @@ class Page:
 
 
 def runs_of(rows: Iterable[Row]) -> Runs:
-    return Runs(*np.array(list(rows), np.int64).reshape(-1, 6).T.copy())
+    return Runs.of_pages(*np.array(list(rows), np.int64).reshape(-1, 6).T.copy())
 
 
 def ranges_of(rows: Iterable[tuple[int, int, int, int, int]]) -> Ranges:
@@ -93,7 +94,7 @@ def line_host(room: Iterable[int]) -> Host:
 def pages_of(runs: Runs) -> dict[Address, Page]:
     """Return each page of the runs; fails if one comes twice."""
     found: dict[Address, Page] = {}
-    for process, page, count, node, backing, index in zip(*(c.tolist() for c in runs.columns()), strict=True):
+    for process, page, count, node, backing, index in zip(*(c.tolist() for c in runs.columns()[:6]), strict=True):
         for step in range(count):
             assert (process, page + step) not in found
             found[process, page + step] = Page(node, backing, index + step)
@@ -178,9 +179,9 @@ def referenced_of(draw: st.DrawFn, snapshot: Snapshot) -> Ints:
 
 
 @st.composite
-def huge_of(draw: st.DrawFn, snapshot: Snapshot) -> Huge:
+def huge_of(draw: st.DrawFn, snapshot: Snapshot) -> Folios:
     """Draw which of the pages are of huge pages: in their places whole ones, or parts of them."""
-    rows: list[tuple[int, int, int]] = []
+    rows: list[tuple[int, ...]] = []
     runs = snapshot.runs
     for process, page, count in zip(runs.process.tolist(), runs.page.tolist(), runs.count.tolist(), strict=True):
         for place in range(page // HUGE * HUGE, page + count, HUGE):
@@ -188,17 +189,10 @@ def huge_of(draw: st.DrawFn, snapshot: Snapshot) -> Huge:
             kind = draw(st.sampled_from(("small", "whole", "part")))
             if kind == "part":
                 lo = draw(st.integers(lo, hi - 1))
-                hi = draw(st.integers(lo + 1, hi))
+                hi = min(draw(st.integers(lo + 1, hi)), lo + HUGE - 1)
             if kind == "part" or (kind == "whole" and hi - lo == HUGE):
-                rows.append((process, lo, hi - lo))
-    joined: list[tuple[int, int, int]] = []
-    for process, page, count in sorted(rows):
-        last = joined[-1] if joined else (-1, 0, 0)
-        if count == HUGE and page % HUGE == 0 and last[0] == process and last[2] % HUGE == 0 and sum(last[1:]) == page:
-            joined[-1] = (process, last[1], last[2] + HUGE)
-        else:
-            joined.append((process, page, count))
-    return Huge(*np.array(joined, np.int64).reshape(-1, 3).T.copy())
+                rows.append((process, lo, hi - lo, HUGE, Kind.PART if kind == "part" else Kind.FOLIO, 0))
+    return Folios(*np.array(sorted(rows), np.int64).reshape(-1, 6).T.copy())
 
 
 @st.composite

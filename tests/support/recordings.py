@@ -17,6 +17,7 @@ from pageferry.ferry import Inputs, Request
 from pageferry.kernel.topology import Node, Topology
 from pageferry.replay.write import Recorded
 from pageferry_planner.columns import Columns
+from pageferry_planner.folios import marked
 from pageferry_planner.model import HugePages, Snapshot, Target
 from pageferry_planner.policy import Facts, Rules
 from support.plans import NODES, Row, huge_of, referenced_of, snapshot_of, snapshots, targets
@@ -43,7 +44,7 @@ def topologies(draw: st.DrawFn) -> Topology:
                 free_bytes=draw(sizes),
                 file_cache_bytes=draw(sizes),
                 distances={other: 10 if other == node else draw(st.integers(11, 40)) for other in NODES},
-                free_hugepages={},
+                free_hugepages=draw(st.sampled_from(({}, {2 << 20: 3, 1 << 30: 0}))),
             )
             for node in NODES
         )
@@ -72,6 +73,8 @@ def recordings(draw: st.DrawFn) -> Recorded:
         )
         for _ in backings
     ]
+    keeps = draw(st.booleans())
+    snapshot = marked(snapshot, draw(huge_of(snapshot))) if keeps else snapshot
     snapshot = replace(
         snapshot,
         processes=tuple(processes),
@@ -80,11 +83,11 @@ def recordings(draw: st.DrawFn) -> Recorded:
         asked_per_process=7,
         referenced=draw(st.none() | referenced_of(snapshot)) if len(snapshot.runs) else None,
     )
-    keeps = draw(st.booleans())
-    snapshot = replace(snapshot, huge=draw(huge_of(snapshot)) if keeps else None)
     target = replace(draw(targets()), special=draw(st.frozensets(st.sampled_from(NODES))))
     request = Request(
-        target=replace(target, huge_pages=HugePages.KEEP) if keeps else target,
+        target=replace(
+            target, huge_pages=HugePages.KEEP if keeps else HugePages.SPLIT, hugetlb_surplus=draw(st.booleans())
+        ),
         rules=Rules(tuple(draw(st.lists(paths, max_size=2))), draw(st.booleans()), draw(st.booleans())),
         reserve_bytes=draw(st.none() | st.sampled_from((0, 1 << 20, 1 << 40))),
     )
@@ -121,7 +124,7 @@ def plain(inputs: Inputs) -> Any:
     """Return the inputs as values that can be compared."""
     snapshot = inputs.snapshot
     return (
-        [_columns(table) for table in (snapshot.vmas, snapshot.runs, snapshot.huge) if table is not None],
+        [_columns(table) for table in (snapshot.vmas, snapshot.runs)],
         _without_tables(snapshot),
         inputs.facts,
         inputs.topology,
@@ -162,6 +165,8 @@ def same_pages(one: Inputs, other: Inputs) -> bool:
             made.no_huge_page,
             made.sources,
             made.need,
+            made.pool_need,
+            made.pools,
             made.room,
             made.lacking,
         )

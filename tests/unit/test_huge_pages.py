@@ -17,7 +17,7 @@ from pageferry.kernel.huge_pages import (
     read_huge_page_bytes,
     read_splits,
 )
-from pageferry.kernel.pageflags import huge_pages
+from pageferry.kernel.pageflags import flags_of, folio_pages, huge_pages
 from support.trees import write
 
 SIZE = "sys/kernel/mm/transparent_hugepage/hpage_pmd_size"
@@ -144,6 +144,19 @@ def test_a_frame_is_huge_if_all_of_its_block_is_one_compound_page_and_no_hugetlb
     frames = np.array([4 * 512 + 7, 511, 0, 512, 513, 1024, 1100, 1536, 2047, 5])
     assert huge_pages(frames, 512, tmp_path).tolist() == [True, True, True, *[False] * 6, True]
     assert huge_pages(frames[:0], 512, tmp_path).tolist() == []
+
+
+def test_the_size_of_a_folio_is_told_from_any_of_its_frames(tmp_path: Path) -> None:
+    kpageflags(tmp_path, [0, 0, *[HEAD, TAIL] * 3, HEAD, *[TAIL] * 7, HEAD, *[TAIL] * 15, 0])
+    frames = np.array([31, 16, 32, 8, 15, 3, 2, 1, 0])
+    assert folio_pages(frames, 512, tmp_path).tolist() == [16, 16, 1, 8, 8, 2, 2, 1, 1]
+    assert folio_pages(np.array([20]), 8, tmp_path).tolist() == [8], "of more, no more are counted"
+    assert folio_pages(frames[:0], 512, tmp_path).tolist() == []
+
+
+def test_beyond_the_last_frame_there_is_nothing(tmp_path: Path) -> None:
+    kpageflags(tmp_path, [HEAD, TAIL])
+    assert flags_of(np.array([2, 1, 0, 900]), tmp_path).tolist() == [0, TAIL, HEAD, 0]
 
 
 def test_a_thread_that_is_kept_on_its_cpu_may_use_all_of_them_again() -> None:

@@ -35,7 +35,7 @@ def mapped(draw: st.DrawFn) -> tuple[Snapshot, list[int], list[int]]:
     """Draw a job whose own memory is mapped in pieces, too, and what was seen of each of its mappings."""
     snapshot = draw(snapshots())
     rows = list(zip(*(column.tolist() for column in snapshot.vmas.columns()[:5]), strict=True))
-    for process, page, count, _, backing, _ in zip(*(c.tolist() for c in snapshot.runs.columns()), strict=True):
+    for process, page, count, _, backing, _ in zip(*(c.tolist() for c in snapshot.runs.columns()[:6]), strict=True):
         if backing == ANONYMOUS:
             cut = draw(st.integers(1, count))
             rows.append((process, page, cut, ANONYMOUS, page))

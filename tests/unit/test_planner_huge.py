@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pageferry_planner.huge import cut_huge, mapped_whole, table, whole
-from pageferry_planner.model import Bucket, Host, Huge, HugePages, Plan, Runs, Snapshot, Strategy, Target, WhenFull
+from pageferry_planner.folios import Folios, marked
+from pageferry_planner.model import Bucket, Host, HugePages, Kind, Plan, Snapshot, Target, WhenFull
 from pageferry_planner.placement import place
 from support.plans import (
     AMPLE,
@@ -27,8 +27,6 @@ from support.plans import (
     huge_of,
     line_host,
     movable,
-    pages_of,
-    runs_of,
     snapshot_of,
     snapshots,
     targets,
@@ -38,22 +36,24 @@ from support.plans import (
 PER_NODE = st.fixed_dictionaries({node: st.integers(0, 3) for node in NODES})
 
 
+Kept = tuple[Snapshot, Folios, Target]
+"""A job, its huge pages and parts of some as they were drawn, and a target that keeps them."""
+
+
 @st.composite
-def kept(draw: st.DrawFn) -> tuple[Snapshot, Target]:
+def kept(draw: st.DrawFn) -> Kept:
     """Draw a job with huge pages, and a target that keeps them."""
     snapshot = draw(snapshots())
-    return replace(snapshot, huge=draw(huge_of(snapshot))), replace(draw(targets()), huge_pages=HugePages.KEEP)
+    huge = draw(huge_of(snapshot))
+    return marked(snapshot, huge), huge, replace(draw(targets()), huge_pages=HugePages.KEEP)
 
 
-def huge_pages(snapshot: Snapshot) -> list[list[Address]]:
+def huge_pages(snapshot: Snapshot, huge: Folios) -> list[list[Address]]:
     """Return the movable pages of each huge page that is mapped whole, and of each part of one."""
-    assert snapshot.huge is not None
     found = []
     may = movable(snapshot)
-    for process, page, count in zip(*(column.tolist() for column in snapshot.huge.columns()), strict=True):
-        step = HUGE if page % HUGE == count % HUGE == 0 else count
-        for first in range(page, page + count, step):
-            found.append([(process, number) for number in range(first, first + step) if (process, number) in may])
+    for process, page, count in zip(*(column.tolist() for column in huge.columns()[:3]), strict=True):
+        found.append([(process, number) for number in range(page, page + count) if (process, number) in may])
     return [pages for pages in found if pages]
 
 
@@ -66,14 +66,12 @@ def stages_of(plan: Plan) -> dict[Address, int]:
 
 @given(kept(), hosts(), PER_NODE)
 @settings(max_examples=200, deadline=None)
-def test_a_huge_page_moves_whole_or_not_at_all_and_to_a_free_one(
-    asked: tuple[Snapshot, Target], host: Host, free: dict[int, int]
-) -> None:
-    snapshot, target = asked
+def test_a_huge_page_moves_whole_or_not_at_all_and_to_a_free_one(asked: Kept, host: Host, free: dict[int, int]) -> None:
+    snapshot, huge, target = asked
     plan = place(snapshot, target, replace(host, huge=free))
     where, when, may = targets_of(plan), stages_of(plan), movable(snapshot)
     arriving, leaving = Counter[tuple[int, int]](), Counter[tuple[int, int]]()
-    for pages in huge_pages(snapshot):
+    for pages in huge_pages(snapshot, huge):
         goes = {(where.get(page), when.get(page)) for page in pages}
         assert len(goes) == 1, "its parts have one fate"
         ((node, stage),) = goes
@@ -93,9 +91,9 @@ def test_a_huge_page_moves_whole_or_not_at_all_and_to_a_free_one(
 @given(kept(), hosts(), PER_NODE)
 @settings(max_examples=100, deadline=None)
 def test_no_node_is_sent_more_than_its_room_and_every_page_is_accounted_for(
-    asked: tuple[Snapshot, Target], host: Host, free: dict[int, int]
+    asked: Kept, host: Host, free: dict[int, int]
 ) -> None:
-    snapshot, target = asked
+    snapshot, _, target = asked
     plan = place(snapshot, target, replace(host, huge=free))
     moves, room = plan.moves, Counter(host.room)
     for stage in np.unique(plan.stage).tolist():
@@ -114,14 +112,14 @@ def test_no_node_is_sent_more_than_its_room_and_every_page_is_accounted_for(
 
 @given(kept(), hosts(ample=True), PER_NODE)
 @settings(max_examples=200, deadline=None)
-def test_all_that_is_not_huge_goes_as_without(asked: tuple[Snapshot, Target], host: Host, free: dict[int, int]) -> None:
-    snapshot, target = asked
+def test_all_that_is_not_huge_goes_as_without(asked: Kept, host: Host, free: dict[int, int]) -> None:
+    snapshot, huge, target = asked
     without = targets_of(place(snapshot, replace(target, huge_pages=HugePages.SPLIT), host))
     plan = place(snapshot, target, replace(host, huge=free))
-    huge = {page for pages in huge_pages(snapshot) for page in pages}
+    huge_ones = {page for pages in huge_pages(snapshot, huge) for page in pages}
     found = targets_of(plan)
-    assert {page: node for page, node in found.items() if page not in huge} == {
-        page: node for page, node in without.items() if page not in huge
+    assert {page: node for page, node in found.items() if page not in huge_ones} == {
+        page: node for page, node in without.items() if page not in huge_ones
     }
     assert plan.lacking == {}, "a huge page without a free one is no reason to refuse the rest"
     assert set(found) <= set(without), "what is in place stays there"
@@ -131,14 +129,12 @@ def test_all_that_is_not_huge_goes_as_without(asked: tuple[Snapshot, Target], ho
 
 @given(kept(), hosts(ample=True))
 @settings(max_examples=100, deadline=None)
-def test_with_free_huge_pages_enough_only_parts_of_some_stay(asked: tuple[Snapshot, Target], host: Host) -> None:
-    snapshot, target = asked
+def test_with_free_huge_pages_enough_only_parts_of_some_stay(asked: Kept, host: Host) -> None:
+    snapshot, huge, target = asked
     without = targets_of(place(snapshot, replace(target, huge_pages=HugePages.SPLIT), host))
     plan = place(snapshot, target, replace(host, huge=dict.fromkeys(NODES, 1000)))
     assert plan.short == {}
-    if target.strategy is Strategy.LOCAL:
-        return  # which may send parts of one to different nodes
-    torn = {page for pages in huge_pages(snapshot) for page in pages if len(pages) < HUGE or pages[0][1] % HUGE}
+    torn = {page for pages in huge_pages(snapshot, huge) for page in pages if len(pages) < HUGE or pages[0][1] % HUGE}
     assert targets_of(plan) == {page: node for page, node in without.items() if page not in torn}
 
 
@@ -150,7 +146,7 @@ def test_spill_fills_free_huge_pages_nearest_first(
     here, there = order[0], order[1]
     host = replace(line_host([AMPLE] * 4), huge=free)
     rows = [anonymous(0, HUGE, count * HUGE, here)] if count else []
-    snapshot = replace(snapshot_of(rows), huge=huge_rows((0, HUGE, count * HUGE)) if count else Huge.empty())
+    snapshot = marked(snapshot_of(rows), huge_rows((0, HUGE, count * HUGE)) if count else Folios.empty())
     target = Target((there,), when_full=WhenFull.SPILL, spill=spill, huge_pages=HugePages.KEEP)
     plan = place(snapshot, replace(target, sources=frozenset({here})), host)
     arrived = Counter(targets_of(plan).values())
@@ -164,8 +160,11 @@ def test_spill_fills_free_huge_pages_nearest_first(
     assert plan.short == ({there: (count - free[there]) * HUGE} if count > free[there] else {})
 
 
-def huge_rows(*rows: tuple[int, int, int]) -> Huge:
-    return Huge(*np.array(rows, np.int64).reshape(-1, 3).T.copy())
+def huge_rows(*rows: tuple[int, int, int]) -> Folios:
+    """Return huge pages (process, page, count), or a part of one."""
+    kinds = [(HUGE, Kind.FOLIO if count % HUGE == 0 else Kind.PART) for _, _, count in rows]
+    table = [(*row, *kind, 0) for row, kind in zip(rows, kinds, strict=True)]
+    return Folios(*np.array(table, np.int64).reshape(-1, 6).T.copy())
 
 
 def plan_of(
@@ -174,9 +173,8 @@ def plan_of(
     """Return the plan for huge pages of a process on node 0 that are to go to node 1."""
     snapshot = snapshot_of([anonymous(0, page, count, 0) for _, page, count in rows])
     host = replace(line_host([AMPLE, room, AMPLE, AMPLE]), huge={1: free})
-    return place(
-        replace(snapshot, huge=huge_rows(*rows)), Target((1,), when_full=when_full, huge_pages=HugePages.KEEP), host
-    )
+    target = Target((1,), when_full=when_full, huge_pages=HugePages.KEEP)
+    return place(marked(snapshot, huge_rows(*rows)), target, host)
 
 
 def test_what_lacks_room_lacks_room_and_what_lacks_a_free_huge_page_lacks_that() -> None:
@@ -198,7 +196,7 @@ def test_a_part_of_a_huge_page_needs_no_compaction() -> None:
 
 def test_huge_pages_that_leave_a_node_first_make_room_for_others() -> None:
     rows = [anonymous(0, 0, HUGE, 0), anonymous(0, 10 * HUGE, HUGE, 1)]
-    snapshot = replace(snapshot_of(rows), huge=huge_rows((0, 0, HUGE), (0, 10 * HUGE, HUGE)))
+    snapshot = marked(snapshot_of(rows), huge_rows((0, 0, HUGE), (0, 10 * HUGE, HUGE)))
     host = replace(line_host([0, 0, HUGE, 0]), huge={2: 1})
     plan = place(snapshot, Target((1, 2), huge_pages=HugePages.KEEP), host)
     assert plan.moves.pages() == 2 * HUGE
@@ -207,77 +205,3 @@ def test_huge_pages_that_leave_a_node_first_make_room_for_others() -> None:
 def test_which_pages_are_huge_must_be_known() -> None:
     with pytest.raises(ValueError, match="not known which pages are huge"):
         place(snapshot_of([]), Target((1,), huge_pages=HugePages.KEEP), line_host([AMPLE] * 4))
-
-
-@given(kept())
-@settings(max_examples=200, deadline=None)
-def test_runs_are_cut_around_what_is_huge_and_lose_nothing(asked: tuple[Snapshot, Target]) -> None:
-    snapshot, _ = asked
-    assert snapshot.huge is not None
-    parts, of, huge = cut_huge(snapshot.runs, snapshot.huge)
-    assert pages_of(parts) == pages_of(snapshot.runs)
-    assert (parts.node == snapshot.runs.node[of]).all()
-    known = pages_of_table(snapshot.huge)
-    assert pages_of(parts.take(huge)).keys() == known & pages_of(snapshot.runs).keys()
-    aligned = whole(parts)
-    for row in np.flatnonzero(huge & ~aligned).tolist():
-        assert int(parts.count[row]) < HUGE, "whole huge pages are not lost with a part of one"
-
-
-def pages_of_table(huge: Huge) -> set[Address]:
-    rows = zip(*(column.tolist() for column in huge.columns()), strict=True)
-    return {(process, page + step) for process, page, count in rows for step in range(count)}
-
-
-def test_a_run_that_ends_inside_a_huge_page_keeps_those_before_it_whole() -> None:
-    runs = runs_of([(0, HUGE + 40, 3 * HUGE, 0, 0, 0)])
-    parts, _, huge = cut_huge(runs, huge_rows((0, HUGE, 4 * HUGE)))
-    assert parts.page.tolist() == [HUGE + 40, 2 * HUGE, 4 * HUGE]
-    assert huge.all()
-    assert whole(parts).tolist() == [False, True, False]
-    assert len(cut_huge(Runs.empty(), Huge.empty())[0]) == 0
-
-
-Entry = tuple[int, int, int, bool]
-"""Process, page, frame, huge."""
-
-
-def entries(*stretches: tuple[int, int, int, int, bool]) -> list[Entry]:
-    """Return the entries of stretches: process, page, frame, count, huge."""
-    return [(process, page + n, pfn + n, huge) for process, page, pfn, count, huge in stretches for n in range(count)]
-
-
-def columns(rows: list[Entry]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    process, page, pfn, huge = np.array(rows, np.int64).reshape(-1, 4).T.copy()
-    return process, page, pfn, huge.astype(bool)
-
-
-@pytest.mark.parametrize(
-    ("rows", "expected"),
-    [
-        (entries((0, 512, 1024, 1024, True)), [(0, 512, 1024)]),
-        (entries((0, 512, 1024, 512, True), (0, 1024, 4096, 512, True)), [(0, 512, 1024)]),
-        (entries((0, 500, 9, 12, False), (0, 512, 1024, 512, True), (0, 1024, 7, 3, False)), [(0, 512, 512)]),
-        # a page of it is the process's own by now
-        (entries((0, 512, 9, 1, False), (0, 513, 1025, 511, True)), [(0, 513, 511)]),
-        (entries((0, 512, 1024, 100, True), (0, 612, 9, 412, False)), [(0, 512, 100)]),
-        # moved to an address that is no multiple of its size
-        (entries((0, 520, 1024, 512, True)), [(0, 520, 512)]),
-        # parts of two, side by side
-        (entries((0, 600, 1100, 200, True), (0, 800, 4096, 200, True)), [(0, 600, 200), (0, 800, 200)]),
-        # halves of one in two processes
-        (entries((0, 512, 1024, 256, True), (1, 768, 1280, 256, True)), [(0, 512, 256), (1, 768, 256)]),
-        (entries((0, 512, 1024, 512, True), (1, 1024, 2048, 512, True)), [(0, 512, 512), (1, 1024, 512)]),
-        # halves of two, at the place of one
-        (entries((0, 512, 1024, 256, True), (0, 768, 4096 + 256, 256, True)), [(0, 512, 256), (0, 768, 256)]),
-        ([], []),
-    ],
-)
-def test_a_huge_page_is_whole_where_one_process_maps_all_of_it_in_its_place(
-    rows: list[Entry], expected: list[tuple[int, int, int]]
-) -> None:
-    found = table(*columns(rows))
-    assert list(zip(*(column.tolist() for column in found.columns()), strict=True)) == expected
-    whole_pages = mapped_whole(*columns(rows)).tolist()
-    inside = {(p, page + n) for p, page, count in expected if page % HUGE == count % HUGE == 0 for n in range(count)}
-    assert [(process, page) in inside for process, page, _, _ in rows] == whole_pages

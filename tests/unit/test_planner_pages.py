@@ -59,7 +59,7 @@ def pages(found: Runs) -> list[tuple[int, int, int, int, int]]:
     """Each page of the runs, as (process, page, node, backing, index)."""
     return [
         (process, page + step, node, backing, index + step)
-        for process, page, count, node, backing, index in zip(*(c.tolist() for c in found.columns()), strict=True)
+        for process, page, count, node, backing, index in zip(*(c.tolist() for c in found.columns()[:6]), strict=True)
         for step in range(count)
     ]
 
@@ -244,7 +244,7 @@ def test_holes_are_what_no_run_has_shown(layout: list[list[Mapping]], seed: int)
     shown = {(backing, index) for _, backing, index in mapped if random.random() < 0.6}
     in_any_order = random.sample(sorted(shown), len(shown))
     rows = np.array([(0, 0, 1, 0, *place) for place in in_any_order], np.int64).reshape(-1, 6)
-    missing = holes(sharing, Runs(*rows.T.copy()))
+    missing = holes(sharing, Runs.of_pages(*rows.T.copy()))
     assert all(hole.lo < hole.hi for hole in missing)
     found = [(hole.extent, hole.backing, index) for hole in missing for index in range(hole.lo, hole.hi)]
     assert sorted(found) == sorted(place for place in mapped if place[1:] not in shown)

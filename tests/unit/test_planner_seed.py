@@ -46,7 +46,7 @@ class Piece:
 
 def runs_of(pieces: list[Piece]) -> Runs:
     rows = np.array([(p.process, p.page, p.count, p.node, 0, p.index) for p in pieces], np.int64).reshape(-1, 6)
-    return Runs(*rows.T.copy())
+    return Runs.of_pages(*rows.T.copy())
 
 
 def resident(sharing: Sharing, nodes: Callable[[Ints], Ints], piece: int) -> Runs:
@@ -55,7 +55,7 @@ def resident(sharing: Sharing, nodes: Callable[[Ints], Ints], piece: int) -> Run
     index = np.arange(0, int(sharing.ranges.count[0]), piece)
     nothing = np.zeros(len(index), np.int64)
     count = np.minimum(piece, int(sharing.ranges.count[0]) - index)
-    return Runs(nothing + sharing.ranges.process[0], first + index, count, nodes(index), nothing, index)
+    return Runs.of_pages(nothing + sharing.ranges.process[0], first + index, count, nodes(index), nothing, index)
 
 
 def snapshot_of(sharing: Sharing, runs: Runs, verdicts: tuple[Verdict, ...], processes: int) -> Snapshot:

@@ -33,7 +33,7 @@ def worth_of_each(snapshot: Snapshot, plan: Plan) -> list[Fraction]:
         used = Fraction(1) if snapshot.referenced is None else Fraction(int(snapshot.referenced[row]), count)
         shares |= {(process, at): used for at in range(page, page + count)}
     found = []
-    for process, page, count, _, backing, index in zip(*(c.tolist() for c in plan.moves.columns()), strict=True):
+    for process, page, count, _, backing, index in zip(*(c.tolist() for c in plan.moves.columns()[:6]), strict=True):
         users = 0
         if backing != ANONYMOUS:
             of = [(lo, lo + length) for other, lo, length in vmas if other == backing]

@@ -91,6 +91,7 @@ def test_every_key_of_a_rule_is_in_the_policy() -> None:
         reserve=Bytes(9),
         when_full="spill",
         huge_pages="keep",
+        hugetlb_surplus=True,
         hot_seconds=2.0,
         libraries=globs("/opt/*"),
         xattr=False,

@@ -21,7 +21,7 @@ from click.testing import CliRunner
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pageferry import ferry, targets
+from pageferry import ferry, folios, targets
 from pageferry.cli import main as cli
 from pageferry.cpus.assign import Cpusets
 from pageferry.errors import ConfigError, KernelError, PageferryError, UsageError
@@ -75,14 +75,12 @@ def test_all_that_the_planner_takes_is_in_the_file() -> None:
         model.Process: form.ProcessLine,
         model.Ranges: form.VmaRows,
         model.Runs: form.RunRows,
-        model.Huge: form.HugeRows,
         model.Target: form.TargetPart,
     }
     for value, line in written.items():
         assert {field.name for field in dataclasses.fields(value)} == set(fields(line)) - {
             "vmas",
             "runs",
-            "huge",
             "referenced",
         }
     of_backings = {*names(model.Backing), *names(model.Verdict), "facts"}
@@ -141,7 +139,7 @@ def test_a_job_that_is_too_much_for_a_file_is_refused() -> None:
     with pytest.raises(UsageError, match="job 7 is too much for a snapshot: more than 0 MiB"):
         list(lines(recorded, most_bytes=10_000))
     many = np.zeros(form.MOST_ROWS + 1, np.int64)
-    wide = dataclasses.replace(recorded.inputs.snapshot, runs=model.Runs(many, many, many, many, many, many))
+    wide = dataclasses.replace(recorded.inputs.snapshot, runs=model.Runs.of_pages(many, many, many, many, many, many))
     with pytest.raises(UsageError, match=f"more than {form.MOST_ROWS}"):
         list(lines(Recorded("job 7", dataclasses.replace(recorded.inputs, snapshot=wide))))
 
@@ -163,6 +161,7 @@ def host_of(recorded: Recorded, kernels: tuple[tuple[int, int], ...] = ()) -> An
     with ExitStack() as patches:
         for place, name, value in (
             (ferry, "take", take),
+            (folios, "with_folios", lambda taken, _: taken),
             (ferry, "read_topology", lambda: made.topology),
             (topology, "read_topology", lambda: made.topology),
             (ferry, "read_kept_free", lambda: made.kept_free),

@@ -137,7 +137,7 @@ def file_of(head: dict[str, Any], *more: dict[str, Any], start: Iterable[Any] = 
 
 def rows(kind: str, first: int, **columns: list[int]) -> dict[str, Any]:
     last = {"vmas": "private", "runs": "node"}[kind]
-    count = max(map(len, columns.values()))
+    count = max(map(len, columns.values()), default=1)
     zeros = {name: [0] * count for name in ("process", "page", "backing", "index", last)}
     return {kind: first} | zeros | {"count": [1] * count} | columns
 
@@ -149,11 +149,19 @@ def test_a_file_from_before_there_were_weights_has_none(tmp_path: Path) -> None:
     assert read(tmp_path / "file").inputs.request.target.weights == ((1, 255), (0, 1))
 
 
+def of_folios(**columns: int) -> dict[str, Any]:
+    return rows("runs", 0) | {name: [value] for name, value in ({"folio": 0} | columns).items()}
+
+
 def test_the_smallest_file_is_read(tmp_path: Path) -> None:
     """Or what follows would prove nothing."""
     assert refused(tmp_path / "file", file_of({})) == "read"
     table = [rows("vmas", 0, count=[512]), rows("runs", 0, count=[3], page=[7], index=[7])]
     assert refused(tmp_path / "file", file_of({"vmas": 1, "runs": 1}, *table)) == "read"
+    assert refused(tmp_path / "file", file_of({"huge": None}, start=(*NODES, PROCESS, BACKING))) == "read"
+    target = HEAD | {"target": HEAD["target"] | {"strategy": "relative"}}  # type: ignore[operator]
+    for row in (of_folios(count=8, unit=4, kind=1), of_folios(count=3, unit=4, kind=2, folio=9)):
+        assert refused(tmp_path / "file", file_of(target | {"runs": 1, "folios": True}, row)) == "read"
 
 
 @pytest.mark.parametrize(
@@ -191,6 +199,15 @@ def test_the_smallest_file_is_read(tmp_path: Path) -> None:
         (file_of({"runs": 1}, rows("runs", 0, page=[-1])), "6: page: a number that nothing has"),
         (file_of({"runs": 1}, rows("runs", 0, node=[5])), "6: node: a number that no node has"),
         (file_of({"runs": 1}, rows("runs", 0, referenced=[2])), "6: referenced: more pages than there are"),
+        (file_of({"runs": 1}, of_folios(count=4, unit=0, kind=1)), "6: unit: a number that nothing has"),
+        (file_of({"runs": 1}, of_folios(count=4, unit=4, kind=4)), "6: kind: a number that nothing has"),
+        (file_of({"runs": 1}, of_folios(count=4, unit=1, kind=1)), "6: unit, kind, folio: no folios"),
+        (file_of({"runs": 1}, of_folios(count=4, unit=4, kind=0)), "6: unit, kind, folio: no folios"),
+        (file_of({"runs": 1}, of_folios(count=5, unit=4, kind=1)), "6: unit, kind, folio: no folios"),
+        (file_of({"runs": 1}, of_folios(count=4, unit=4, kind=2)), "6: unit, kind, folio: no folios"),
+        (file_of({"runs": 1}, of_folios(count=4, unit=4, kind=3, folio=1)), "6: unit, kind, folio: no folios"),
+        (file_of({"runs": 1}, rows("runs", 0, unit=[1])), "6: unit, kind, folio: no folios"),
+        (file_of({"huge": 1}), "1: expected null"),
         (file_of({"vmas": 1}, rows("vmas", 0, private=[2])), "6: private: a number that nothing has"),
         (file_of({"vmas": 1}, rows("vmas", 0, page=[1 << 60])), "6: expected int <= 4503599627370495 - at $.page[0]"),
     ],

@@ -104,6 +104,11 @@ def request_options(command: Command, *, where_to: bool = False) -> Command:
             show_default=True,
             help="Huge pages for which the target has none free: move split, or stay whole.",
         ),
+        click.option(
+            "--hugetlb-surplus",
+            is_flag=True,
+            help="hugetlb pages for which the target's pool has none free: move, and the pools of the nodes change.",
+        ),
         click.option("--when-full", type=click.Choice(WHEN_FULL), default="refuse", show_default=True),
         click.option(
             "--weights", metavar="WEIGHTS", help="Nodes' shares, as 0:3,2:1 (weighted) [default: the kernel's]."
@@ -148,6 +153,7 @@ def read_request(
     order: str,
     when_full: str,
     huge_pages: str,
+    hugetlb_surplus: bool,
     spill_to: str | None,
     reserve: str | None,
     weights: str | None,
@@ -191,6 +197,7 @@ def read_request(
             huge_pages=HugePages(huge_pages),
             weights=_weights(weights) if weights is not None else of_kernel,
             special=special,
+            hugetlb_surplus=hugetlb_surplus,
         ),
         rules=Rules(stay=stay, reference_count=not no_reference_count, xattrs=not no_xattrs),
         limits=Limits(workers=workers, seconds=budget),

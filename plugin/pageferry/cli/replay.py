@@ -30,6 +30,7 @@ _TARGET = {
     "huge_pages": "huge_pages",
     "weights": "weights",
     "config": "special",
+    "hugetlb_surplus": "hugetlb_surplus",
 }
 """Option → field of the target."""
 

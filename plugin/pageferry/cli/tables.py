@@ -61,6 +61,8 @@ def plan_table(plan: Mapping[str, Any]) -> RenderableType:
     for node, entry in plan["nodes"].items():
         if entry["need_bytes"]:
             rooms.add_row(node, size(entry["need_bytes"]), size(entry["room_bytes"]))
+        for pages, pool in entry.get("hugetlb", {}).items():
+            rooms.add_row(node, *(f"{pool[key]} hugetlb pages of {size(int(pages))}" for key in ("need", "free")))
     asked, naive = plan["requested_pages"], plan["asked_per_process_pages"]
     words = [
         f"{size(plan['move_bytes'])} to move from node {format_list(plan['from_nodes']) or 'none'}, "

@@ -44,24 +44,33 @@ def _looked_up(table: Path, pfns: Ints) -> npt.NDArray[np.uint64]:
         for first, last in zip(begin.tolist(), end.tolist(), strict=True):
             lo, hi = int(wanted[first]), int(wanted[last - 1]) + 1
             data = np.frombuffer(os.pread(descriptor, (hi - lo) * 8, lo * 8), np.uint64)
-            found[order[first:last]] = data[wanted[first:last] - lo]
+            known = wanted[first:last] < lo + len(data)  # beyond the last frame is nothing
+            found[order[first:last][known]] = data[wanted[first:last][known] - lo]
     finally:
         os.close(descriptor)
     return found
 
 
-def huge_pages(pfns: Ints, pages: int, root: Path = Path("/")) -> Bools:
-    """Return which frames are of a transparent huge page of so many `pages`, however it is mapped.
+def folio_pages(pfns: Ints, most: int, root: Path = Path("/")) -> Ints:
+    """Return how many pages the folio has that each frame belongs to, 1 for an ordinary page.
 
-    It begins at a multiple of its size, and all of its frames but the first say that they follow another.
+    One has at most `most` pages, and begins at a multiple of their number; of more, `most` are counted.
     """
-    compound = (flags_of(pfns, root) & (COMPOUND_HEAD | COMPOUND_TAIL)) != 0
-    blocks, of = np.unique(pfns[compound] // pages, return_inverse=True)
-    flags = flags_of((blocks[:, None] * pages + np.arange(pages)).ravel(), root).reshape(-1, pages)
-    whole = (flags[:, 0] & (COMPOUND_HEAD | HUGE)) == COMPOUND_HEAD
-    whole &= ((flags[:, 1:] & COMPOUND_TAIL) != 0).all(axis=1)
-    found = np.zeros(len(pfns), bool)
-    found[compound] = whole[of]
+    blocks, of = np.unique(pfns // most, return_inverse=True)
+    flags = flags_of((blocks[:, None] * most + np.arange(most)).ravel(), root)
+    begins = (flags & COMPOUND_TAIL) == 0
+    begins[::most] = True
+    heads = np.flatnonzero(begins)
+    pages = np.diff(np.append(heads, len(flags)))
+    found: Ints = pages[np.searchsorted(heads, of * most + pfns % most, "right") - 1]
+    return found
+
+
+def huge_pages(pfns: Ints, pages: int, root: Path = Path("/")) -> Bools:
+    """Return which frames are of a transparent huge page of so many `pages`, however it is mapped."""
+    flags = flags_of(pfns, root)
+    found: Bools = ((flags & (COMPOUND_HEAD | COMPOUND_TAIL)) != 0) & ((flags & HUGE) == 0)
+    found[found] = folio_pages(pfns[found], pages, root) == pages
     return found
 
 

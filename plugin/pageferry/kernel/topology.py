@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pageferry.errors import KernelError, Vanished
-from pageferry.kernel.files import numbered, read_bytes
+from pageferry.kernel.files import read_bytes
+from pageferry.kernel.hugetlb import read_free_hugepages
 from pageferry.kernel.lists import parse_list
 
 _NODES = "sys/devices/system/node"
@@ -25,7 +26,7 @@ class Node:
 
     `file_cache_bytes` is what the kernel gives up first, without I/O: Inactive(file) - Dirty - Writeback.
     `distances` goes from node number to distance (10 is local); it names online nodes only.
-    `free_hugepages` goes from huge page size in bytes to the number of free pages in this node's pool.
+    `free_hugepages` goes from huge page size in bytes to the number of pages in this node's pool that may be taken.
     """
 
     number: int
@@ -89,10 +90,11 @@ def read_topology(root: Path = Path("/")) -> Topology:
     except Vanished as error:
         raise KernelError(f"{base} is missing: the kernel was built without CONFIG_NUMA") from error
     order = sorted(online)
-    return Topology(tuple(_read_node(base / f"node{number}", number, order) for number in order))
+    return Topology(tuple(_read_node(root, number, order) for number in order))
 
 
-def _read_node(directory: Path, number: int, online: list[int]) -> Node:
+def _read_node(root: Path, number: int, online: list[int]) -> Node:
+    directory = root / _NODES / f"node{number}"
     text = read_bytes(directory / "meminfo")
     sizes = {name: int(kilobytes) * 1024 for name, kilobytes in _MEMINFO_LINE.findall(text)}
     words = read_bytes(directory / "distance").split()
@@ -108,23 +110,10 @@ def _read_node(directory: Path, number: int, online: list[int]) -> Node:
             free_bytes=sizes[b"MemFree"],
             file_cache_bytes=max(0, cache),
             distances=dict(zip(online, map(int, words), strict=True)),
-            free_hugepages=_free_hugepages(directory / "hugepages"),
+            free_hugepages=read_free_hugepages(number, root),
         )
     except KeyError as error:
         raise KernelError(f"{directory}/meminfo: no line for {error.args[0].decode()}") from error
-
-
-def _free_hugepages(directory: Path) -> dict[int, int]:
-    if not directory.is_dir():  # a memory-less node, or a kernel without hugetlb
-        return {}
-    pools: dict[int, int] = {}
-    for kilobytes in numbered(directory, "hugepages-", "kB"):
-        path = directory / f"hugepages-{kilobytes}kB" / "free_hugepages"
-        text = read_bytes(path).strip()
-        if not text.isdigit():
-            raise KernelError(f"{path}: not a number: {text[:80]!r}")
-        pools[kilobytes * 1024] = int(text)
-    return pools
 
 
 def _list(path: Path) -> frozenset[int]:

@@ -1,7 +1,7 @@
 """What a snapshot file may hold, line by line, and how much of it.
 
 Each line is one JSON object, in ASCII: the head, then as many lines of each kind, in this order, as the head says:
-nodes, processes, backings, and the rows of `vmas`, `runs` and `huge` in pieces. A name that is not UTF-8 has the lone
+nodes, processes, backings, and the rows of `vmas` and `runs` in pieces. A name that is not UTF-8 has the lone
 surrogates that Python gives it. The structs know one line each; what lines say of one another is `read`'s to check.
 Rules, and the facts that they were asked of, are as the planner has them: a site's rules become more, and one that an
 older file does not know has its default.
@@ -23,7 +23,7 @@ VERSION = 1
 MOST_BYTES = 256 << 20
 MOST_LINE_BYTES = 4 << 20
 MOST_ROWS = 1 << 21
-"""Of `vmas`, of `runs`, and of `huge`."""
+"""Of `vmas`, and of `runs`."""
 
 PIECE_ROWS = 4096
 """Rows of one line."""
@@ -71,10 +71,14 @@ class TargetPart(Line, frozen=True):
     huge_pages: Literal["split", "keep"] = "split"
     weights: Annotated[tuple[tuple[NodeNumber, Weight], ...], Meta(max_length=1024)] = ()
     special: Annotated[tuple[NodeNumber, ...], Meta(max_length=1024)] = ()
+    hugetlb_surplus: bool = False
 
 
 class Head(Line, frozen=True):
-    """The first line: of which job, what was asked for, and how many lines or rows of each kind follow."""
+    """The first line: of which job, what was asked for, and how many lines or rows of each kind follow.
+
+    `huge`: as older files have it.
+    """
 
     pageferry_snapshot: Annotated[int, Meta(ge=VERSION, le=VERSION)]
     pageferry: Annotated[str, Meta(max_length=64)]
@@ -90,12 +94,16 @@ class Head(Line, frozen=True):
     backings: Count
     vmas: Count
     runs: Count
-    huge: Count | None = None
+    folios: bool = False
+    huge: None = None
     unread: Bytes = 0
 
 
 class NodeLine(Line, frozen=True):
-    """A NUMA node; `distances` to all nodes, in the order of their lines; `cpus` as the kernel lists them."""
+    """A NUMA node; `distances` to all nodes, in the order of their lines; `cpus` as the kernel lists them.
+
+    `free_hugepages`: by size in bytes.
+    """
 
     node: NodeNumber
     total_bytes: Bytes
@@ -105,6 +113,7 @@ class NodeLine(Line, frozen=True):
     distances: Annotated[tuple[Annotated[int, Meta(ge=0, lt=65536)], ...], Meta(max_length=1024)]
     free_huge_pages: Bytes = 0
     cpus: NodeList = ""
+    free_hugepages: Annotated[tuple[tuple[Bytes, Bytes], ...], Meta(max_length=64)] = ()
 
 
 class ProcessLine(Line, frozen=True):
@@ -143,7 +152,7 @@ class VmaRows(Line, frozen=True):
 
 
 class RunRows(Line, frozen=True):
-    """Some rows of the runs; `referenced` in each of these lines or in none."""
+    """Some rows of the runs; `referenced` in each of these lines or in none, and so `unit`, `kind` and `folio`."""
 
     runs: Count
     process: Numbers
@@ -152,13 +161,7 @@ class RunRows(Line, frozen=True):
     node: Numbers
     backing: Numbers
     index: Numbers
+    unit: Numbers | None = None
+    kind: Numbers | None = None
+    folio: Numbers | None = None
     referenced: Numbers | None = None
-
-
-class HugeRows(Line, frozen=True):
-    """Some rows of what of the runs is huge; a head without `huge`: it was not looked at."""
-
-    huge: Count
-    process: Numbers
-    page: Numbers
-    count: Numbers

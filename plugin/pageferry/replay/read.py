@@ -28,8 +28,8 @@ from pageferry_planner.model import (
     ANONYMOUS,
     SELF,
     Backing,
-    Huge,
     HugePages,
+    Kind,
     Order,
     Process,
     Ranges,
@@ -42,8 +42,11 @@ from pageferry_planner.model import (
 )
 from pageferry_planner.policy import Facts
 
-Kind = TypeVar("Kind", bound=form.Line)
-Table = TypeVar("Table", Ranges, Runs, Huge)
+Written = TypeVar("Written", bound=form.Line)
+Table = TypeVar("Table", Ranges, Runs)
+
+
+_FOLIOS = {"unit", "kind", "folio"}
 
 
 def read(path: Path) -> Recorded:
@@ -76,11 +79,10 @@ class _Reader:
         vmas, _ = _table(Ranges, self._columns(form.VmaRows, head.vmas, head))
         numbers = frozenset(node.number for node in topology.nodes)
         runs, referenced = _table(Runs, self._columns(form.RunRows, head.runs, head, numbers))
-        huge, _ = _table(Huge, self._columns(form.HugeRows, head.huge or 0, head))
         if self._file.read(1):
             self._line += 1
             raise self._fault("more lines than the first one says")
-        if _cuts(runs, vmas) + _cuts_by_huge(runs, huge) > form.MOST_CUTS:
+        if _cuts(runs, vmas) > form.MOST_CUTS:
             raise UsageError(f"{self._name}: its runs have more pages, or parts, than any host's memory")
         snapshot = Snapshot(
             page_bytes=head.page_bytes,
@@ -91,8 +93,8 @@ class _Reader:
             runs=runs,
             asked_per_process=head.asked_per_process,
             referenced=referenced,
-            huge=huge if head.huge is not None else None,
             unread=head.unread,
+            folios=head.folios,
         )
         request = Request(_target(head.target), head.rules, reserve_bytes=head.reserve_bytes)
         inputs = Inputs(snapshot, facts, topology, kept_free, request, free_huge)
@@ -118,10 +120,10 @@ class _Reader:
             raise self._fault("not a line of JSON in ASCII") from error
         return found
 
-    def _next(self, kind: type[Kind]) -> Kind:
+    def _next(self, kind: type[Written]) -> Written:
         return self._understood(self._object(), kind)
 
-    def _understood(self, found: Any, kind: type[Kind]) -> Kind:
+    def _understood(self, found: Any, kind: type[Written]) -> Written:
         try:
             return msgspec.convert(found, kind)
         except UnicodeError as error:  # where msgspec compares a name with what it knows
@@ -156,7 +158,7 @@ class _Reader:
                 free_bytes=row.free_bytes,
                 file_cache_bytes=row.file_cache_bytes,
                 distances=dict(zip(numbers, row.distances, strict=True)),
-                free_hugepages={},
+                free_hugepages=dict(row.free_hugepages),
             )
             for row in rows
         )
@@ -192,7 +194,7 @@ class _Reader:
 
     def _columns(
         self,
-        line: type[form.VmaRows | form.RunRows | form.HugeRows],
+        line: type[form.VmaRows | form.RunRows],
         rows: int,
         head: form.Head,
         nodes: frozenset[int] = frozenset(),
@@ -215,13 +217,15 @@ class _Reader:
         return {name: np.concatenate([part[name] for part in parts]) for name in (parts[0] if parts else ())}
 
     def _check(self, columns: Mapping[str, Ints], head: form.Head, nodes: frozenset[int]) -> None:
-        least = {"process": SELF, "backing": ANONYMOUS, "count": 1}
-        below = {"process": head.processes, "backing": head.backings, "private": 2}
+        least = {"process": SELF, "backing": ANONYMOUS, "count": 1, "unit": 1}
+        below = {"process": head.processes, "backing": head.backings, "private": 2, "kind": len(Kind)}
         for name, column in columns.items():
             if column.min() < least.get(name, 0) or (name in below and column.max() >= below[name]):
                 raise self._fault(f"{name}: a number that nothing has")
         if "referenced" in columns and (columns["referenced"] > columns["count"]).any():
             raise self._fault("referenced: more pages than there are")
+        if columns.keys() & _FOLIOS and not _folios(columns):
+            raise self._fault("unit, kind, folio: no folios, or parts of some")
         if nodes and not nodes.issuperset(columns["node"].tolist()):
             raise self._fault("node: a number that no node has")
 
@@ -230,10 +234,22 @@ def _table(kind: type[Table], columns: Mapping[str, Ints]) -> tuple[Table, Ints 
     """Return a table, and what of its rows was referenced, if that is known."""
     if not columns:
         return kind.empty(), None
-    typed: list[Any] = [columns[name] for name in kind.__annotations__]
+    nothing = np.zeros_like(columns["page"])
+    pages = {"unit": nothing + 1, "kind": nothing, "folio": nothing}  # what older files are of
+    typed: list[Any] = [(pages | dict(columns))[name] for name in kind.__annotations__]
     if "private" in columns:
         typed[-1] = typed[-1].astype(bool)
     return kind(*typed), columns.get("referenced")
+
+
+def _folios(columns: Mapping[str, Ints]) -> bool:
+    """Say whether each row is of ordinary pages, of whole folios, or of a part of one."""
+    if not columns.keys() >= _FOLIOS:
+        return False
+    count, unit, kind, folio = (columns[name] for name in ("count", "unit", "kind", "folio"))
+    single, part = kind == Kind.PAGE, kind == Kind.PART
+    whole = np.where(part, count < unit, (count % unit == 0) & (folio == 0))
+    return bool(((unit == 1) == single).all() and whole.all())
 
 
 def _cuts(runs: Runs, vmas: Ranges) -> int:
@@ -250,17 +266,6 @@ def _cuts(runs: Runs, vmas: Ranges) -> int:
     return int((runs.count / HUGE_PAGES + 2).sum() + by_edges)
 
 
-def _cuts_by_huge(runs: Runs, huge: Huge) -> int:
-    """Return at how many places the runs are cut, at most, around what is huge; runs of a file may overlap."""
-    found = 0
-    for process in np.unique(huge.process).tolist():
-        mine, rows = huge.process == process, runs.process == process
-        edges = np.sort(np.concatenate([huge.page[mine], huge.page[mine] + huge.count[mine]]))
-        lo, hi = runs.page[rows], runs.page[rows] + runs.count[rows]
-        found += int((np.searchsorted(edges, hi) - np.searchsorted(edges, lo) + 2).sum())
-    return found
-
-
 def _target(part: form.TargetPart) -> Target:
     return Target(
         nodes=tuple(dict.fromkeys(part.nodes)),
@@ -272,4 +277,5 @@ def _target(part: form.TargetPart) -> Target:
         huge_pages=HugePages(part.huge_pages),
         weights=part.weights,
         special=frozenset(part.special),
+        hugetlb_surplus=part.hugetlb_surplus,
     )

@@ -23,7 +23,7 @@ from pageferry.kernel.files import printable, translated
 from pageferry.kernel.lists import format_list
 from pageferry.replay import lines as form
 from pageferry_planner.columns import Columns
-from pageferry_planner.model import Huge, Target
+from pageferry_planner.model import Target
 from pageferry_planner.policy import MOVE, STAY, Facts
 
 
@@ -73,8 +73,7 @@ def save(path: Path, text: Iterable[bytes]) -> None:
 def _content(recorded: Recorded) -> Iterator[Any]:
     inputs = recorded.inputs
     snapshot, nodes = inputs.snapshot, inputs.topology.nodes
-    huge = snapshot.huge if snapshot.huge is not None else Huge.empty()
-    if max(len(snapshot.vmas), len(snapshot.runs), len(huge)) > form.MOST_ROWS:
+    if max(len(snapshot.vmas), len(snapshot.runs)) > form.MOST_ROWS:
         raise UsageError(f"{recorded.of} is too much for a snapshot: more than {form.MOST_ROWS} mappings or runs")
     yield msgspec.to_builtins(
         form.Head(
@@ -92,8 +91,8 @@ def _content(recorded: Recorded) -> Iterator[Any]:
             backings=len(snapshot.backings),
             vmas=len(snapshot.vmas),
             runs=len(snapshot.runs),
-            huge=len(huge) if snapshot.huge is not None else None,
             unread=snapshot.unread,
+            folios=snapshot.folios,
         )
     )
     for node in nodes:
@@ -106,6 +105,7 @@ def _content(recorded: Recorded) -> Iterator[Any]:
             "distances": [node.distances[other.number] for other in nodes],
             "free_huge_pages": inputs.free_huge.get(node.number, 0),
             "cpus": format_list(node.cpus),
+            "free_hugepages": [[size, free] for size, free in node.free_hugepages.items()],
         }
     for process in snapshot.processes:
         yield {
@@ -130,7 +130,6 @@ def _content(recorded: Recorded) -> Iterator[Any]:
     for rows in _rows("runs", snapshot.runs):
         part = slice(rows["runs"], rows["runs"] + form.PIECE_ROWS)
         yield rows if snapshot.referenced is None else rows | {"referenced": snapshot.referenced[part].tolist()}
-    yield from _rows("huge", huge)
 
 
 def _rows(what: str, table: Columns) -> Iterator[dict[str, Any]]:
@@ -152,6 +151,7 @@ def _target(target: Target) -> form.TargetPart:
         target.huge_pages.value,
         target.weights,
         tuple(sorted(target.special)),
+        target.hugetlb_surplus,
     )
 
 

@@ -1,4 +1,4 @@
-"""What must hold of a move that is to keep huge pages: who asks for it, what is looked at first, and in which order."""
+"""What must hold of large folios as they are found, and of a move that keeps huge pages."""
 
 from __future__ import annotations
 
@@ -7,18 +7,21 @@ from dataclasses import replace
 from typing import cast
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
-from pageferry import applied, ferry, keeping, parking, spill
+from pageferry import applied, ferry, folios, parking, spill
 from pageferry.errors import KernelError, UsageError
 from pageferry.kernel import capabilities, huge_pages
+from pageferry.kernel.pageflags import COMPOUND_HEAD, COMPOUND_TAIL
 from pageferry.kernel.residency import PageTables
 from pageferry.kernel.topology import Topology, read_topology
 from pageferry.mover import batches
 from pageferry.policy import Policy
 from pageferry.snapshot import Taken
-from pageferry_planner.columns import Bools, Ints
-from pageferry_planner.model import Huge, HugePages, Ranges, Strategy, Target, WhenFull
+from pageferry_planner.columns import Ints
+from pageferry_planner.folios import Folios, marked
+from pageferry_planner.model import HugePages, Kind, Ranges, Strategy, Target, WhenFull
 from pageferry_planner.pages import Entries
 from pageferry_planner.placement import place
 from support.plans import AMPLE, HUGE, anonymous, line_host, snapshot_of
@@ -27,34 +30,32 @@ from support.recordings import inputs_of
 KEEP = HugePages.KEEP
 
 
-def whole_pages(huge: Huge | None) -> list[tuple[int, int]]:
-    """Return process and page of each whole huge page; fails if there is a part of one."""
-    assert huge is not None
-    assert not (huge.page % HUGE).any()
-    assert not (huge.count % HUGE).any()
-    rows = zip(*(column.tolist() for column in huge.columns()), strict=True)
-    return [(process, at) for process, page, count in rows for at in range(page, page + count, HUGE)]
+def huge_rows(*rows: tuple[int, int, int]) -> Folios:
+    """Return huge pages (process, page, count)."""
+    return Folios(*np.array([(*row, HUGE, Kind.FOLIO, 0) for row in rows], np.int64).T.copy())
 
 
 def inputs(pages: int, free: int) -> ferry.Inputs:
     """Return what a plan is made from for huge pages of a job on node 0 that are to go to node 2."""
-    snapshot = replace(
-        snapshot_of([anonymous(0, 0, pages * HUGE, 0)]), huge=Huge(*np.array([[0], [0], [pages * HUGE]]))
-    )
+    snapshot = marked(snapshot_of([anonymous(0, 0, pages * HUGE, 0)]), huge_rows((0, 0, pages * HUGE)))
     return replace(inputs_of(snapshot, huge_pages=KEEP), free_huge={2: free})
 
 
 def test_a_rule_asks_for_it_in_each_move_of_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
-    policy = Policy(huge_pages=KEEP)
-    assert applied.request(policy, applied.Destination((0,)), read_topology()).target.huge_pages is KEEP
-    assert applied.request(Policy(), applied.Destination((0,)), read_topology()).target.huge_pages is HugePages.SPLIT
+    policy = Policy(huge_pages=KEEP, hugetlb_surplus=True)
+
+    def said(target: Target) -> tuple[HugePages, bool]:
+        return target.huge_pages, target.hugetlb_surplus
+
+    for asked, expected in ((policy, (KEEP, True)), (Policy(), (HugePages.SPLIT, False))):
+        assert said(applied.request(asked, applied.Destination((0,)), read_topology()).target) == expected
     monkeypatch.setattr(
         spill,
         "candidates",
         lambda jobs, **_: [spill.Homecoming(job, ferry.Request(Target((0,))), 1, 1) for job in jobs],
     )
     homes = applied.homecomings({7: policy, 8: Policy()})
-    assert {home.job: home.request.target.huge_pages for home in homes} == {7: KEEP, 8: HugePages.SPLIT}
+    assert {home.job: said(home.request.target) for home in homes} == {7: (KEEP, True), 8: (HugePages.SPLIT, False)}
 
 
 def test_the_second_half_of_a_move_keeps_them_as_well() -> None:
@@ -73,7 +74,7 @@ def test_free_huge_pages_within_the_reserve_are_not_counted_on(reserve_mib: int,
 def test_where_pages_were_not_looked_at_there_is_no_plan_that_keeps_them() -> None:
     asked = inputs(1, 1)
     with pytest.raises(UsageError, match="--huge-pages keep when the snapshot is made"):
-        ferry.plan_from(replace(asked, snapshot=replace(asked.snapshot, huge=None)))
+        ferry.plan_from(replace(asked, snapshot=replace(asked.snapshot, folios=False)))
 
 
 @pytest.mark.parametrize(("free", "compacts"), [(0, True), (2, True), (3, False), (9, False)])
@@ -138,7 +139,7 @@ def test_a_plan_that_cannot_be_made_has_nothing_compacted(monkeypatch: pytest.Mo
 
 def test_huge_pages_go_before_all_else_of_their_stage() -> None:
     rows = [anonymous(0, 0, HUGE, 0), anonymous(0, HUGE, 5 * HUGE, 0), anonymous(0, 9 * HUGE, HUGE, 0)]
-    snapshot = replace(snapshot_of(rows), huge=Huge(*np.array([[0, 0], [0, 9 * HUGE], [HUGE, HUGE]])))
+    snapshot = marked(snapshot_of(rows), huge_rows((0, 0, HUGE), (0, 9 * HUGE, HUGE)))
     host = replace(line_host([AMPLE] * 4), huge={1: 5})
     plan = place(snapshot, Target((1,), huge_pages=KEEP), host)
     turns = [[batch.runs.page.tolist() for batch in turn] for turn in batches(plan)]
@@ -151,14 +152,14 @@ def test_what_cannot_be_kept_is_refused(monkeypatch: pytest.MonkeyPatch, size: i
     monkeypatch.setattr(huge_pages, "read_huge_page_bytes", lambda: size)
     monkeypatch.setattr(capabilities, "effective", lambda: frozenset({"CAP_SYS_ADMIN"}) if held else frozenset())
     with pytest.raises(KernelError, match=said):
-        keeping.require()
+        folios.require_known()
 
 
 @pytest.mark.parametrize("size", [None, 2 << 20])
 def test_a_kernel_without_huge_pages_has_nothing_to_split(monkeypatch: pytest.MonkeyPatch, size: int | None) -> None:
     monkeypatch.setattr(huge_pages, "read_huge_page_bytes", lambda: size)
     monkeypatch.setattr(capabilities, "effective", lambda: frozenset({"CAP_SYS_ADMIN"} if size else ()))
-    keeping.require()
+    folios.require_known()
 
 
 class Tables:
@@ -178,14 +179,37 @@ class Tables:
 
 
 @pytest.mark.parametrize("most", [1, 100, 512, 700, 10_000])
-def test_a_huge_page_that_is_read_in_two_parts_is_whole(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
-    def huge_frames(pfns: Ints, _pages: int) -> Bools:
-        huge: Bools = (pfns >= HUGE) & (pfns < 3 * HUGE)
-        return huge
+def test_a_folio_that_is_read_in_several_parts_is_one(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
+    """Frames from 512 to 1,535 are of two huge pages, those from 2,048 to 2,303 of sixteen folios of 16."""
 
-    monkeypatch.setattr(keeping, "require", lambda: None)
-    monkeypatch.setattr(keeping, "huge_frames", huge_frames)
-    rows = [anonymous(0, 300, 1000, 0), anonymous(1, 2 * HUGE, 700, 0), anonymous(0, 1300, HUGE, 0)]
+    def flags_of(pfns: Ints) -> npt.NDArray[np.uint64]:
+        large, small = (pfns >= HUGE) & (pfns < 3 * HUGE), (pfns >= 2048) & (pfns < 2304)
+        head = (large & (pfns % HUGE == 0)) | (small & (pfns % 16 == 0))
+        kinds = [head, (large | small) & ~head]
+        flags: npt.NDArray[np.uint64] = np.select(kinds, [COMPOUND_HEAD, COMPOUND_TAIL], np.uint64(0))
+        return flags
+
+    monkeypatch.setattr(folios, "flags_of", flags_of)
+    monkeypatch.setattr(folios, "folio_pages", lambda pfns, _: np.where(pfns < 2048, HUGE, 16))
+    monkeypatch.setattr(capabilities, "effective", lambda: frozenset({"CAP_SYS_ADMIN"}))
+    rows = [anonymous(0, 300, 1000, 0), anonymous(1, 2 * HUGE, 700, 0), anonymous(0, 1300, 800, 0)]
     taken = Taken(snapshot_of(rows), (), (), cast(PageTables, Tables(most)))
-    found = keeping.marked(taken).snapshot.huge
-    assert whole_pages(found) == [(0, HUGE), (0, 2 * HUGE), (1, 2 * HUGE)]
+    runs = folios.with_folios(taken, np.ones(3, bool)).snapshot.runs
+    found = zip(
+        *(column.tolist() for column in (runs.process, runs.page, runs.count, runs.unit, runs.kind)), strict=True
+    )
+    assert list(found) == [
+        (0, 300, 212, 1, Kind.PAGE),
+        (0, 512, 1024, 512, Kind.FOLIO),
+        (0, 1536, 512, 1, Kind.PAGE),
+        (0, 2048, 48, 16, Kind.FOLIO),
+        (0, 2096, 4, 16, Kind.PART),
+        (1, 1024, 512, 512, Kind.FOLIO),
+        (1, 1536, 188, 1, Kind.PAGE),
+    ]
+
+
+def test_who_may_not_see_frames_knows_of_no_folios(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(capabilities, "effective", frozenset[str])
+    taken = Taken(snapshot_of([anonymous(0, 0, HUGE, 0)]), (), (), cast(PageTables, Tables(9)))
+    assert folios.with_folios(taken, np.ones(1, bool)) is taken
