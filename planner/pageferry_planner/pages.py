@@ -75,18 +75,19 @@ def kernels_own(ranges: Ranges, entries: Entries | Stretches) -> Bools:
     return found
 
 
-def by_mappings(entries: Entries, mappings: Callable[[Ints], Ints]) -> tuple[Ints, Ints]:
-    """Return the frames, ascending, of anonymous pages that nobody maps, and of those mapped elsewhere as well.
+@dataclass(frozen=True, slots=True)
+class Sightings(Columns):
+    """Frames that may be anonymous memory of several processes, ascending, and how many mappings of each were seen."""
 
-    What nobody maps is no memory of a process, such as the zero page. `entries`: all that the job has of pages that are
-    not exclusive. `mappings`: frames → how often each is mapped.
-    """
+    frame: Ints
+    shown: Ints
+
+
+def sightings(entries: Entries) -> Sightings:
+    """Return what entries show of pages that are neither a file's nor exclusive, and whose frame is known."""
     frames = np.sort(entries.pfn[~entries.file & ~entries.exclusive & (entries.pfn != 0)])
     first = np.flatnonzero(np.append(True, frames[1:] != frames[:-1])[: len(frames)])
-    shown = np.diff(np.append(first, len(frames)))
-    frames = frames[first]
-    mapped = mappings(frames)
-    return frames[mapped == 0], frames[mapped > shown]
+    return Sightings(frames[first], np.diff(np.append(first, len(frames))))
 
 
 def first_of_each(ranges: Ranges, entries: Entries) -> Entries:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,12 +17,13 @@ from pathlib import Path
 import numpy as np
 
 from pageferry.backings import Kinds, facts_of, kinds_of, path_of, read_devices, told_apart
-from pageferry.errors import Denied, Vanished
+from pageferry.elsewhere import Job, frames_elsewhere, when_listed
+from pageferry.errors import Vanished
 from pageferry.kernel import objects
 from pageferry.kernel.answering import require_answers
 from pageferry.kernel.files import numbered
 from pageferry.kernel.processes import ProcessHandle, enough_descriptors, open_process
-from pageferry.kernel.procfs import Status, children, ipc_namespace, read_maps, read_status
+from pageferry.kernel.procfs import Status, ipc_namespace, read_maps, read_status
 from pageferry.kernel.residency import PageTables
 from pageferry.kernel.topology import Topology
 from pageferry_planner.columns import Bools
@@ -34,13 +35,13 @@ from pageferry_planner.pages import (
     Stretches,
     askable,
     asked_per_process,
-    by_mappings,
     doubtful,
     first_of_each,
     holes,
     kernels_own,
     others,
     runs,
+    sightings,
 )
 from pageferry_planner.policy import OUTSIDE, Facts, Rules, decide
 from pageferry_planner.sharing import Sharing, share
@@ -63,7 +64,7 @@ def take(pids: Iterable[int], rules: Rules, topology: Topology) -> Iterator[Take
     Processes that end meanwhile are left out. Raises Vanished when none is left, Denied for one that we may not read,
     Silent for one that does not answer.
     """
-    pids = sorted(pids)
+    pids, listed = sorted(pids), when_listed()
     require_answers(pids)
     with enough_descriptors(), ExitStack() as stack:
         handles, texts, namespaces, processes = [], [], [], []
@@ -87,7 +88,7 @@ def take(pids: Iterable[int], rules: Rules, topology: Topology) -> Iterator[Take
         maps = parse(texts, namespaces)
         spaces, no_files, devices = told_apart(maps, handles, devices)
         sharing = share(maps, mmap.PAGESIZE, spaces, no_files)
-        seen = _read(sharing, sharing.ranges, tables, handles if rules.reference_count else ())
+        seen = _read(sharing, sharing.ranges, tables, Job(handles, listed) if rules.reference_count else None)
         kinds = kinds_of(sharing, seen, tables, devices)
         seen = seen.take(~np.isin(seen.backing, list(kinds.drivers)))
         unseen = [hole for hole in holes(sharing, seen) if hole.backing not in kinds.drivers]
@@ -122,7 +123,7 @@ def _read(
     sharing: Sharing,
     ranges: Ranges,
     tables: PageTables,
-    job: Sequence[ProcessHandle] = (),
+    job: Job | None = None,
     *,
     overlapping: bool = False,
 ) -> Runs:
@@ -140,9 +141,13 @@ def _read(
         parts.append(runs(ranges, sure.take(~kernels_own(ranges, sure))))
         rest.append(rest_of_buffer.take(~kernels_own(ranges, rest_of_buffer)))
     unsure_entries = Entries.concatenate(rest)
-    unmapped, elsewhere = by_mappings(unsure_entries, tables.mappings)
-    if not job or (len(elsewhere) and _has_grown(job)):
-        elsewhere = elsewhere[:0]
+    seen = sightings(unsure_entries)
+    mapped = tables.mappings(seen.frame)
+    unmapped, elsewhere = seen.frame[mapped == 0], seen.frame[:0]
+    if job is not None:
+        in_each = unsure_entries.row >= len(ranges) - int(sharing.own.sum())  # the others are read through a carrier
+        one_of_all = np.isin(seen.frame, unsure_entries.pfn[~in_each])
+        elsewhere = frames_elsewhere(job, ranges, unsure_entries, seen.take(~one_of_all), mapped[~one_of_all], tables)
     if overlapping:  # these ranges are asked for a file's pages; a forked process's copy was seen, or is another's
         unsure_entries = unsure_entries.take(unsure_entries.file | unsure_entries.exclusive)
     else:
@@ -157,16 +162,6 @@ def _read(
         unique = unique.take(~apart)
     parts.append(runs(ranges, unique))
     return Runs.concatenate(parts)
-
-
-def _has_grown(job: Sequence[ProcessHandle]) -> bool:
-    """Return whether a process of the job has a child that is the job's but came too late to be among its processes."""
-    known = {handle.pid for handle in job}
-    for handle in job:
-        with suppress(Vanished, Denied):
-            if children(handle.pid) - known:
-                return True
-    return False
 
 
 def _read_unseen(  # noqa: PLR0917 - one caller, a step of its own

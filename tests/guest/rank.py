@@ -251,6 +251,25 @@ def flicker(address: int, pages: int, stride: int, count: int) -> None:
     _thread.start_new_thread(run, ())
 
 
+def fork_on(seconds: float) -> None:
+    """Fork children that end after so long, one after another, for ever, in a thread."""
+
+    def run() -> None:
+        while True:
+            child = os.fork()
+            if child == 0:
+                time.sleep(seconds)
+                os._exit(0)
+            while True:
+                try:
+                    os.kill(child, 0)
+                except ProcessLookupError:
+                    break
+                time.sleep(seconds / 10)
+
+    _thread.start_new_thread(run, ())
+
+
 def leave_each(address: int, stride: int, count: int) -> None:
     """Give back all but the first page of every so many."""
     for number in range(count):
@@ -333,7 +352,7 @@ REQUESTS: dict[str, Callable[..., Any]] = {
     function.__name__.rstrip("_"): function
     for function in (
         map_, memfd, system_v, unmap, write, write_each, read, seal, broken, madvise, mprotect, mlock, lock_all,
-        set_mempolicy, mbind, walk, pin, io_uring, perf, packet, probed, map_open, flicker,
+        fork_on, set_mempolicy, mbind, walk, pin, io_uring, perf, packet, probed, map_open, flicker,
         leave_each, threads, use, use_on, affinity, load, close, unshare_ipc, drop_to,
     )
 }  # fmt: skip

@@ -7,18 +7,20 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from guest import rights
-from guest.ranks import PRIVATE, READ, SHARED, WRITE, job
+from guest.ranks import HUGE, HUGETLB, PRIVATE, READ, SHARED, WRITE, job
 from pageferry import ferry, report
 from pageferry.kernel import objects, pagemap, sparse
+from pageferry_planner.model import ANONYMOUS as ANONYMOUS_BACKING
 from pageferry_planner.model import Snapshot
-from pageferry_planner.policy import Rules
+from pageferry_planner.policy import OUTSIDE, Rules
 
 TERABYTE = (1 << 40) // mmap.PAGESIZE
 USED = (64 << 20) // mmap.PAGESIZE
-NO_RESERVE = 0x4000
+NO_RESERVE, ANONYMOUS = 0x4000, 0x20
 
 
 @pytest.fixture(params=["unit", "root"], autouse=True)
@@ -56,6 +58,44 @@ def test_little_of_fourteen_terabytes_is_found(kernel: str) -> None:
         first = memory.address // mmap.PAGESIZE
         assert counted(found, first, first + memory.pages) == USED
         assert found.unread == 0
+
+
+def test_what_forked_processes_share_is_found_once(kernel: str) -> None:
+    with job() as made:
+        memories = [
+            made.first.map(10 * TERABYTE, prot=prot, flags=PRIVATE | NO_RESERVE).write(1000, 1000 + USED)
+            for prot in (READ | WRITE, READ | WRITE | 4)  # so that they stay two mappings
+        ]
+        made.fork()
+        found = look(made.pids)
+        assert found.unread == 0
+        assert OUTSIDE not in found.backings
+        for memory in memories:
+            first = memory.address // mmap.PAGESIZE
+            assert counted(found, first, first + memory.pages) == USED
+
+
+@pytest.fixture
+def pool() -> Iterator[None]:
+    """A few free huge pages of hugetlb."""
+    path = Path("/proc/sys/vm/nr_hugepages")
+    before = path.read_text()
+    path.write_text("16")
+    yield
+    path.write_text(before)
+
+
+@pytest.mark.usefixtures("pool")
+def test_hugetlb_pages_of_a_large_mapping_are_found(kernel: str) -> None:
+    with job() as made:
+        memory = made.first.map(TERABYTE // 128, flags=PRIVATE | NO_RESERVE | HUGETLB | ANONYMOUS, align=HUGE)
+        memory.write(0, 4 * HUGE)
+        memory.write(memory.pages - HUGE)
+        found = look(made.pids)
+        assert found.unread == 0
+        mine = [n for n, backing in enumerate(found.backings) if "hugepage" in backing.path] + [ANONYMOUS_BACKING]
+        rows = np.isin(found.runs.backing, mine) & (found.runs.count >= HUGE)
+        assert int(found.runs.count[rows].sum()) >= 5 * HUGE
 
 
 def test_what_is_only_reserved_is_not_read(kernel: str) -> None:

@@ -12,11 +12,13 @@ from pathlib import Path
 import pytest
 
 from guest import rights
-from guest.ranks import PRIVATE, Job, job
+from guest.ranks import PRIVATE, READ, Job, job
 from guest.witness import Vma, census, page_table, vmas
-from pageferry import ferry
+from pageferry import elsewhere, ferry
+from pageferry.kernel import procfs
 from pageferry_planner.model import ANONYMOUS, Snapshot
 from pageferry_planner.policy import OUTSIDE, Rules
+from pageferry_planner.sharing import READ_ONLY_PRIVATE_PAGES
 
 pytestmark = pytest.mark.usefixtures("whose")
 
@@ -114,12 +116,33 @@ def test_what_a_parent_outside_still_shares_stays_and_what_the_job_has_written_s
         assert outside(look((child.pid,), counted=False)) == 0
 
 
-def test_a_child_that_the_list_of_processes_lacks_is_the_jobs_all_the_same() -> None:
-    """It was forked after the list was made: what it shares is not taken to be somebody else's."""
+def test_a_child_that_is_forked_while_the_job_is_looked_at_is_the_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
     with job() as made:
         made.first.map(PAGES).write()
         made.fork()
         assert outside(look((made.first.pid,))) == 0
+        monkeypatch.setattr(elsewhere, "SINCE_SECONDS", -1)  # as if it had been there when the others were listed
+        assert outside(look((made.first.pid,))) >= PAGES
+
+
+def test_a_job_that_forks_all_the_time_keeps_its_memory() -> None:
+    with job() as made:
+        made.first.map(PAGES).write()
+        made.first.ask("fork_on", 0.01)
+        looks = (look((made.first.pid, *procfs.descendants(made.first.pid))) for _ in range(15))
+        assert {outside(found) for found in looks} == {0}
+
+
+def test_what_was_written_in_a_large_file_mapping_and_protected_before_a_fork_is_the_jobs(tmp_path: Path) -> None:
+    large = READ_ONLY_PRIVATE_PAGES + 100
+    file = tmp_path / "file"
+    file.touch()
+    os.truncate(file, large * 4096)
+    with job() as made:
+        memory = made.first.map(large, file, flags=PRIVATE).write(0, PAGES)
+        memory.tell("mprotect", READ)
+        made.fork()
+        assert outside(look(made.pids)) == 0
 
 
 @pytest.fixture
@@ -136,9 +159,27 @@ def merging() -> Iterator[None]:
             (KSM / name).write_text(value)
 
 
+def await_merged(*jobs: Job) -> None:
+    """Wait until what the jobs have given to be merged was merged."""
+    until = time.monotonic() + 60
+    while any(merged(made.first.pid) < PAGES for made in jobs):
+        assert time.monotonic() < until, "nothing was merged"
+        time.sleep(0.01)
+
+
 def merged(pid: int) -> int:
     """Return how many pages of a process the kernel has merged."""
     return int(Path(f"/proc/{pid}/ksm_merging_pages").read_text())
+
+
+@pytest.mark.usefixtures("merging")
+def test_merged_pages_stay_although_the_job_has_just_forked() -> None:
+    with job() as one, job() as two:
+        for made in (one, two):
+            made.first.map(PAGES).write(seed=os.getpid()).tell("madvise", MERGEABLE)
+        await_merged(one, two)
+        one.fork()
+        assert outside(look((one.first.pid,))) >= PAGES
 
 
 @pytest.mark.usefixtures("merging")
@@ -147,10 +188,7 @@ def test_merged_pages_move_only_if_all_that_map_them_are_the_jobs() -> None:
         for made in (one, two):
             memory = made.first.map(PAGES).write(seed=os.getpid())
             memory.tell("madvise", MERGEABLE)
-        until = time.monotonic() + 60
-        while merged(one.first.pid) < PAGES or merged(two.first.pid) < PAGES:
-            assert time.monotonic() < until, "nothing was merged"
-            time.sleep(0.01)
+        await_merged(one, two)
         alone = look(one.pids)
         assert outside(alone) >= PAGES
         assert alone.runs.pages() == census(one.pids).total

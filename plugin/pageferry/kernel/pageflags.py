@@ -13,7 +13,9 @@ import numpy.typing as npt
 
 from pageferry_planner.columns import Bools, Ints
 
-UPTODATE, SWAP_BACKED, COMPOUND_HEAD, COMPOUND_TAIL, HUGE = (np.uint64(1 << bit) for bit in (3, 14, 15, 16, 17))
+UPTODATE, ANON, SWAP_BACKED, COMPOUND_HEAD, COMPOUND_TAIL, HUGE, KSM = (
+    np.uint64(1 << bit) for bit in (3, 12, 14, 15, 16, 17, 21)
+)
 
 _JOIN_GAP = 64
 

@@ -168,20 +168,14 @@ def descendants(pid: int, root: Path = Path("/")) -> frozenset[int]:
     return frozenset(found - {pid})
 
 
-def children(pid: int, root: Path = Path("/")) -> frozenset[int]:
-    """Return the IDs of the children of a process that stand in its own cgroups; none where the kernel tells none.
+def cgroups(pid: int, root: Path = Path("/")) -> bytes:
+    """Return in which cgroups a process is, as /proc/PID/cgroup says it. Raises Vanished and Denied."""
+    return read_bytes(_path(pid, "cgroup", root))
 
-    Raises Vanished and Denied. CONFIG_PROC_CHILDREN.
-    """
-    found: set[int] = set()
-    mine = read_bytes(_path(pid, "cgroup", root))
-    for thread in numbered(root / f"proc/{pid}/task"):
-        with contextlib.suppress(Vanished):
-            for child in map(int, read_bytes(root / f"proc/{pid}/task/{thread}/children").split()):
-                with contextlib.suppress(Vanished):
-                    if read_bytes(_path(child, "cgroup", root)) == mine:
-                        found.add(child)
-    return frozenset(found)
+
+def parent(pid: int, root: Path = Path("/")) -> int:
+    """Return the ID of a process's parent. Raises Vanished."""
+    return int(_stat(pid, root)[1])
 
 
 def mount_namespace(pid: int, root: Path = Path("/")) -> int:

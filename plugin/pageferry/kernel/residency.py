@@ -20,7 +20,7 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
-from pageferry.errors import KernelError
+from pageferry.errors import Denied, KernelError
 from pageferry.kernel import libnuma, pagemap
 from pageferry.kernel.files import translated
 from pageferry.kernel.pageflags import flags_of, huge_pages, mappings_of
@@ -47,7 +47,7 @@ class PageTables:
         self._most = max(1, descriptors_left() - SPARED // 2)
         self._in_turn: dict[int, tuple[int, int]] = {}  # by thread: of which process, and the descriptor
         self._lock = threading.Lock()
-        self._sparse = Sparse(root)
+        self._sparse = Sparse(self.mappings, root)
         self._frames: PfnRanges | None = None
         with suppress(KernelError):
             self._frames = read_pfn_ranges(root)
@@ -92,15 +92,25 @@ class PageTables:
         return entries if node.min(initial=0) >= 0 else entries.take(node >= 0)
 
     def mappings(self, frames: Ints) -> Ints:
-        """Return how often each page frame is mapped, by whomever."""
-        return mappings_of(frames, self._root)
+        """Return how often each page frame is mapped, by whomever; -1: we are not told."""
+        try:
+            return mappings_of(frames, self._root)
+        except (Denied, PermissionError):  # as in a container that hides /proc/kpagecount
+            return np.full(len(frames), -1, np.int64)
+
+    def kinds(self, frames: Ints) -> npt.NDArray[np.uint64]:
+        """Return the flags of page frames; 0: we are not told."""
+        try:
+            return flags_of(frames, self._root)
+        except (Denied, PermissionError):
+            return np.zeros(len(frames), np.uint64)
 
     def flags(self, ranges: Ranges) -> npt.NDArray[np.uint64]:
         """Return the flags of the first page of each range, as /proc/kpageflags has them; 0 where they are not told."""
         found = np.zeros(len(ranges), np.uint64)
         for entries in self.entries(replace(ranges, count=np.minimum(ranges.count, 1))):
             shown = entries.take(entries.pfn != 0)
-            found[shown.row] = flags_of(shown.pfn, self._root)
+            found[shown.row] = self.kinds(shown.pfn)
         return found
 
     def through_owners(self, ranges: Ranges, entries: Entries) -> Entries:

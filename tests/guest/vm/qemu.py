@@ -56,7 +56,7 @@ def command(machine: Machine) -> list[str]:
 
 def _hardware(machine: Machine) -> Iterator[str]:
     yield from ("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot")
-    yield from ("-machine", "q35,hpet=off,usb=off")
+    yield from ("-machine", "q35,hpet=off,usb=off,mem-merge=off")
     if machine.accelerator == "kvm":
         yield from ("-accel", "kvm", "-cpu", "host")
     else:
