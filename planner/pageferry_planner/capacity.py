@@ -145,7 +145,7 @@ def fit(runs: Runs, wanted: Ints, target: Target, host: Host, huge_page: int) ->
                 unmet = False
                 for choice in _choices(here, there, target, host) if len(rest) else ():
                     taken, rest = first_pages(rest, room.most(kind, choice))
-                    room.take(kind, taken.pages(), choice, here)
+                    room.take(kind, int(taken.room().sum()), choice, here)
                     parts.append(taken)
                     found.append((choice, number, False))
                     if choice == there and len(rest):
@@ -170,13 +170,13 @@ def _choices(here: int, there: int, target: Target, host: Host) -> Iterable[int]
 
 
 def first_pages(runs: Runs, pages: int) -> tuple[Runs, Runs]:
-    """Return the runs that fit into so many pages, and the rest; one run may be cut."""
-    total = np.cumsum(runs.count)
+    """Return the runs that fit where so many pages have room, and the rest; one run may be cut."""
+    total = np.cumsum(runs.room())
     whole = int(np.searchsorted(total, max(pages, 0), "right"))
     if whole == len(runs):
         return runs, Runs.empty()
     over = max(pages, 0) - (int(total[whole - 1]) if whole else 0)
-    page, step = int(runs.page[whole]), int(runs.take(np.array([whole])).steps()[0])
+    page, step = int(runs.page[whole]), max(int(runs.unit[whole]), int(runs.take(np.array([whole])).steps()[0]))
     over = over // step * step if step > 1 else max(0, (page + over) // HUGE_PAGES * HUGE_PAGES - page)
     if not over:
         return runs.take(np.arange(whole)), runs.take(np.arange(whole, len(runs)))

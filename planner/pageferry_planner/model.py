@@ -119,6 +119,10 @@ class Runs(Columns):
         """Return the number of base pages in all runs."""
         return int(self.count.sum())
 
+    def room(self) -> Ints:
+        """Return the pages that each run takes where it goes: of a folio that is mapped in part here, all."""
+        return np.where(self.kind == Kind.PART, np.maximum(self.count, self.unit), self.count)
+
     def steps(self) -> Ints:
         """Return for each run the pages that go together, wherever they go: it may be cut at multiples of so many."""
         return np.where(self.kind == Kind.PART, self.count, self.unit)

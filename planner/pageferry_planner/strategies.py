@@ -113,7 +113,7 @@ def _pack(runs: Runs, target: Target, host: Host, huge_page: int) -> tuple[Runs,
             taken, rest = first_pages(left.take(~here), room.most(kind, node))
             if node == last:
                 taken, rest = left.take(~here), Runs.empty()
-            room.take(kind, taken.pages(), node)
+            room.take(kind, int(taken.room().sum()), node)
             parts += [left.take(here), taken]
             wanted.append(np.full(int(here.sum()) + len(taken), node, np.int64))
             left = rest

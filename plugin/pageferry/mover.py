@@ -431,8 +431,7 @@ def _heads(by: Ints) -> Bools:
 def _pieces(runs: Runs, most: int) -> Iterator[Runs]:
     """Cut runs into parts of at most so many pages, or of one folio that is larger."""
     while len(runs):
-        one = int(runs.take(np.zeros(1, np.int64)).steps()[0])
-        piece, runs = first_pages(runs, max(most, one))
+        piece, runs = first_pages(runs, max(most, int(runs.unit[0])))
         yield piece
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import fcntl
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -37,12 +38,16 @@ def within(runs: Runs, memory: Memory) -> Runs:
 
 
 @contextmanager
-def set_to(path: Path, value: str, before: str) -> Iterator[None]:
-    path.write_text(value)
-    try:
-        yield
-    finally:
-        path.write_text(before)
+def changed(path: Path, change: Callable[[str], str]) -> Iterator[str]:
+    """Change a setting of this host; yields what it was. One test at a time, also of those that run side by side."""
+    with Path("/run/lock/pageferry-tests-folios").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        before = path.read_text()
+        path.write_text(change(before))
+        try:
+            yield before
+        finally:
+            path.write_text(before.partition("[")[2].partition("]")[0] or before)
 
 
 def test_huge_pages_are_told_from_others_and_from_parts_of_some() -> None:
@@ -78,7 +83,7 @@ def test_folios_smaller_than_huge_pages_are_told_by_their_size(kilobytes: int) -
     path, pages = FOLDER / f"hugepages-{kilobytes}kB/enabled", kilobytes // 4
     if not path.exists():
         pytest.skip("this kernel is older than Linux 6.8, and makes none")
-    with set_to(path, "madvise", path.read_text().partition("[")[2].partition("]")[0]), job(node=0) as made:
+    with changed(path, lambda _: "madvise"), job(node=0) as made:
         memory = made.first.map(pages, align=pages)
         memory.tell("madvise", MADV_HUGEPAGE)
         memory.write()
@@ -89,7 +94,7 @@ def test_folios_smaller_than_huge_pages_are_told_by_their_size(kilobytes: int) -
 def test_a_gigantic_page_is_one_unit() -> None:
     if not POOL.exists():
         pytest.skip("this processor has no pages of 1 GiB")
-    with set_to(POOL, str(int(before := POOL.read_text()) + 1), before):
+    with changed(POOL, lambda before: str(int(before) + 1)) as before:
         if int(POOL.read_text()) == int(before):
             pytest.skip("this host has no GiB free in one piece")
         with job(node=0) as made:

@@ -184,10 +184,13 @@ def test_no_node_is_sent_more_than_its_memory_its_pools_and_its_free_huge_pages_
         of_stage = [(job.folios[folio], node) for folio, (when, node) in moves.items() if when == stage]
         made: list[int] = []
         left_pool, left_memory = Counter[tuple[int, int]](), Counter[int]()
+        numbers: set[int] = set()
         for folio, node in of_stage:
             if folio.kind != Kind.HUGETLB:
-                memory[node] -= folio.pages
-                left_memory[folio.node] += folio.pages
+                if folio.kind != Kind.PART or folio.number not in numbers:
+                    memory[node] -= folio.unit if folio.kind == Kind.PART else folio.pages
+                    left_memory[folio.node] += folio.unit if folio.kind == Kind.PART else folio.pages
+                numbers |= {folio.number} - {0}
                 huge[node] -= is_kept(folio, target, huge_page)
             elif pools[node, folio.unit] > 0:
                 pools[node, folio.unit] -= 1
