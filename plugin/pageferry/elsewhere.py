@@ -18,14 +18,14 @@ import numpy as np
 from pageferry.errors import Denied, Vanished
 from pageferry.kernel.pageflags import ANON, KSM
 from pageferry.kernel.processes import ProcessHandle
-from pageferry.kernel.procfs import cgroups, list_pids, parent, start_time
+from pageferry.kernel.procfs import cgroups, list_pids, parent, processes_forked, start_time
 from pageferry.kernel.residency import PageTables
 from pageferry_planner.columns import Bools, Ints
 from pageferry_planner.model import Ranges
 from pageferry_planner.pages import Entries, Sightings
 
-ROUNDS, CLEAN = 6, 2
-"""A page is asked about again, at most so often, until so many rounds have seen no process end meanwhile."""
+ROUNDS = 20
+"""A page is asked about again, at most so often, until nobody on the host has forked meanwhile."""
 
 
 SINCE_SECONDS = 2
@@ -46,50 +46,43 @@ def when_listed() -> int:
 
 
 def frames_elsewhere(  # noqa: PLR0917 - one caller, a step of its own
-    job: Job, ranges: Ranges, entries: Entries, seen: Sightings, mapped: Ints, tables: PageTables
+    job: Job, ranges: Ranges, entries: Entries, found: Sightings, tables: PageTables, own: int
 ) -> Ints:
-    """Return which frames, ascending, processes outside the job map; `mapped`: how often each that was seen is mapped.
+    """Return which frames, ascending, processes outside the job map, of those `found` to be mapped more than is shown.
 
-    `entries` shows what all processes of the job map of them. Where page tables could not be read whole, nothing is
-    judged.
+    `entries` shows what the job maps of them; in ranges from the row `own` on, each process's own mapping. What else
+    shows is read through one process only, and is not judged, nor is anything where page tables were not read whole.
     """
-    found = seen.take(mapped > seen.shown)
     if not len(found) or tables.unread:
         return found.frame[:0]
+    found = found.take(~np.isin(found.frame, entries.pfn[entries.row < own]))
     kinds = tables.kinds(found.frame)
     anonymous = (kinds & ANON) != 0  # a huge page of a file may look like it in a page table (before Linux 6.11)
     found, merged = found.take(anonymous), (kinds[anonymous] & KSM) != 0
-    clean = 0
-    for _ in range(ROUNDS):
-        if not len(found) or clean == CLEAN:
-            return found.frame
-        spared, all_seen = _shared_with_the_young(job, ranges, entries, found.frame)
+    for _ in range(ROUNDS if len(found) else 0):
+        forks = processes_forked()
+        spared = _shared_with_the_young(job, ranges, entries, found.frame)
         still = (~spared | merged) & (tables.mappings(found.frame) > found.shown)
         found, merged = found.take(still), merged[still]
-        clean += all_seen
-    return found.frame if clean == CLEAN else found.frame[merged]
+        if processes_forked() == forks:
+            return found.frame
+    return found.take(merged).frame
 
 
-def _shared_with_the_young(job: Job, ranges: Ranges, entries: Entries, frames: Ints) -> tuple[Bools, bool]:
-    """Return which frames a process shows that has forked in the job's cgroups since; all, if it has ended since.
-
-    And whether all that there were could be asked: none has ended meanwhile.
-    """
+def _shared_with_the_young(job: Job, ranges: Ranges, entries: Entries, frames: Ints) -> Bools:
+    """Return which frames a process shows that has forked in the job's cgroups since; all, if it has ended since."""
     known = {handle.pid: number for number, handle in enumerate(job.handles)}
     groups = {_cgroups(pid) for pid in known} - {b""}
     parents: dict[int, int] = {}
-    all_seen = True
     for pid in sorted(list_pids() - known.keys() - {os.getpid()}, reverse=True):  # the young first: they may end soon
-        try:
+        with suppress(Vanished, Denied):
             if start_time(pid) > job.listed and _cgroups(pid) in groups:
                 parents[pid] = parent(pid)
-        except Vanished:
-            all_seen = False
     strangers = set(parents.values()) - known.keys() - parents.keys()
     if any(_cgroups(pid) not in groups for pid in strangers):  # they have been given to init, or to a job's reaper
-        return np.ones(len(frames), bool), all_seen
+        return np.ones(len(frames), bool)
     forked = [known[pid] for pid in set(parents.values()) & known.keys()]
-    return np.isin(frames, entries.pfn[np.isin(ranges.process[entries.row], forked)]), all_seen
+    return np.isin(frames, entries.pfn[np.isin(ranges.process[entries.row], forked)])
 
 
 def _cgroups(pid: int) -> bytes:

@@ -145,9 +145,8 @@ def _read(
     mapped = tables.mappings(seen.frame)
     unmapped, elsewhere = seen.frame[mapped == 0], seen.frame[:0]
     if job is not None:
-        in_each = unsure_entries.row >= len(ranges) - int(sharing.own.sum())  # the others are read through a carrier
-        one_of_all = np.isin(seen.frame, unsure_entries.pfn[~in_each])
-        elsewhere = frames_elsewhere(job, ranges, unsure_entries, seen.take(~one_of_all), mapped[~one_of_all], tables)
+        own = len(ranges) - int(sharing.own.sum())  # the ranges before these are read through one process alone
+        elsewhere = frames_elsewhere(job, ranges, unsure_entries, seen.take(mapped > seen.shown), tables, own)
     if overlapping:  # these ranges are asked for a file's pages; a forked process's copy was seen, or is another's
         unsure_entries = unsure_entries.take(unsure_entries.file | unsure_entries.exclusive)
     else:

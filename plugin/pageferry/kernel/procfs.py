@@ -22,6 +22,7 @@ _STATUS = (
     *(b"RssAnon", b"RssFile", b"RssShmem"),
 )
 _ENDED = frozenset({b"Z", b"X"})
+_FORKED = re.compile(rb"^processes ([0-9]+)$", re.MULTILINE)
 _NAMESPACE = re.compile(r"ipc:\[([0-9]+)\]")
 
 
@@ -176,6 +177,15 @@ def cgroups(pid: int, root: Path = Path("/")) -> bytes:
 def parent(pid: int, root: Path = Path("/")) -> int:
     """Return the ID of a process's parent. Raises Vanished."""
     return int(_stat(pid, root)[1])
+
+
+def processes_forked(root: Path = Path("/")) -> int:
+    """Return how many processes and threads were forked since boot. Raises KernelError."""
+    path = root / "proc/stat"
+    found = _FORKED.search(read_bytes(path))
+    if found is None:
+        raise KernelError(f"{path}: does not say how many processes were forked")
+    return int(found[1])
 
 
 def mount_namespace(pid: int, root: Path = Path("/")) -> int:
