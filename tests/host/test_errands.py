@@ -112,7 +112,16 @@ class Still(Silent):
 
 
 class Placed(Silent):
-    """Stands for Placing."""
+    """Stands for Placing, of a job that may be parked, or have been."""
+
+    def __init__(self, on_park: tuple[int, ...] = (), left_there: tuple[int, ...] = ()) -> None:
+        self.on_park, self.left_there = on_park, left_there
+
+    def parked(self, _job: int) -> tuple[int, ...]:
+        return self.on_park
+
+    def left(self, _job: int) -> tuple[int, ...]:
+        return self.left_there
 
     def served(self, _job: int) -> str:
         return ""

@@ -220,8 +220,6 @@ class Migrations:
         if tended.phase is Phase.WAITS and migration.copied is not None and _is_there(tended, migration):
             self._let_go(tended)  # and on from here, while it runs
             return
-        if migration.cause is Cause.PARK:
-            self._placing.park(tended.job, migration.nodes)
         migration.stage = Stage.MOVES
         self._carry(tended, migration, self._moved)
 
