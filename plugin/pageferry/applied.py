@@ -53,6 +53,11 @@ def rules(policy: Policy) -> Rules:
     )
 
 
+def special_nodes(policy: Policy, destination: Destination, topology: Topology) -> frozenset[int]:
+    """Return the special nodes of a move: where memory is on purpose, and not because it is, or was, parked there."""
+    return policy.special.on(topology) - destination.parked
+
+
 def request(
     policy: Policy,
     destination: Destination,
@@ -65,12 +70,11 @@ def request(
 
     The kernel's weights of nodes go before a rule's. Raises KernelError if they are needed and cannot be understood.
     """
-    special = policy.special.on(topology)
+    on_purpose = special_nodes(policy, destination, topology)
+    sources = frozenset(destination.sources) - on_purpose if destination.sources is not None else None
     spill = destination.spill
     if spill is None:
-        spill = topology.nodes_with_memory() - (special - {*destination.nodes})
-    special -= destination.parked
-    sources = frozenset(destination.sources) - special if destination.sources is not None else None
+        spill = topology.nodes_with_memory() - (policy.special.on(topology) - {*destination.nodes})
     strategy = destination.strategy or policy.strategy
     weights = (read_weights() if strategy is Strategy.WEIGHTED else ()) or policy.weights
     return ferry.Request(
@@ -82,7 +86,7 @@ def request(
             spill=spill,
             huge_pages=policy.huge_pages,
             weights=weights,
-            special=special,
+            special=on_purpose,
             hugetlb_surplus=policy.hugetlb_surplus,
         ),
         rules=rules(policy),
