@@ -31,8 +31,8 @@ class Destination:
     """Where a job's memory goes; `sources` are the nodes whose memory goes to the i-th target, None: by memory.
 
     `strategy`, `when_full` None: the policy's. `spill`: nodes that may take what does not fit; None: any but special
-    ones. `parked`: the memory is parked on the sources, and leaves them also where they are special; any others name
-    no special node.
+    ones. `parked`: nodes that the memory is parked on, or was and has not all come back from: it leaves them also where
+    they are special. No source is special otherwise.
     """
 
     nodes: tuple[int, ...]
@@ -40,7 +40,7 @@ class Destination:
     sources: tuple[int, ...] | None = None
     when_full: WhenFull | None = None
     spill: frozenset[int] | None = None
-    parked: bool = False
+    parked: frozenset[int] = frozenset()
 
 
 def rules(policy: Policy) -> Rules:
@@ -51,6 +51,11 @@ def rules(policy: Policy) -> Rules:
         xattrs=policy.xattr,
         filesystems=policy.leave_filesystems,
     )
+
+
+def special_nodes(policy: Policy, destination: Destination, topology: Topology) -> frozenset[int]:
+    """Return the special nodes of a move: where memory is on purpose, and not because it is, or was, parked there."""
+    return policy.special.on(topology) - destination.parked
 
 
 def request(
@@ -65,13 +70,11 @@ def request(
 
     The kernel's weights of nodes go before a rule's. Raises KernelError if they are needed and cannot be understood.
     """
-    special = policy.special.on(topology)
-    sources = frozenset(destination.sources) if destination.sources is not None else None
-    if sources is not None and not destination.parked:
-        sources -= special
+    on_purpose = special_nodes(policy, destination, topology)
+    sources = frozenset(destination.sources) - on_purpose if destination.sources is not None else None
     spill = destination.spill
     if spill is None:
-        spill = topology.nodes_with_memory() - (special - {*destination.nodes})
+        spill = topology.nodes_with_memory() - (policy.special.on(topology) - {*destination.nodes})
     strategy = destination.strategy or policy.strategy
     weights = (read_weights() if strategy is Strategy.WEIGHTED else ()) or policy.weights
     return ferry.Request(
@@ -83,7 +86,7 @@ def request(
             spill=spill,
             huge_pages=policy.huge_pages,
             weights=weights,
-            special=special,
+            special=on_purpose,
             hugetlb_surplus=policy.hugetlb_surplus,
         ),
         rules=rules(policy),

@@ -48,15 +48,23 @@ def away(policy: Policy, home: tuple[int, ...], park: tuple[int, ...]) -> Destin
 
 
 def back(
-    policy: Policy, park: tuple[int, ...], home: tuple[int, ...], to: tuple[int, ...], strategy: Strategy | None
+    policy: Policy,
+    park: tuple[int, ...],
+    home: tuple[int, ...],
+    to: tuple[int, ...],
+    strategy: Strategy | None,
+    *,
+    left: tuple[int, ...] = (),
 ) -> Destination:
     """Return how a job's memory comes back `to` its nodes, as far as there is room: nobody wants it to stay parked.
 
     Node by node, if it was parked so and has as many now; else to where its processes run, unless a `strategy` is asked
     for. What has no room on one of the nodes goes to another of them; to further ones only if the policy spills.
+    `left`: nodes that it was parked on before, and has not all come back from: it comes from there, too, but they are
+    no sources, as the relative map is that of `park` and `home`.
     """
     wanted = strategy or policy.strategy
     if wanted is Strategy.RELATIVE and not len(park) == len(home) == len(to):
         wanted = Strategy.LOCAL
     spill = None if policy.when_full is WhenFull.SPILL else frozenset(to)
-    return Destination(to, wanted, park, WhenFull.SPILL, spill, parked=True)
+    return Destination(to, wanted, park, WhenFull.SPILL, spill, parked=frozenset({*park, *left}))

@@ -107,6 +107,9 @@ def test_memory_leaves_a_special_node_where_it_was_parked_and_no_other(tmp_path:
     back = applied.request(policy, parking.back(policy, (2,), (0,), (0,), None), topology).target
     assert (back.sources, back.left_alone) == (frozenset({2}), frozenset())
     assert back.spill == {0, 1}
+    left = applied.request(policy, parking.back(policy, (1,), (0,), (0,), None, left=(2,)), topology).target
+    assert (left.sources, left.left_alone) == (frozenset({1}), frozenset()), "nor where it was left before"
+    assert left.spill == {0, 1}
     home = applied.request(policy, Destination((0,), sources=(1, 2)), topology).target
     assert (home.sources, home.left_alone) == (frozenset({1}), frozenset({2})), (
         "where it was once brought to names no special node"

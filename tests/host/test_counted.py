@@ -164,6 +164,23 @@ def test_what_a_job_left_where_it_was_parked_comes_home_until_all_of_it_has(
         assert homes.left(job) == left
 
 
+def test_what_a_job_left_where_it_was_parked_since_is_not_taken_to_have_come_home(
+    chronicle: Chronicle, sent: Sent, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(homecoming, "WAIT_SECONDS", 0.0)
+    homes, job, other = Homes(tmp_path), 999_999_999, 999_999_998
+    homes.leave(job, (2,))
+    jobs = {job: Tended(job), other: Tended(other)}
+    ours = Homecoming(jobs, sent.errands, cast(Any, homes), chronicle, Site(Settings()))
+    ours.ended()
+    ours.due()
+    homes.leave(job, (2, 3))  # while others' memory came home
+    homes.leave(other, (3,))
+    for one in jobs:
+        sent.said[-1]({"job": one, "nodes": (0,), "rule": "", "outcome": OUTCOME | {"complete": True}})
+    assert (homes.left(job), homes.left(other)) == ((3,), (3,))
+
+
 def test_memory_on_special_nodes_comes_home_only_from_where_its_job_was_parked(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

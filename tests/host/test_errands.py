@@ -112,7 +112,16 @@ class Still(Silent):
 
 
 class Placed(Silent):
-    """Stands for Placing."""
+    """Stands for Placing, of a job that may be parked, or have been."""
+
+    def __init__(self, on_park: tuple[int, ...] = (), left_there: tuple[int, ...] = ()) -> None:
+        self.on_park, self.left_there = on_park, left_there
+
+    def parked(self, _job: int) -> tuple[int, ...]:
+        return self.on_park
+
+    def left(self, _job: int) -> tuple[int, ...]:
+        return self.left_there
 
     def served(self, _job: int) -> str:
         return ""
@@ -139,10 +148,11 @@ def made(
     stop: Any = nothing,
     let_go: Any = nothing,
     site: Site | None = None,
+    placing: Placed | None = None,
 ) -> Migrations:
     silent: Any = Silent()
     gate: Any = Still()
-    placed: Any = Placed()
+    placed: Any = placing or Placed()
     errands: Any = sent
     hooks = {"ruled": silent.ruled, "stop": stop, "let_go": let_go, "idle": idle, "room": silent.room}
     rest = hooks | {"site": site or Site(Settings())}
@@ -192,13 +202,28 @@ def test_a_job_is_held_for_the_rest_only_when_what_can_has_moved_while_it_ran(co
     assert answers[0]["outcome"]["requested_pages"] == (8 if copied.value else 4)
 
 
-@pytest.mark.parametrize(("few", "special"), [(True, ""), (False, ""), (True, "0")])
+@pytest.mark.parametrize(
+    ("few", "special", "on_park", "left_there", "there"),
+    [
+        (True, "", (), (), {2}),
+        (False, "", (), (), {2}),
+        (True, "0", (), (), {2, 0}),  # what is on a special node is where it is to be
+        (True, "0", (), (0,), {2, 0}),  # this move brings nothing back
+        (True, "0", (0,), (), {2}),
+        (True, "0", (1,), (0,), {2}),
+        (True, "0", (1,), (), {2, 0}),
+    ],
+)
 def test_a_job_of_whose_memory_next_to_nothing_is_left_is_let_go_before_the_look_at_the_rest(
-    monkeypatch: pytest.MonkeyPatch, few: bool, special: str
+    monkeypatch: pytest.MonkeyPatch,
+    few: bool,
+    special: str,
+    on_park: tuple[int, ...],
+    left_there: tuple[int, ...],
+    there: set[int],
 ) -> None:
     sent = Sent()
     job = Tended(7)
-    there = {2, 0} if special else {2}  # what is on a special node is where it is to be
     phases: list[Phase] = []
 
     def stop(tended: Tended) -> None:
@@ -211,7 +236,7 @@ def test_a_job_of_whose_memory_next_to_nothing_is_left_is_let_go_before_the_look
 
     monkeypatch.setattr(strays, "few", lambda _groups, nodes: few and set(nodes) == there)
     site = Site(Settings(nodes=HostNodes(Special(special))))
-    ours = made({7: job}, sent, stop=stop, let_go=let_go, site=site)
+    ours = made({7: job}, sent, stop=stop, let_go=let_go, site=site, placing=Placed(on_park, left_there))
     ours.begin(job, migration := Migration(Cause.REQUEST, Stage.COPIES, Wish((2,))))
     sent.ended.pop()(Result(OUTCOME, None))
     assert (migration.stage, phases) == (Stage.MOVES, [Phase.WAITS] if few else [])

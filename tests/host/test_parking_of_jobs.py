@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -31,7 +32,7 @@ from pageferry_planner.model import Strategy, WhenFull
 
 PARKS = rule("parks", "main", park=Nodes((3,)))
 THERE = Destination((3,), Strategy.RELATIVE, (0,), WhenFull.PARTIAL)
-BACK = Destination((0,), Strategy.RELATIVE, (3,), WhenFull.SPILL, frozenset({0}), parked=True)
+BACK = Destination((0,), Strategy.RELATIVE, (3,), WhenFull.SPILL, frozenset({0}), parked=frozenset({3}))
 DONE = Result(OUTCOME, None)
 
 
@@ -104,7 +105,7 @@ def test_a_request_is_served_when_the_parked_job_goes_on_and_not_before(world: W
     answered(world, said("main", "pageferry:nodes=1,strategy=pack"))
     assert last(world) == (
         "move",
-        Destination((1,), Strategy.PACK, (3,), WhenFull.SPILL, frozenset({1}), parked=True),
+        Destination((1,), Strategy.PACK, (3,), WhenFull.SPILL, frozenset({1}), parked=frozenset({3})),
     ), "as it is asked by then"
     assert [wish.nodes for wish in world.given] == [(1,)]
     answered(world, DONE)
@@ -243,6 +244,33 @@ def test_what_has_not_come_back_when_the_hold_ends_goes_on_or_is_left(
     assert (world.sent, of(ours).migration) == ([], None)
 
 
+def test_what_two_parkings_left_comes_back_with_the_next_and_is_forgotten_only_then(world: World) -> None:
+    world.left_there = (2,)  # of a parking before
+    ours = suspended(world)
+    for complete, left in ((False, (2, 3)), (True, ())):
+        answered(world, DONE)
+        resumed(world, ours)
+        answered(world, said("main"))
+        assert last(world) == ("move", replace(BACK, parked=frozenset({2, 3})))
+        assert world.left(7) == (2, 3)
+        answered(world, Result(OUTCOME | {"complete": complete}, None))
+        assert (world.parked(7), world.left(7)) == ((), left)
+        answered(world, said("main"))
+        world.suspended = True
+        ours.look(7)
+        answered(world, said("main"))
+
+
+def test_a_job_that_is_parked_elsewhere_before_it_is_back_comes_back_from_both(world: World) -> None:
+    world.on_park = (2,)  # its rule said so then
+    ours = suspended(world)
+    assert (world.parked(7), world.left(7)) == ((3,), (2,)), "known before the first page moves"
+    answered(world, DONE)
+    resumed(world, ours)
+    answered(world, said("main"))
+    assert last(world) == ("move", replace(BACK, parked=frozenset({2, 3})))
+
+
 def test_a_hold_that_ends_before_the_parking_has_stopped_leaves_nothing_parked(world: World) -> None:
     ours = suspended(world)
     resumed(world, ours)
@@ -304,7 +332,7 @@ def test_a_job_that_is_moved_by_hand_while_it_is_parked_stays_where_that_took_it
     ours.request(7, Wish((1,)), replies.append, hold=False, precopy=False)
     assert last(world) == (
         "move",
-        Destination((1,), Strategy.RELATIVE, (3,), WhenFull.SPILL, frozenset({1}), parked=True),
+        Destination((1,), Strategy.RELATIVE, (3,), WhenFull.SPILL, frozenset({1}), parked=frozenset({3})),
     )
     answered(world, DONE)
     assert len(replies) == 1
@@ -414,7 +442,9 @@ def test_each_page_comes_back_to_its_node_where_that_is_known(
     park: tuple[int, ...], home: tuple[int, ...], to: tuple[int, ...], strategy: Strategy
 ) -> None:
     found = parking.back(Policy(when_full=WhenFull.REFUSE), park, home, to, None)
-    assert found == Destination(to, strategy, park, WhenFull.SPILL, frozenset(to), parked=True)
+    assert found == Destination(to, strategy, park, WhenFull.SPILL, frozenset(to), parked=frozenset(park))
+    left = parking.back(Policy(when_full=WhenFull.REFUSE), park, home, to, None, left=(9,))
+    assert left == replace(found, parked=frozenset({*park, 9})), "a page that was left before changes no other's node"
     assert parking.back(Policy(strategy=Strategy.PACK), park, home, to, None).strategy is Strategy.PACK
     assert parking.back(Policy(), park, home, to, Strategy.INTERLEAVE).strategy is Strategy.INTERLEAVE
     assert parking.back(Policy(when_full=WhenFull.SPILL), park, home, to, None).spill is None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -22,7 +23,7 @@ from pageferry.config import Agent, Settings
 from pageferry.errors import KernelError, PageferryError, Stopped
 from pageferry.history.store import Store
 from pageferry.kernel.topology import Node, Topology
-from pageferry.pbs import aim, at_once, record, serve
+from pageferry.pbs import aim, at_once, by_hand, record, serve
 from pageferry.pbs import hold as pbs_hold
 from pageferry.pbs.case import Case, Served
 from pageferry.pbs.event import Kind, PbsJob
@@ -35,7 +36,7 @@ JOB = PbsJob("99.s", exec_vnode="(here[0]:ncpus=2)")
 PARKS = Rule(name=Name("parks"), park=Nodes((3,)))
 BEGUN = Record(homes=(0,), placed=(0,))
 AWAY = Destination((3,), Strategy.RELATIVE, (0,), WhenFull.PARTIAL)
-BACK = Destination((0,), Strategy.RELATIVE, (3,), WhenFull.SPILL, frozenset({0}), parked=True)
+BACK = Destination((0,), Strategy.RELATIVE, (3,), WhenFull.SPILL, frozenset({0}), parked=frozenset({3}))
 OUTCOME = {"refused": False, "complete": True, "moved_bytes": 4096, "pages": {}}
 
 
@@ -119,6 +120,36 @@ def test_where_some_of_a_job_was_left_is_known_until_all_of_it_is_back(pbs: Pbs)
     assert pbs.known == msgspec.structs.replace(pbs.known, parked=(), left=())
 
 
+def test_what_two_parkings_left_comes_back_with_the_next_and_is_forgotten_only_then(pbs: Pbs) -> None:
+    record.save(JOB.id, msgspec.structs.replace(BEGUN, left=(2,)), pbs.folder)  # of a parking before
+    for complete, left in ((False, (2, 3)), (True, ())):
+        pbs.happens(Kind.POSTSUSPEND)
+        pbs.outcome = OUTCOME | {"complete": complete}
+        pbs.happens(Kind.PRERESUME)
+        assert pbs.moves[-1][1] == replace(BACK, parked=frozenset({2, 3}))
+        assert (pbs.known.parked, pbs.known.left) == ((), left)
+
+
+def test_a_job_that_is_parked_elsewhere_before_it_is_back_comes_back_from_both(pbs: Pbs) -> None:
+    pbs.happens(Kind.POSTSUSPEND, Rule(name=Name("parked then"), park=Nodes((2,))))
+    pbs.happens(Kind.RESIZE)
+    assert (pbs.known_then[-1].parked, pbs.known_then[-1].left) == ((3,), (2,)), "known before the first page moves"
+    assert (pbs.known.parked, pbs.known.left) == ((3,), (2,))
+    pbs.happens(Kind.PRERESUME)
+    assert pbs.moves[-1][1] == replace(BACK, parked=frozenset({2, 3}))
+    assert (pbs.known.parked, pbs.known.left) == ((), ())
+
+
+def test_what_a_move_by_hand_takes_nothing_from_is_left_where_it_was_parked(
+    pbs: Pbs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.geteuid", lambda: 0)
+    pbs.happens(Kind.POSTSUSPEND)
+    with by_hand.moving(JOB.id, pbs.folder) as went:
+        went((1,))
+    assert (pbs.known.homes, pbs.known.parked, pbs.known.left) == ((1,), (), (3,))
+
+
 def test_a_job_that_goes_on_already_is_not_parked(pbs: Pbs) -> None:
     pbs.stopped = False
     assert pbs.happens(Kind.POSTSUSPEND).event == "execjob_postsuspend"
@@ -131,7 +162,9 @@ def test_a_request_is_served_when_the_parked_job_goes_on(pbs: Pbs) -> None:
     assert pbs.moves[-1][1] == AWAY
     assert pbs.known.served == ""
     back = pbs.happens(Kind.PRERESUME, comment="pageferry:nodes=1,strategy=pack")
-    assert pbs.moves[-1][1] == Destination((1,), Strategy.PACK, (3,), WhenFull.SPILL, frozenset({1}), parked=True)
+    assert pbs.moves[-1][1] == Destination(
+        (1,), Strategy.PACK, (3,), WhenFull.SPILL, frozenset({1}), parked=frozenset({3})
+    )
     assert (back.request, pbs.known.homes, pbs.known.parked) == ("pageferry:nodes=1,strategy=pack", (1,), ())
     assert pbs.known.served == "pageferry:nodes=1,strategy=pack"
 

@@ -34,6 +34,8 @@ class Homecoming:
         self._site = site
         self._at: float | None = None
         self._errand: Errand | None = None
+        self._left: Mapping[int, tuple[int, ...]] = {}
+        """Where the errand was told that jobs left memory when they were parked; more may have since."""
         self._on_its_way: int | None = None
         """The job whose memory is being brought home, if any."""
 
@@ -60,7 +62,7 @@ class Homecoming:
             self._chronicle.counts.nothing_far("slurm")
         if free:
             of = {job: self._jobs[job].facts for job in free}
-            left = {job: nodes for job in free if (nodes := self._placing.left(job))}
+            left = self._left = {job: nodes for job in free if (nodes := self._placing.left(job))}
             chore = chores.bring_home(of, self._site.settings, self._chronicle.snapshots, left)
             self._errand = self._errands.send(chore, self._done, self._came, seconds=MOVE_SECONDS)
         return None
@@ -83,7 +85,8 @@ class Homecoming:
             migration.began_ns -= int(outcome["seconds"] * 1e9)
             self._chronicle.ended(tended, migration)
             if outcome["complete"]:
-                self._placing.leave(tended.job, ())
+                since = {*self._placing.left(tended.job)} - {*self._left.get(tended.job, ())}
+                self._placing.leave(tended.job, tuple(sorted(since)))
 
     def _begins(self, job: int) -> None:
         """A job's memory is on its way home: it stops if the job has been suspended since it was looked at."""

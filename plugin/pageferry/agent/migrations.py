@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from pageferry import ferry, report, strays
+from pageferry import applied, ferry, report, strays
 from pageferry.agent import chores
 from pageferry.agent.chronicle import Chronicle
 from pageferry.agent.errand import Result
@@ -38,6 +38,7 @@ from pageferry.gate.gate import Gate
 from pageferry.kernel.topology import read_topology
 from pageferry.policy import Mode
 from pageferry.schedulers.slurm_cgroups import slurm_job_cgroups
+from pageferry_planner.model import Target
 
 
 class Migrations:
@@ -217,11 +218,9 @@ class Migrations:
             self._narrowing.widen(tended)  # its CPUs may be elsewhere
             self._finish(tended, migration)
             return
-        if tended.phase is Phase.WAITS and migration.copied is not None and _is_there(tended, migration):
+        if tended.phase is Phase.WAITS and migration.copied is not None and self._is_there(tended, migration):
             self._let_go(tended)  # and on from here, while it runs
             return
-        if migration.cause is Cause.PARK:
-            self._placing.park(tended.job, migration.nodes)
         migration.stage = Stage.MOVES
         self._carry(tended, migration, self._moved)
 
@@ -261,6 +260,14 @@ class Migrations:
             sources = ferry.sources_after(sources or (), migration.nodes)
         strategy = migration.wish.strategy if migration.wish is not None else None
         return Destination(migration.nodes, strategy, sources)
+
+    def _is_there(self, tended: Tended, migration: Migration) -> bool:
+        """Say whether next to nothing is left to move of a job's memory, which was moved while it ran."""
+        policy, special = migration.policy, frozenset[int]()
+        if policy.special:  # else no file need be read meanwhile
+            special = applied.special_nodes(policy, self._destination(tended, migration), read_topology())
+        target = Target(migration.nodes, special=special)
+        return strays.few(slurm_job_cgroups(tended.job), {*target.nodes, *target.left_alone})
 
     def _moved(self, tended: Tended, migration: Migration, result: Result) -> None:
         migration.outcome, migration.errand = result.value, None
@@ -306,13 +313,6 @@ class Migrations:
     def _is_present(self, tended: Tended, migration: Migration) -> bool:
         """Say whether an errand's end is still about the job: it may have ended, and another have its ID."""
         return self._jobs.get(tended.job) is tended and tended.migration is migration
-
-
-def _is_there(tended: Tended, migration: Migration) -> bool:
-    """Say whether next to nothing is left to move of a job's memory, which was moved while it ran."""
-    special = migration.policy.special
-    there = {*migration.nodes, *(special.on(read_topology()) if special else ())}
-    return strays.few(slurm_job_cgroups(tended.job), there)
 
 
 def _check(migration: Migration) -> None:

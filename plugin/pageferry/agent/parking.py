@@ -46,15 +46,19 @@ class Parking:
         return replace(policy, mode=Mode.MOVE) if self._placing.parked(tended.job) else policy
 
     def destination(self, tended: Tended, migration: Migration, home: tuple[int, ...]) -> Destination | None:
-        """Return where memory goes that is to be parked, or is; None: it is neither."""
+        """Return where memory goes that is to be parked, or is, and take note of it; None: it is neither."""
+        parked = self._placing.parked(tended.job)
+        left = tuple(sorted({*self._placing.left(tended.job), *parked}))
+        if parked:
+            self._placing.leave(tended.job, left)  # what does not come now is to come home later
         if migration.cause is Cause.PARK:
+            self._placing.park(tended.job, migration.nodes)
             return parking.away(migration.policy, home, migration.nodes)
-        if not (parked := self._placing.parked(tended.job)):
+        if not parked:
             return None
         strategy = migration.wish.strategy if migration.wish is not None else None
         migration.sources = parked
-        self._placing.leave(tended.job, parked)  # what does not come now is to come home later
-        return parking.back(migration.policy, parked, home, migration.nodes, strategy)
+        return parking.back(migration.policy, parked, home, migration.nodes, strategy, left=left)
 
     def comes_back(self, tended: Tended, migration: Migration) -> bool:
         """Say whether a migration that began with a suspension brings back what was parked, since the job goes on."""

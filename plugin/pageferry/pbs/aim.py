@@ -62,7 +62,9 @@ class Aim:
         if self.park:
             return parking.away(self.policy, self.known.homes, self.nodes)
         if self.known.parked:
-            return parking.back(self.policy, self.known.parked, self.known.homes, self.nodes, strategy)
+            known = self.known
+            left = known.parked_or_left
+            return parking.back(self.policy, known.parked, known.homes, self.nodes, strategy, left=left)
         # Where a move was cut short, what it brought to a target stays there: the rest goes to the nearest.
         return Destination(self.nodes, strategy, () if self.known.begun else self.known.homes or None)
 

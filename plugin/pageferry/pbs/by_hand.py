@@ -33,6 +33,6 @@ def moving(job_id: str, folder: Path = FOLDER) -> Iterator[Callable[[tuple[int, 
             known = record.load(job_id, folder)
             placed = known.placed or job_nodes(job_id, "", frozenset(), read_topology())
             after = msgspec.structs.replace(known, homes=nodes, placed=placed, settled=(), begun=False, parked=())
-            record.save(job_id, after, folder)
+            record.save(job_id, msgspec.structs.replace(after, left=known.parked_or_left), folder)
 
         yield went

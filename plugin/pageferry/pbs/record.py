@@ -32,8 +32,8 @@ class Record(msgspec.Struct, frozen=True):
     those that PBS gave it, at our last look. `settled`: where all of its memory is since it was suspended; none once it
     runs again. `served`: the request that was served last. `told`: the last outcome, for who looks at the job.
     `facts`: what MoM last said of the job, for the site's rules.
-    `parked`: where it is parked, as far as there was room, while it is suspended; none: it is not. `left`: where it was
-    parked, if not all of it has come back.
+    `parked`: where it is parked, as far as there was room, while it is suspended; none: it is not. `left`: all nodes
+    that it was parked on before, until all of it has come back.
     `begun`: a move has begun and, if nobody has the job's lock, was cut short: `homes` no longer tells where memory is.
     """
 
@@ -46,6 +46,11 @@ class Record(msgspec.Struct, frozen=True):
     parked: tuple[int, ...] = ()
     left: tuple[int, ...] = ()
     facts: Facts | None = None
+
+    @property
+    def parked_or_left(self) -> tuple[int, ...]:
+        """Return all nodes that some of its memory may be on because it is, or was, parked there."""
+        return tuple(sorted({*self.left, *self.parked}))
 
 
 def load(job_id: str, folder: Path = FOLDER) -> Record:

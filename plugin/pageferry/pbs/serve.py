@@ -92,7 +92,8 @@ def _alone(case: Case, holding: ExitStack, held_at: float | None, moments: dict[
     error, outcome = aim.error, None
     if aim.nodes and not aim.is_settled(case.kind):
         if aim.moves:
-            begun = msgspec.structs.replace(known, settled=(), begun=True, parked=aim.park or known.parked)
+            parked = aim.park or known.parked
+            begun = msgspec.structs.replace(known, settled=(), begun=True, parked=parked, left=known.parked_or_left)
             record.save(job.id, begun, case.folder)
         moments["moving"] = time.time()
         try:
@@ -139,7 +140,7 @@ def _after(case: Case, aim: Aim, outcome: Mapping[str, Any] | None, error: str |
         told=report.told(outcome, aim.nodes, error) if news else known.told,
         begun=known.begun and not moves,
         parked=park or (() if aim.nodes else known.parked),
-        left=known.left if park or not known.parked else () if complete else known.parked,
+        left=() if complete and known.parked and not park else known.parked_or_left,
         facts=case.job.facts(),
     )
 
