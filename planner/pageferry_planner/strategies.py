@@ -94,6 +94,7 @@ def _cycle(nodes: tuple[int, ...], weights: Mapping[int, int]) -> Ints:
     Sainte-Laguë: whatever number of pieces comes first, the nodes' shares of them are close to the weights.
     """
     weight = np.array([weights.get(node, 1) for node in nodes], np.int64)
+    weight //= np.gcd.reduce(weight)
     node, of = np.repeat(np.array(nodes, np.int64), weight), np.repeat(weight, weight)
     number = np.arange(len(node)) - np.repeat(np.cumsum(weight) - weight, weight)
     return node[np.argsort((number + 0.5) / of, kind="stable")]

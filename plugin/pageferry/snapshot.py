@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +20,7 @@ from pageferry.backings import Kinds, facts_of, kinds_of, path_of, read_devices,
 from pageferry.elsewhere import Job, frames_elsewhere, when_listed
 from pageferry.errors import Vanished
 from pageferry.kernel import objects
+from pageferry.kernel.address_spaces import first_of_each as first_of_each_space
 from pageferry.kernel.answering import require_answers
 from pageferry.kernel.files import numbered
 from pageferry.kernel.processes import ProcessHandle, enough_descriptors, open_process
@@ -83,6 +84,9 @@ def take(pids: Iterable[int], rules: Rules, topology: Topology) -> Iterator[Take
                 processes.append(process)
         if not handles:
             raise Vanished("none of its processes is left")
+        rows = _of_their_own(handles, texts)
+        handles, texts = [handles[row] for row in rows], [texts[row] for row in rows]
+        namespaces, processes = [namespaces[row] for row in rows], [processes[row] for row in rows]
         tables = stack.enter_context(PageTables([handle.pid for handle in handles]))
         devices = read_devices(rules, handles)
         maps = parse(texts, namespaces)
@@ -108,6 +112,15 @@ def take(pids: Iterable[int], rules: Rules, topology: Topology) -> Iterator[Take
             unread=tables.unread,
         )
         yield Taken(snapshot, facts, tuple(handles), tables)
+
+
+def _of_their_own(handles: Sequence[ProcessHandle], texts: Sequence[bytes]) -> list[int]:
+    """Return the rows of the processes that have an address space of their own: of those that share one, the first."""
+    alike: dict[bytes, list[int]] = {}
+    for row, text in enumerate(texts):
+        alike.setdefault(text, []).append(row)
+    kept = {pid for rows in alike.values() for pid in first_of_each_space(sorted(handles[row].pid for row in rows))}
+    return [row for row, handle in enumerate(handles) if handle.pid in kept]
 
 
 def _process(handle: ProcessHandle, status: Status, topology: Topology) -> Process:

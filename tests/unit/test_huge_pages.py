@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from pageferry.errors import KernelError
+from pageferry.errors import Denied, KernelError, PageferryError
 from pageferry.kernel.huge_pages import (
     alone_at,
     compact,
@@ -17,7 +19,8 @@ from pageferry.kernel.huge_pages import (
     read_huge_page_bytes,
     read_splits,
 )
-from pageferry.kernel.pageflags import flags_of, folio_pages, huge_pages
+from pageferry.kernel.pageflags import flags_of, folio_pages, huge_pages, mappings_of
+from pageferry_planner.columns import Ints
 from support.trees import write
 
 SIZE = "sys/kernel/mm/transparent_hugepage/hpage_pmd_size"
@@ -157,6 +160,37 @@ def test_the_size_of_a_folio_is_told_from_any_of_its_frames(tmp_path: Path) -> N
 def test_beyond_the_last_frame_there_is_nothing(tmp_path: Path) -> None:
     kpageflags(tmp_path, [HEAD, TAIL])
     assert flags_of(np.array([2, 1, 0, 900]), tmp_path).tolist() == [0, TAIL, HEAD, 0]
+
+
+@pytest.mark.parametrize(
+    ("number", "kind"),
+    [
+        (errno.EPERM, Denied),
+        (errno.EACCES, Denied),
+        (errno.EIO, KernelError),
+        (errno.ENOMEM, KernelError),
+        (errno.ENOENT, KernelError),  # the kernel has no such file: no process has ended
+    ],
+)
+@pytest.mark.parametrize("call", ["open", "pread"])
+@pytest.mark.parametrize("look", [flags_of, mappings_of])
+def test_what_goes_wrong_with_frames_is_the_kernels_no(
+    look: Callable[[Ints, Path], object],
+    call: str,
+    number: int,
+    kind: type[KernelError],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    def fails(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    write(tmp_path, "proc/kpageflags", "")
+    write(tmp_path, "proc/kpagecount", "")
+    with monkeypatch.context() as patched, pytest.raises(PageferryError) as raised:
+        patched.setattr(os, call, fails)
+        look(np.array([1]), tmp_path)
+    assert type(raised.value) is kind
 
 
 def test_a_thread_that_is_kept_on_its_cpu_may_use_all_of_them_again() -> None:

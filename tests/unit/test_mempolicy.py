@@ -203,3 +203,32 @@ def test_threads_and_mappings_for_which_there_was_no_time_are_counted(
     monkeypatch.setattr(time, "monotonic", clock)
     assert [(found.policy.mode, found.pids) for found in policies.found] == [("bind", (4711,))]
     assert policies.unknown == "2 threads: no answer in time; mappings of 1 processes: no answer in time"
+
+
+def only_start(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have no more than so many threads start, as under a limit of tasks."""
+    really = threading.Thread.start
+    left = iter(range(threads))
+
+    def start(thread: threading.Thread) -> None:
+        if next(left, None) is None:
+            raise RuntimeError("can't start new thread")
+        really(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+
+
+def test_where_no_thread_can_start_that_is_the_kernels_no(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    process(root, 4711, "55d0 bind:0")
+    only_start(0, monkeypatch)
+    with pytest.raises(KernelError):
+        read_policies({4711}, LONG, root)
+
+
+def test_where_one_thread_can_start_it_reads_everything(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for pid in (4711, 4712):
+        process(root, pid, "55d0 bind:0", maps="7f00 prefer:1\n")
+    only_start(1, monkeypatch)
+    policies = read_policies({4711, 4712}, LONG, root)
+    assert [found.pids for found in policies.found] == [(4711, 4712)] * 2
+    assert policies.unknown == ""

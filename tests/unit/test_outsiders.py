@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from pageferry.errors import Denied, KernelError, PageferryError, Vanished
 from pageferry.kernel.outsiders import mapped_outside
+from pageferry.kernel.procfs import read_maps
 from pageferry_planner.model import Backing
 
 LIBRARY = Backing("08:01", 77, "", "/usr/lib/libx.so")
@@ -87,3 +89,31 @@ def test_a_process_that_does_not_answer_has_no_segment_of_another_ipc_namespace(
     assert mapped_outside([mine, other], {10}, silent).silent == {other: (20,)}
     (silent / "proc/20/ns/ipc").unlink()
     assert mapped_outside([mine, other], {10}, silent).silent == {mine: (20,), other: (20,)}
+
+
+@pytest.mark.parametrize(
+    ("error", "silent"), [(KernelError("odd"), {LIBRARY: (20,)}), (Denied("no"), {}), (Vanished("ended"), {})]
+)
+def test_a_process_whose_maps_cannot_be_read_may_map_anything_and_spoils_no_look(
+    error: PageferryError, silent: dict[Backing, tuple[int, ...]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = host(tmp_path, p10=line(), p20=line(), p30=line())
+
+    def fails(pid: int, root: Path) -> bytes:
+        if pid == 20:
+            raise error
+        return read_maps(pid, root)
+
+    monkeypatch.setattr("pageferry.kernel.outsiders.read_maps", fails)
+    found = mapped_outside([LIBRARY], {10}, root)
+    assert (found.mapping, found.silent) == ({LIBRARY: (30,)}, silent)
+
+
+def test_a_process_whose_maps_and_ipc_namespace_cannot_be_read_may_have_any_segment(tmp_path: Path) -> None:
+    root = host(tmp_path, p20="")
+    (root / "proc/20/maps").unlink()
+    (root / "proc/20/maps").mkdir()  # EISDIR
+    (root / "proc/20/ns/ipc").unlink()
+    (root / "proc/20/ns/ipc").symlink_to("odd")
+    segment = Backing("00:01", 5, "sysv:10", "/SYSV00000005 (deleted)")
+    assert mapped_outside([segment], (), root).silent == {segment: (20,)}

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pageferry_planner import strategies
 from pageferry_planner.model import ANONYMOUS, Host, Snapshot, Strategy, Target, Verdict, WhenFull
 from pageferry_planner.placement import place
 from support.kernel_rule import where_pages_go
@@ -108,6 +109,21 @@ def test_weighted_spreads_a_nodes_pieces_so_that_small_memory_has_its_proportion
     target = Target((1, 0), Strategy.WEIGHTED, weights=((0, 3), (1, 1), (2, 200)))
     plan = place(snapshot_of([anonymous(0, 0, 8 * HUGE, 3)]), target, line_host([AMPLE] * 4))
     assert [targets_of(plan)[0, piece * HUGE] for piece in range(8)] == [0, 1, 0, 0, 0, 1, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("weights", "cycle"),
+    [
+        ({0: 200, 1: 100}, [0, 1, 0]),
+        ({0: 255, 1: 255}, [0, 1]),
+        ({0: 60}, [0]),
+        ({0: 30, 2: 60}, [2, 0, 2]),
+    ],
+)
+def test_weights_with_a_common_factor_repeat_as_soon_as_those_without_it(
+    weights: dict[int, int], cycle: list[int]
+) -> None:
+    assert strategies._cycle(tuple(weights), weights).tolist() == cycle
 
 
 @given(snapshots(), targets([Strategy.INTERLEAVE]), hosts(), st.integers(1, 255))

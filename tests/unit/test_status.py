@@ -12,6 +12,7 @@ from click.testing import CliRunner
 from pageferry import ferry, report, targets
 from pageferry.cli import main as cli
 from pageferry.cpus.assign import Cpusets
+from pageferry.errors import Denied, KernelError, Vanished
 from pageferry_planner.model import Verdict
 from support.plans import anonymous, snapshot_of
 from support.recordings import inputs_of
@@ -65,3 +66,50 @@ def test_faults_in_the_settings_do_not_keep_a_job_from_being_shown(tmp_path: Pat
     (told,) = json.loads(said.stdout)
     assert pages(told, "remote_bytes", "special_bytes") == [12, 0]
     assert f"{site}:2: nodes.special" in said.stderr
+
+
+@pytest.fixture
+def jobs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Job 1 has ended, that of pid 2 is somebody else's, of pid 3 a file is broken; the others can be looked at."""
+    errors = {1: Vanished("ended"), 2: Denied("not yours"), 3: KernelError("broken")}
+
+    def survey(pids: frozenset[int], _rules: object) -> object:
+        (pid,) = pids
+        if pid in errors:
+            raise errors[pid]
+        return SNAPSHOT, TOPOLOGY
+
+    monkeypatch.setattr(ferry, "survey", survey)
+
+
+def beside(monkeypatch: pytest.MonkeyPatch, *pids: int) -> None:
+    found = [targets.Found(f"job {pid}", frozenset({pid}), (), Cpusets()) for pid in pids]
+    monkeypatch.setattr(targets, "find_all", lambda: found)
+
+
+def status_of_all(*words: str) -> Any:
+    return CliRunner().invoke(cli.commands, ["status", *words], standalone_mode=False)
+
+
+@pytest.mark.usefixtures("jobs")
+@pytest.mark.parametrize("left_out", [1, 2, 3])
+def test_jobs_are_shown_to_people_and_programs_beside_one_that_is_left_out(
+    left_out: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    beside(monkeypatch, 7, left_out, 8)
+    people = status_of_all()
+    assert (people.exception, people.return_value) == (None, 0)
+    assert [name in people.stdout for name in ("job 7:", f"job {left_out}:", "job 8:")] == [True, False, True]
+    assert [told["target"] for told in json.loads(status_of_all("--json").stdout)] == ["job 7", "job 8"]
+
+
+@pytest.mark.usefixtures("jobs")
+def test_jobs_of_which_none_can_be_shown_are_one_line_and_no_job_is_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    beside(monkeypatch, 1, 2, 3)
+    people = status_of_all()
+    assert (people.exception, people.return_value) == (None, 0)
+    (said,) = people.stdout.splitlines()
+    assert json.loads(status_of_all("--json").stdout) == []
+    beside(monkeypatch)
+    (none,) = status_of_all().stdout.splitlines()
+    assert said != none

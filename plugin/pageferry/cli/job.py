@@ -85,15 +85,15 @@ def status(
         state = tended.get(target.name.removeprefix("job "))
         policies = mempolicy.of_job(target.pids, snapshot) if one else {}
         answer = report.status_json(target.name, snapshot, topology, special_of(topology))
-        answers.append(answer | {"agent": state} | policies)
+        answers.append((target, answer | {"agent": state} | policies))
     if as_json:
-        click.echo(json.dumps(answers))
-    elif not found:
-        click.echo("no batch job on this host")
+        click.echo(json.dumps([answer for _, answer in answers]))
+    elif not answers:
+        click.echo("no batch job on this host" if not found else "no batch job on this host can be shown")
     else:
         from pageferry.cli import tables
 
-        for target, answer in zip(found, answers, strict=True):
+        for target, answer in answers:
             tables.show(tables.status_table(answer))
             mempolicy.show(answer, narrows=bool(target.slurm_job))
     return 0

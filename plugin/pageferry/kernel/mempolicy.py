@@ -171,7 +171,7 @@ def _each(
 ) -> tuple[_Reads, _Reads]:
     """Return what was read of each process, first and then, or what went wrong; without what did not come in time.
 
-    A read that hangs keeps one of our threads, which is given up on.
+    A read that hangs keeps one of our threads, which is given up on. Raises KernelError where there can be no thread.
     """
     early: _Reads = {}
     late: _Reads = {}
@@ -190,9 +190,16 @@ def _each(
             else:
                 waiting.extend([(pid, then, late)] if found is early else [])
 
-    readers = [threading.Thread(target=work, daemon=True) for _ in range(_READERS)]
-    for reader in readers:
-        reader.start()
+    readers: list[threading.Thread] = []
+    for _ in range(_READERS):
+        reader = threading.Thread(target=work, daemon=True)
+        try:
+            reader.start()
+        except RuntimeError as error:
+            if not readers:
+                raise KernelError(f"no thread to read with: {error}") from error
+            break  # fewer take longer
+        readers.append(reader)
     for reader in readers:
         reader.join(max(0.0, until - time.monotonic()))
     return dict(early), dict(late)

@@ -1,6 +1,7 @@
 """Who outside the job maps what the job maps: the reference count of the 2005 proposal, at whole files.
 
-pageferry's own process does not count: it is a passing visitor. What a process maps that does not answer is not known.
+pageferry's own process does not count: it is a passing visitor. What a process maps that does not answer, or
+whose maps cannot be read, is not known.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from pageferry.errors import Denied, Vanished
+from pageferry.errors import Denied, KernelError, Vanished
 from pageferry.kernel import bounded, objects
 from pageferry.kernel.procfs import ipc_namespace, list_pids, living_thread, read_maps
 from pageferry_planner.model import Backing
@@ -23,7 +24,7 @@ _SYSV = b"/SYSV"
 class Outside:
     """For each backing that they map, or may map, processes outside the job, ascending.
 
-    `mapping`: those that map it. `silent`: those that may, but did not answer when they were asked.
+    `mapping`: those that map it. `silent`: those that may, but did not answer when they were asked, or with an error.
     """
 
     mapping: Mapping[Backing, tuple[int, ...]]
@@ -39,24 +40,28 @@ def mapped_outside(backings: Collection[Backing], job: Collection[int], root: Pa
     for backing in backings:
         wanted.setdefault((backing.device.encode(), b"%d" % backing.inode), []).append(backing)
 
-    def mapped(pid: int) -> set[Backing]:
-        with suppress(Vanished, Denied):
+    def mapped(pid: int) -> set[Backing] | None:
+        try:
             return _mapped_by(pid, wanted, root)
-        return set()
+        except (Vanished, Denied):
+            return set()
+        except KernelError:
+            return None
 
     answers = bounded.each(sorted(list_pids(root) - set(job) - {os.getpid()}), mapped)
     found: dict[Backing, list[int]] = {}
     for pid, theirs in answers.values.items():
-        for backing in theirs:
+        for backing in theirs or ():
             found.setdefault(backing, []).append(pid)
-    return Outside({backing: tuple(pids) for backing, pids in found.items()}, _may_map(backings, answers.silent, root))
+    silent = sorted({*answers.silent, *(pid for pid, theirs in answers.values.items() if theirs is None)})
+    return Outside({backing: tuple(pids) for backing, pids in found.items()}, _may_map(backings, silent, root))
 
 
-def _may_map(backings: Collection[Backing], silent: tuple[int, ...], root: Path) -> dict[Backing, tuple[int, ...]]:
+def _may_map(backings: Collection[Backing], silent: Collection[int], root: Path) -> dict[Backing, tuple[int, ...]]:
     """Return which silent processes may map a backing: a System V segment only those of its IPC namespace."""
     namespaces = dict.fromkeys(silent, "")
     for pid in silent:
-        with suppress(Vanished, Denied):
+        with suppress(Vanished, KernelError):
             namespaces[pid] = f"sysv:{ipc_namespace(pid, root)}"
     may = {
         backing: tuple(

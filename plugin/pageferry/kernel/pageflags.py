@@ -6,11 +6,15 @@ Format: kernel include/uapi/linux/kernel-page-flags.h, Documentation/admin-guide
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from pageferry.errors import KernelError
+from pageferry.kernel.files import translated
 from pageferry_planner.columns import Bools, Ints
 
 UPTODATE, ANON, SWAP_BACKED, COMPOUND_HEAD, COMPOUND_TAIL, HUGE, KSM = (
@@ -21,14 +25,14 @@ _JOIN_GAP = 64
 
 
 def flags_of(pfns: Ints, root: Path = Path("/")) -> npt.NDArray[np.uint64]:
-    """Return the flags of page frames, in the order given. Raises OSError where the file cannot be read."""
+    """Return the flags of page frames, in the order given. Raises Denied, or KernelError."""
     return _looked_up(root / "proc/kpageflags", pfns)
 
 
 def mappings_of(pfns: Ints, root: Path = Path("/")) -> Ints:
     """Return how often each page frame is mapped, in the order given; 0: it is no memory of a process (any more).
 
-    Raises OSError where the file cannot be read.
+    Raises Denied, or KernelError.
     """
     return _looked_up(root / "proc/kpagecount", pfns).astype(np.int64)
 
@@ -41,16 +45,28 @@ def _looked_up(table: Path, pfns: Ints) -> npt.NDArray[np.uint64]:
     wanted = pfns[order]
     begin = np.append(0, np.flatnonzero(np.diff(wanted) > _JOIN_GAP) + 1)
     end = np.append(begin[1:], len(wanted))
-    descriptor = os.open(table, os.O_RDONLY | os.O_CLOEXEC)
-    try:
+    with _opened(table) as descriptor:
         for first, last in zip(begin.tolist(), end.tolist(), strict=True):
             lo, hi = int(wanted[first]), int(wanted[last - 1]) + 1
             data = np.frombuffer(os.pread(descriptor, (hi - lo) * 8, lo * 8), np.uint64)
             known = wanted[first:last] < lo + len(data)  # beyond the last frame is nothing
             found[order[first:last][known]] = data[wanted[first:last][known] - lo]
-    finally:
-        os.close(descriptor)
     return found
+
+
+@contextmanager
+def _opened(table: Path) -> Iterator[int]:
+    """Open a table of the kernel's; say in our own words what goes wrong with it. Raises Denied, or KernelError."""
+    try:
+        descriptor = os.open(table, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            yield descriptor
+        finally:
+            os.close(descriptor)
+    except FileNotFoundError as error:  # no process has ended
+        raise KernelError(f"{table} is missing: the kernel has no CONFIG_PROC_PAGE_MONITOR") from error
+    except OSError as error:
+        raise translated(error, table) from error
 
 
 def folio_pages(pfns: Ints, most: int, root: Path = Path("/")) -> Ints:
