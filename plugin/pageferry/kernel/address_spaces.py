@@ -22,7 +22,11 @@ _SYSCALL = {"x86_64": 312, "aarch64": 272, "ppc64le": 354}
 _KCMP_VM = 1
 _ORDER = {0: 0, 1: -1, 2: 1}
 
+_NUMBER = _SYSCALL.get(platform.machine())
+
 _LIBC = ctypes.CDLL(None, use_errno=True)
+_LIBC.syscall.argtypes = [ctypes.c_long] * 6
+_LIBC.syscall.restype = ctypes.c_long
 
 
 def first_of_each(pids: Sequence[int]) -> list[int]:
@@ -32,7 +36,7 @@ def first_of_each(pids: Sequence[int]) -> list[int]:
     the kernel does not tell (no kcmp, no CAP_SYS_PTRACE), or not in time: it waits for a process in exec. Raises
     KernelError where there can be no thread.
     """
-    if len(pids) < 2 or platform.machine() not in _SYSCALL:
+    if len(pids) < 2 or _NUMBER is None:
         return list(pids)
     (repeated,) = bounded.each([tuple(pids)], _repeated).values.values() or (frozenset(),)
     return [pid for pid in pids if pid not in repeated]
@@ -72,7 +76,7 @@ def _is_there(pid: int) -> bool:
 
 def _compare(one: int, other: int) -> int:
     """Return 0 if two threads share an address space, else -1 or 1: an order. Raises OSError."""
-    order = int(_LIBC.syscall(*map(ctypes.c_long, (_SYSCALL[platform.machine()], one, other, _KCMP_VM, 0, 0))))
+    order = int(_LIBC.syscall(_NUMBER, one, other, _KCMP_VM, 0, 0))
     if order not in _ORDER:
         error = ctypes.get_errno()
         raise OSError(error, os.strerror(error))
