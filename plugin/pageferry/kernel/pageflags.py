@@ -21,7 +21,7 @@ UPTODATE, ANON, SWAP_BACKED, COMPOUND_HEAD, COMPOUND_TAIL, HUGE, KSM = (
     np.uint64(1 << bit) for bit in (3, 12, 14, 15, 16, 17, 21)
 )
 
-_JOIN_GAP = 64
+_JOIN_GAP = 128
 
 
 def flags_of(pfns: Ints, root: Path = Path("/")) -> npt.NDArray[np.uint64]:
@@ -44,13 +44,16 @@ def _looked_up(table: Path, pfns: Ints) -> npt.NDArray[np.uint64]:
     order = np.argsort(pfns, kind="stable")
     wanted = pfns[order]
     begin = np.append(0, np.flatnonzero(np.diff(wanted) > _JOIN_GAP) + 1)
-    end = np.append(begin[1:], len(wanted))
+    lo, hi = wanted[begin], wanted[np.append(begin[1:], len(wanted)) - 1] + 1
     with _opened(table) as descriptor:
-        for first, last in zip(begin.tolist(), end.tolist(), strict=True):
-            lo, hi = int(wanted[first]), int(wanted[last - 1]) + 1
-            data = np.frombuffer(os.pread(descriptor, (hi - lo) * 8, lo * 8), np.uint64)
-            known = wanted[first:last] < lo + len(data)  # beyond the last frame is nothing
-            found[order[first:last][known]] = data[wanted[first:last][known] - lo]
+        parts = [
+            os.pread(descriptor, 8 * pages, 8 * first).ljust(8 * pages, b"\0")  # beyond the last frame is nothing
+            for first, pages in zip(lo.tolist(), (hi - lo).tolist(), strict=True)
+        ]
+    place = np.cumsum(hi - lo) - (hi - lo) - lo  # of a group's frames in what was read
+    found[order] = np.frombuffer(b"".join(parts), np.uint64)[
+        wanted + np.repeat(place, np.diff(np.append(begin, len(wanted))))
+    ]
     return found
 
 
