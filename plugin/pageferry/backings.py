@@ -47,6 +47,10 @@ class Devices:
     fuse: frozenset[str]
     left: Mapping[str, str]
 
+    def answers(self, device: str) -> bool:
+        """Return whether a file of a device tells its status without a wait for another host or process."""
+        return device in self.local - self.ambiguous or device in self.nodes
+
     def of_one_kind(self, device: str) -> bool:
         """Return whether all files of a device are of a kind that is known without a look at their pages.
 
@@ -111,14 +115,14 @@ def told_apart(
         status = objects.status(paths[region])
         return objects.is_file(status) if status else on[region] not in devices.nodes, objects.identity(status)
 
-    answers = bounded.each(paths, told)
+    safe = {region: told(region) for region in paths if devices.answers(on[region])}
+    answers = bounded.each(sorted(paths.keys() - safe.keys()), told)
+    said = safe | answers.values
     named = devices.ambiguous | devices.fuse
     spaces = {
-        region: answers.values.get(region, (True, ""))[1] or maps.regions[region].path
-        for region in paths
-        if on[region] in named
+        region: said.get(region, (True, ""))[1] or maps.regions[region].path for region in paths if on[region] in named
     }
-    no_files = frozenset(region for region, (is_file, _) in answers.values.items() if not is_file)
+    no_files = frozenset(region for region, (is_file, _) in said.items() if not is_file)
     silent = {on[region] for region in answers.silent}
     return spaces, no_files, replace(devices, local=devices.local - silent) if silent else devices
 

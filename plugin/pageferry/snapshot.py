@@ -151,7 +151,9 @@ def _read(
         return np.ones(len(entries), bool) if overlapping else doubtful(sharing, ranges, entries)
 
     for sure, rest_of_buffer in tables.stretches(ranges, unsure):
-        parts.append(runs(ranges, sure.take(~kernels_own(ranges, sure))))
+        if (kernels := kernels_own(ranges, sure)).any():
+            sure = sure.take(~kernels)  # noqa: PLW2901 - what of it counts
+        parts.append(runs(ranges, sure))
         rest.append(rest_of_buffer.take(~kernels_own(ranges, rest_of_buffer)))
     unsure_entries = Entries.concatenate(rest)
     seen = sightings(unsure_entries)
