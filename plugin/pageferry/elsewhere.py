@@ -59,6 +59,8 @@ def frames_elsewhere(  # noqa: PLR0917 - one caller, a step of its own
     kinds = tables.kinds(found.frame)
     anonymous = (kinds & ANON) != 0  # a huge page of a file may look like it in a page table (before Linux 6.11)
     found, merged = found.take(anonymous), (kinds[anonymous] & KSM) != 0
+    if not tables.tells_merged():
+        merged[:] = False
     for _ in range(ROUNDS if len(found) else 0):
         forks = processes_forked()
         spared = _shared_with_the_young(job, ranges, entries, found.frame)

@@ -16,6 +16,7 @@ from guest.ranks import PRIVATE, READ, Job, job
 from guest.witness import Vma, census, page_table, vmas
 from pageferry import elsewhere, ferry
 from pageferry.kernel import procfs
+from pageferry.kernel.residency import PageTables
 from pageferry_planner.model import ANONYMOUS, Snapshot
 from pageferry_planner.policy import OUTSIDE, Rules
 from pageferry_planner.sharing import READ_ONLY_PRIVATE_PAGES
@@ -179,7 +180,9 @@ def test_merged_pages_stay_although_the_job_has_just_forked() -> None:
             made.first.map(PAGES).write(seed=os.getpid()).tell("madvise", MERGEABLE)
         await_merged(one, two)
         one.fork()
-        assert outside(look((one.first.pid,))) >= PAGES
+        with PageTables([]) as tables:
+            told = tables.tells_merged()
+        assert (outside(look((one.first.pid,))) >= PAGES) == told, "else they cannot be told from what was forked"
 
 
 @pytest.mark.usefixtures("merging")

@@ -23,7 +23,7 @@ import numpy.typing as npt
 from pageferry.errors import Denied, KernelError
 from pageferry.kernel import libnuma, pagemap
 from pageferry.kernel.files import translated
-from pageferry.kernel.pageflags import flags_of, huge_pages, mappings_of
+from pageferry.kernel.pageflags import KSM, flags_of, huge_pages, mappings_of
 from pageferry.kernel.pfn_ranges import PfnRanges, read_pfn_ranges
 from pageferry.kernel.processes import SPARED, descriptors_left
 from pageferry.kernel.procfs import living_thread
@@ -31,7 +31,7 @@ from pageferry.kernel.sparse import Sparse
 from pageferry_planner import shared_huge
 from pageferry_planner.capacity import HUGE_PAGES
 from pageferry_planner.columns import Bools, Ints
-from pageferry_planner.model import SELF, Ranges
+from pageferry_planner.model import ANONYMOUS, SELF, Ranges
 from pageferry_planner.pages import Entries, Stretches
 
 
@@ -112,6 +112,18 @@ class PageTables:
             shown = entries.take(entries.pfn != 0)
             found[shown.row] = self.kinds(shown.pfn)
         return found
+
+    def tells_merged(self) -> bool:
+        """Return whether KPF_KSM marks merged pages alone: some kernels have it on all that are anonymous (6.12).
+
+        There, stable_page_flags() takes each bit of PAGE_MAPPING_KSM for the whole of it. A page of our own shows it.
+        """
+        with mmap.mmap(-1, mmap.PAGESIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
+            memory[0] = 1
+            page = np.frombuffer(memory, np.uint8).ctypes.data // mmap.PAGESIZE
+            process, first, count, of, index = np.array([[SELF], [page], [1], [ANONYMOUS], [page]])
+            mine = Ranges(process, first, count, of, index, np.ones(1, bool))
+            return bool((self.flags(mine) & KSM == 0).all())
 
     def through_owners(self, ranges: Ranges, entries: Entries) -> Entries:
         """Return the entries without parts of huge pages of which another process maps all; of such, one is left.
