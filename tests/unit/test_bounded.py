@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -80,6 +83,29 @@ def test_slow_reads_one_after_another_are_not_taken_to_hang() -> None:
         return item
 
     assert bounded.each(range(10), read).silent == ()
+
+
+STOPPED = """
+import time
+from pageferry.kernel import bounded
+
+def read(item):
+    print(flush=True)
+    for _ in range(10):
+        time.sleep(0.05)
+
+print(bounded.each([1], read).silent)
+"""
+
+
+def test_time_in_which_we_did_not_run_does_not_count() -> None:
+    with subprocess.Popen([sys.executable, "-c", STOPPED], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.send_signal(signal.SIGSTOP)
+        time.sleep(3)
+        process.send_signal(signal.SIGCONT)
+        assert process.stdout.read() == "()\n"
 
 
 def test_what_a_read_raises_is_raised_for_who_asked() -> None:

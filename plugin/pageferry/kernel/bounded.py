@@ -10,7 +10,8 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -20,7 +21,13 @@ T = TypeVar("T")
 V = TypeVar("V")
 
 SILENT_SECONDS = 2.0
-"""A read that takes longer hangs, and so do all others if none of them has ended for so long."""
+"""A read that takes longer hangs, and so do all others if none of them has ended for so long.
+
+Time in which this process did not run (a host that is suspended, a virtual machine that gets no CPU) does not count.
+"""
+
+_SLICE_SECONDS = 0.1
+"""So long is waited at a time: in what a wait takes beyond it, this process did not run."""
 
 _PATIENCE = 0.1
 """So long a thread is waited for before another goes on with the rest; half as long after each that hangs."""
@@ -46,6 +53,26 @@ def each(items: Iterable[T], read: Callable[[T], V]) -> Answers[T, V]:
     return _Round(list(dict.fromkeys(items)), read).answers()
 
 
+@dataclass(slots=True)
+class _Clock:
+    """Seconds that were waited for answers: of each wait no more than was asked for."""
+
+    before: float = 0.0
+    most: float = 0.0
+    since: float = 0.0
+
+    def now(self) -> float:
+        return self.before + min(self.most, time.monotonic() - self.since)
+
+    @contextmanager
+    def runs(self, most: float) -> Iterator[float]:
+        self.most, self.since = most, time.monotonic()
+        try:
+            yield most
+        finally:
+            self.before, self.most = self.now(), 0.0
+
+
 @dataclass(eq=False, slots=True)
 class _Round(Generic[T, V]):
     """Threads that take items from one queue; all that they share is behind the lock of `changed`."""
@@ -53,6 +80,7 @@ class _Round(Generic[T, V]):
     items: list[T]
     read: Callable[[T], V]
     waiting: deque[T] = field(default_factory=deque)
+    clock: _Clock = field(default_factory=_Clock)
     reading: dict[T, float] = field(default_factory=dict)  # since when
     values: dict[T, V] = field(default_factory=dict)
     errors: dict[T, BaseException] = field(default_factory=dict)
@@ -62,7 +90,6 @@ class _Round(Generic[T, V]):
 
     def answers(self) -> Answers[T, V]:
         self.waiting.extend(self.items)
-        self.last_answer = time.monotonic()
         try:
             self._wait()
         finally:
@@ -84,8 +111,8 @@ class _Round(Generic[T, V]):
         patience = _PATIENCE
         with self.changed:
             while self.waiting or self.reading:
-                now = time.monotonic()
-                since = max(self.reading.values(), default=0.0)  # the thread that is last to hang, if it does
+                now = self.clock.now()
+                since = max(self.reading.values(), default=-_PATIENCE)  # the thread that is last to hang, if it does
                 if self.waiting and now - since >= patience and len(self.threads) < _MOST_THREADS:
                     patience = max(patience / 2, _LEAST_PATIENCE) if self.threads else patience
                     self._start()
@@ -93,12 +120,13 @@ class _Round(Generic[T, V]):
                 give_up = (since if not self.waiting else self.last_answer) + SILENT_SECONDS
                 if now >= give_up:
                     return
-                self.changed.wait(min(patience, give_up - now) if self.waiting else give_up - now)
+                with self.clock.runs(min(patience if self.waiting else _SLICE_SECONDS, give_up - now)) as seconds:
+                    self.changed.wait(seconds)
 
     def _start(self) -> None:
         """Have a fresh thread take the next item; called with the lock."""
         item = self.waiting.popleft()
-        self.reading[item] = time.monotonic()
+        self.reading[item] = self.clock.now()
         thread = threading.Thread(target=self._work, args=(item,), daemon=True)
         try:
             thread.start()
@@ -119,7 +147,7 @@ class _Round(Generic[T, V]):
                     self.values[item] = value
             with self.changed:
                 del self.reading[item]
-                self.last_answer = time.monotonic()
+                self.last_answer = self.clock.now()
                 if not self.waiting:
                     self.changed.notify()
                     return
