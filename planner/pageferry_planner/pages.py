@@ -97,14 +97,21 @@ def first_of_each(ranges: Ranges, entries: Entries) -> Entries:
     """
     backing = ranges.backing[entries.row]
     in_file = entries.file & (backing != ANONYMOUS)
-    index = ranges.index[entries.row] + entries.page - ranges.page[entries.row]
-    space = np.where(in_file, backing, ANONYMOUS)
-    frame = np.where(entries.pfn != 0, entries.pfn, ~np.arange(len(entries)))
-    place = np.where(in_file, index, frame)
-    order = np.lexsort((place, space))  # stable: equal keys stay in the order given
-    space, place = space[order], place[order]
-    first = np.append(True, (space[1:] != space[:-1]) | (place[1:] != place[:-1]))[: len(order)]
-    return entries.take(np.sort(order[first]))
+    kept = ~in_file & (entries.pfn == 0)
+    known = np.flatnonzero(~in_file & ~kept)
+    kept[known[_first_of_each(entries.pfn[known])]] = True
+    rows = np.flatnonzero(in_file)
+    index = ranges.index[entries.row[rows]] + entries.page[rows] - ranges.page[entries.row[rows]]
+    kept[rows[_first_of_each(index, backing[rows])]] = True
+    return entries.take(kept)
+
+
+def _first_of_each(*keys: Ints) -> Ints:
+    """Return the rows, in no order, without those of which an earlier row has the same keys."""
+    order = np.lexsort(keys)  # stable: equal keys stay in the order given
+    apart = np.ones(len(order), bool)
+    apart[1:] = np.logical_or.reduce([key[order][1:] != key[order][:-1] for key in keys])
+    return order[apart]
 
 
 def runs(ranges: Ranges, entries: Entries | Stretches) -> Runs:

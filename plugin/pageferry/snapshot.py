@@ -165,7 +165,7 @@ def _read(
     if overlapping:  # these ranges are asked for a file's pages; a forked process's copy was seen, or is another's
         unsure_entries = unsure_entries.take(unsure_entries.file | unsure_entries.exclusive)
     else:
-        unsure_entries = tables.through_owners(ranges, unsure_entries)
+        unsure_entries = tables.through_owners(ranges, unsure_entries, seen.frame[mapped != seen.shown])
     carriers_first = unsure_entries.take(np.argsort(unsure_entries.row, kind="stable"))
     unique = first_of_each(ranges, carriers_first)
     if len(unmapped) or len(elsewhere):

@@ -125,15 +125,16 @@ class PageTables:
             mine = Ranges(process, first, count, of, index, np.ones(1, bool))
             return bool((self.flags(mine) & KSM == 0).all())
 
-    def through_owners(self, ranges: Ranges, entries: Entries) -> Entries:
+    def through_owners(self, ranges: Ranges, entries: Entries, mapped_more: Ints) -> Entries:
         """Return the entries without parts of huge pages of which another process maps all; of such, one is left.
 
         Its entries may be none of these: the exclusive bit of all is that of the first (fs/proc/task_mmu.c
         pagemap_pmd_range(); of each page itself in Linux 6.11 to 6.14), which a parent that wrote to it has no more.
+        Then the frames that the parent still maps are mapped more often than the entries show: `mapped_more`.
         """
         rows = np.flatnonzero(shared_huge.private(entries))
         found = shared_huge.owners(ranges.process[entries.row[rows]], entries.page[rows], entries.pfn[rows])
-        blocks = np.setdiff1d(entries.pfn[rows] // HUGE_PAGES, found.block)
+        blocks = np.setdiff1d(mapped_more // HUGE_PAGES, found.block)
         torn = blocks[huge_pages(blocks * HUGE_PAGES, HUGE_PAGES, self._root)]
         if len(torn):
             columns: list[tuple[Ints, ...]] = [(np.zeros(0, np.int64),) * 3]
