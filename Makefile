@@ -86,10 +86,10 @@ $(DEB): $(DEB_SOURCES) | $(VENV)/ready
 $(MACHINES) guest-debian13: $(VENV)/ready
 
 guest-four-1:
-	$(GUEST) run --layout four --timeout 3000 --results .cache/four-1 -- $(PYTEST) tests/guest $(CASES) -m 'not cpuless and not package $(SHORT)' --shard 1/2
+	$(GUEST) run --layout four --timeout 3000 --results .cache/four-1 -- $(PYTEST) tests/guest $(CASES) -m 'not cpuless and not package and not folios $(SHORT)' --shard 1/2
 
 guest-four-2:
-	$(GUEST) run --layout four --timeout 3000 --results .cache/four-2 -- $(PYTEST) tests/guest $(CASES) -m 'not cpuless and not package $(SHORT)' --shard 2/2
+	$(GUEST) run --layout four --timeout 3000 --results .cache/four-2 -- $(PYTEST) tests/guest $(CASES) -m 'not cpuless and not package and not folios $(SHORT)' --shard 2/2
 
 guest-root:
 	$(GUEST) run --layout four --timeout 3000 --results .cache/root -- $(PYTEST) $(filter-out %rights.py,$(MEMORY)) --rights root

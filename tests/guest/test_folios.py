@@ -25,9 +25,7 @@ FOLDER = Path("/sys/kernel/mm/transparent_hugepage")
 SIZES = (16, 64, 256, 1024)
 FOLIOS = 8
 
-pytestmark = pytest.mark.skipif(
-    not (FOLDER / "hugepages-64kB").exists(), reason="this kernel is older than Linux 6.8, and makes none"
-)
+pytestmark = pytest.mark.folios
 
 
 @contextmanager

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -16,6 +15,7 @@ from guest.ranks import READ, SHARED, job
 from pageferry import ferry
 from pageferry.kernel.outsiders import mapped_outside
 from pageferry_planner.policy import Rules
+from support.children import among_its_own_mounts
 
 PAGES = 256
 
@@ -125,15 +125,9 @@ def in_a_container(lower: Path, upper: Path, top: Path, *paths: str) -> Iterator
     (upper / "work").mkdir()
     (upper / "files").mkdir()
     options = f"lowerdir={lower},upperdir={upper}/files,workdir={upper}/work"
-    script = f'mount -t overlay -o {options} container {top} && umount --lazy {lower} && exec "$@"'
-    words = ["unshare", "--mount", "sh", "-c", script, "sh", sys.executable, "-c", PROGRAM, *paths]
-    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
-        try:
-            assert process.stdout is not None
-            assert process.stdout.readline() == b"ready\n"
-            yield process.pid
-        finally:
-            process.kill()
+    mounts = f"mount -t overlay -o {options} container {top} && umount --lazy {lower}"
+    with among_its_own_mounts(mounts, PROGRAM, *paths) as process:
+        yield process.pid
 
 
 def test_the_files_of_a_containers_image_are_found(tmp_path: Path, stack: ExitStack) -> None:

@@ -6,7 +6,6 @@ import errno
 import os
 import resource
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +18,7 @@ from pageferry import ferry
 from pageferry.errors import KernelError
 from pageferry.kernel.residency import PageTables
 from pageferry_planner.policy import Rules
+from support.children import among_its_own_mounts
 
 PAGES = 256
 
@@ -94,15 +94,8 @@ sys.stdin.readline()
 def in_its_own_shared_memory(pages: int) -> Iterator[int]:
     """Run a process whose /dev/shm is mounted in its mount namespace alone; a child wrote what it maps there."""
     program = WRITTEN_BY_A_CHILD.format(bytes=pages * 4096)
-    script = 'mount -t tmpfs shm /dev/shm && exec "$@"'
-    words = ["unshare", "--mount", "sh", "-c", script, "sh", sys.executable, "-c", program]
-    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
-        try:
-            assert process.stdout is not None
-            assert process.stdout.readline() == b"ready\n"
-            yield process.pid
-        finally:
-            process.kill()
+    with among_its_own_mounts("mount -t tmpfs shm /dev/shm", program) as process:
+        yield process.pid
 
 
 def test_shared_memory_that_is_mounted_for_the_job_alone_is_shared_memory() -> None:

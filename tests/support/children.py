@@ -39,6 +39,16 @@ def python(program: str) -> Iterator[subprocess.Popen[bytes]]:
         yield process
 
 
+@contextlib.contextmanager
+def among_its_own_mounts(mounts: str, program: str, *words: str) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a Python program in a mount namespace of its own, where a line of shell has mounted; it has said "ready"."""
+    script = f'{mounts} && exec "$@"'
+    with child("unshare", "--mount", "sh", "-c", script, "sh", sys.executable, "-c", program, *words) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ready\n"
+        yield process
+
+
 def said(process: subprocess.Popen[bytes]) -> int:
     """Return the number that the child prints next."""
     assert process.stdout is not None
