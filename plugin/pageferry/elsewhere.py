@@ -18,7 +18,7 @@ import numpy as np
 from pageferry.errors import Denied, Vanished
 from pageferry.kernel.pageflags import ANON, KSM
 from pageferry.kernel.processes import ProcessHandle
-from pageferry.kernel.procfs import cgroups, list_pids, parent, processes_forked, start_time
+from pageferry.kernel.procfs import cgroups, has_memory, list_pids, parent, processes_forked, start_time
 from pageferry.kernel.residency import PageTables
 from pageferry_planner.columns import Bools, Ints
 from pageferry_planner.model import Ranges
@@ -72,13 +72,17 @@ def frames_elsewhere(  # noqa: PLR0917 - one caller, a step of its own
 
 
 def _shared_with_the_young(job: Job, ranges: Ranges, entries: Entries, frames: Ints) -> Bools:
-    """Return which frames a process shows that has forked in the job's cgroups since; all, if it has ended since."""
+    """Return which frames a process shows that has forked in the job's cgroups since, or of which a child is ending.
+
+    All of them if such a process has ended itself. One that is ending shows nothing, but its mappings still count.
+    """
     known = {handle.pid: number for number, handle in enumerate(job.handles)}
     groups = {_cgroups(pid) for pid in known} - {b""}
+    ending = {pid for pid in known if not has_memory(pid)}
     parents: dict[int, int] = {}
-    for pid in sorted(list_pids() - known.keys() - {os.getpid()}, reverse=True):  # the young first: they may end soon
+    for pid in sorted(list_pids() - (known.keys() - ending) - {os.getpid()}, reverse=True):  # the young may end soon
         with suppress(Vanished, Denied):
-            if start_time(pid) > job.listed and _cgroups(pid) in groups:
+            if pid in ending or (start_time(pid) > job.listed and _cgroups(pid) in groups):
                 parents[pid] = parent(pid)
     strangers = set(parents.values()) - known.keys() - parents.keys()
     if any(_cgroups(pid) not in groups for pid in strangers):  # they have been given to init, or to a job's reaper

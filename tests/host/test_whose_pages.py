@@ -126,6 +126,18 @@ def test_a_child_that_is_forked_while_the_job_is_looked_at_is_the_jobs(monkeypat
         assert outside(look((made.first.pid,))) >= PAGES
 
 
+@pytest.mark.parametrize("ends", [True, False])
+def test_a_child_that_is_ending_maps_pages_though_it_shows_none(monkeypatch: pytest.MonkeyPatch, ends: bool) -> None:
+    with job() as made:
+        made.first.map(PAGES).write()
+        (child,) = made.fork()
+        (some, *_), really = vmas(child.pid), procfs.read_maps
+        text = b"%x-%x rw-p 00000000 00:00 0 \n" % (some.start, some.start + 4096)
+        monkeypatch.setattr("pageferry.snapshot.read_maps", lambda pid: text if pid == child.pid else really(pid))
+        monkeypatch.setattr(elsewhere, "has_memory", lambda pid: pid != child.pid or not ends)
+        assert (outside(look(made.pids)) < PAGES) is ends
+
+
 def test_a_job_that_forks_all_the_time_keeps_its_memory() -> None:
     with job() as made:
         made.first.map(PAGES).write()

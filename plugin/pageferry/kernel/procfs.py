@@ -179,6 +179,14 @@ def parent(pid: int, root: Path = Path("/")) -> int:
     return int(_stat(pid, root)[1])
 
 
+def has_memory(pid: int, root: Path = Path("/")) -> bool:
+    """Return whether a process has an address space: not one that is ending, though it may be there for a while."""
+    try:
+        return not read_bytes(_path(living_thread(pid, root), "statm", root)).startswith(b"0 ")
+    except Vanished:
+        return False
+
+
 def processes_forked(root: Path = Path("/")) -> int:
     """Return how many processes and threads were forked since boot. Raises KernelError."""
     path = root / "proc/stat"
