@@ -97,8 +97,8 @@ guest-root:
 # Debian 13, as far as each change must pass it.
 guest-debian13:
 	$(GUEST) run --layout four --debian 13 --timeout 3000 --results .cache/debian13 -- \
-	    $(PYTEST) $(addprefix tests/guest/test_,$(addsuffix .py,capacity devices failures folios huge keep_huge rights \
-	    shared machine agent)) tests/host/test_whose_pages.py -m 'not long'
+	    $(PYTEST) $(addprefix tests/guest/test_,$(addsuffix .py,failures folios huge rights shared machine \
+	    agent)) tests/host/test_whose_pages.py -m 'not long'
 
 guest-debian13-1:
 	$(GUEST) run --layout four --debian 13 --timeout 3500 --results .cache/debian13-1 -- $(PYTEST) tests/guest $(CASES) -m 'not cpuless and not package' --shard 1/2

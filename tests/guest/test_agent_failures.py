@@ -238,6 +238,7 @@ def test_a_job_that_is_resumed_before_it_could_be_held_is_served_while_it_runs(a
     assert agent.migrations(job.id)[number]["error"] == ""
 
 
+@pytest.mark.long
 def test_an_agent_that_is_stopped_holds_nothing_and_holds_again_when_started(agent: Agent, job: Steady) -> None:
     suspended(agent, job)
     assert held(job.slurm, job.id)

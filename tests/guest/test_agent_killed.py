@@ -161,7 +161,13 @@ UNHELD = {"it records the hold"}
 """The guardian has not been told of anything by then."""
 
 
-@pytest.mark.parametrize("step", STEPS)
+EACH_CHANGE = {"it sets the hold", "it moves", "it has released"}
+"""At these each change must show it; the others take long."""
+
+
+@pytest.mark.parametrize(
+    "step", [pytest.param(step, marks=[] if step in EACH_CHANGE else pytest.mark.long) for step in STEPS]
+)
 def test_an_agent_that_is_killed_leaves_nothing_held_and_the_next_one_knows(
     agent: Agent, job: Steady, step: str
 ) -> None:

@@ -219,6 +219,7 @@ def test_a_frozen_move_leaves_the_group_running_and_gives_it_its_cpus() -> None:
         CGROUP.rmdir()
 
 
+@pytest.mark.long
 def test_ctrl_c_ends_in_a_report_and_an_exit_code() -> None:
     with job(node=0) as made:
         made.first.map(40000).write()

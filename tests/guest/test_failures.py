@@ -99,7 +99,7 @@ def killed_midway(made: Job, victims: list[Rank], objects: list[tuple[str, int, 
     return tally, gone
 
 
-@pytest.mark.parametrize("call", [1, 2, 3])
+@pytest.mark.parametrize("call", [3, *(pytest.param(call, marks=pytest.mark.long) for call in (1, 2))])
 def test_shared_pages_of_a_carrier_that_is_killed_arrive_through_another(before_call: AtCall, call: int) -> None:
     with job(node=0) as made:
         name = made.first.memfd(400)
@@ -170,7 +170,7 @@ def test_memory_is_found_and_moved_when_the_first_thread_has_ended() -> None:
             assert node_vector(made.first.pid, *part.span) == [2] * part.pages
 
 
-@pytest.mark.parametrize("call", [1, 2])
+@pytest.mark.parametrize("call", [1, pytest.param(2, marks=pytest.mark.long)])
 def test_memory_is_moved_when_the_first_thread_ends_between_the_plan_and_a_call(
     before_call: AtCall, monkeypatch: pytest.MonkeyPatch, call: int
 ) -> None:
@@ -225,7 +225,7 @@ def handler_is_back_after_a_move(pids: tuple[int, ...]) -> bool:
     return signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-@pytest.mark.parametrize("call", [1, 3])
+@pytest.mark.parametrize("call", [3, pytest.param(1, marks=pytest.mark.long)])
 def test_control_c_stops_between_calls_and_what_was_done_is_told(
     before_call: AtCall, monkeypatch: pytest.MonkeyPatch, call: int
 ) -> None:

@@ -150,6 +150,7 @@ def test_a_job_that_is_suspended_while_held_stays_so_when_released(slurm: Slurm,
     goes_on(slurm, job)
 
 
+@pytest.mark.long
 def test_a_hold_outlasts_slurmd_and_a_step_that_starts_during_it_is_held_and_runs(
     slurm: Slurm, gate: Gate, job: int
 ) -> None:

@@ -136,6 +136,7 @@ def test_huge_pages_that_are_kept_move_as_long_as_there_are_free_ones_and_all_el
         assert compacted.read() == [{NODE}]
 
 
+@pytest.mark.long
 def test_the_kernel_splits_huge_pages_whose_target_has_none_free(torn: Rank) -> None:
     with job(node=0) as made:
         memory = filled(made, MANY)  # all of it: what is zero goes when it is split (Linux 6.12)
@@ -148,6 +149,7 @@ def test_the_kernel_splits_huge_pages_whose_target_has_none_free(torn: Rank) -> 
         assert smaps(made.first.pid, memory.address, "AnonHugePages") < memory.pages * 4
 
 
+@pytest.mark.long
 def test_a_huge_page_without_a_free_one_spills_whole_to_the_next_nearest_node(
     torn: Rank, compacted: rights.Notes
 ) -> None:

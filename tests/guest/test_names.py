@@ -13,23 +13,29 @@ from pageferry_planner.model import Bucket
 from pageferry_planner.policy import Rules
 
 NAMES = [
+    "new\nline",
+    "7f0000000000-7f0000001000 rw-s 00000000 00:01 1 SYSV00000000 (deleted)",
+    "\udcff\udcfe",
+]
+MORE_NAMES = [
     "two words",
     " (deleted)",
     "file (deleted)",
-    "new\nline",
-    "7f0000000000-7f0000001000 rw-s 00000000 00:01 1 SYSV00000000 (deleted)",
     "line\n7f0000000000-7f0000001000 rw-p 00000000 00:00 0 [heap]",
     "\x1b[2J\x1b]0;title\x07",
     "[heap]",
     "[vdso]",
     "N0=999999 kernelpagesize_kB=4",
     "back\\012slash",
-    "\udcff\udcfe",
     "a" * 255,
 ]
 
 
-@pytest.mark.parametrize("name", NAMES, ids=lambda name: ascii(name)[:24])
+@pytest.mark.parametrize(
+    "name",
+    [*NAMES, *(pytest.param(name, marks=pytest.mark.long) for name in MORE_NAMES)],
+    ids=lambda name: ascii(name)[:24],
+)
 def test_a_file_moves_whatever_its_name(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     filled(path, 100)

@@ -136,6 +136,7 @@ def test_a_narrowed_job_allocates_where_it_was_moved_and_gets_slurms_mems_back_i
     assert job.answer(4) == {"errno": 0, "fresh": [3], "own": [1], "kept": [home]}
 
 
+@pytest.mark.long
 def test_a_policy_that_names_the_old_node_follows_a_job_that_is_narrowed(slurm: Slurm, agent: Agent) -> None:
     if agent.process is None or agent.process.poll() is not None:  # the test before has stopped it
         agent.start()

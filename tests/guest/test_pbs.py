@@ -201,6 +201,7 @@ def test_a_request_that_makes_no_sense_is_refused_and_the_job_resumes_as_it_was(
     assert far(job, 0) < MIB
 
 
+@pytest.mark.long
 def test_after_a_resize_the_memory_follows_the_nodes_that_remain(agent: Agent, job: PbsJob) -> None:
     job.confine(0, 1)
     job.hook("execjob_begin")
@@ -224,6 +225,7 @@ def test_a_cpuset_that_somebody_else_changed_is_seen_at_the_next_period(agent: A
     assert job.steady.runs()
 
 
+@pytest.mark.long
 def test_a_request_that_came_with_the_submission_holds_at_each_event(agent: Agent, job: PbsJob) -> None:
     job.signal(signal.SIGSTOP)
     job.hook("execjob_postsuspend", Resource_List={"pageferry": "nodes=3"})

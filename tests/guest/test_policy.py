@@ -145,6 +145,7 @@ def test_what_an_owner_wrote_into_the_comment_is_served_with_the_next_suspension
     assert agent.ask("cpus")["jobs"][str(job.id)]["slurm"] == agent.ask("cpus")["jobs"][str(job.id)]["real"]
 
 
+@pytest.mark.long
 def test_settings_are_read_again_at_the_signal_and_wrong_ones_are_not(agent: Agent, named: Any, settings: Path) -> None:
     job = named("other-2")
     folder = settings.parent / "policy.d"
