@@ -55,8 +55,8 @@ quick: lint
 
 # Two at a time, the longest first: a guest uses about one CPU. What takes long is left to test-all, whose guests have the
 # machine alone.
-test: lint
-	$(MAKE) -j2 --output-sync=target QUICK=yes guest-four-2 unit guest-four-1 guest-debian13 guest-v1 guest-cpuless
+test: $(VENV)/ready
+	$(MAKE) -j2 --output-sync=target QUICK=yes lint guest-four-2 guest-debian13 unit guest-four-1 guest-cpuless guest-v1
 
 test-all: $(VENV)/ready
 	$(PARTS) run $(PART)
