@@ -15,7 +15,7 @@ from typing import Any, TypeVar, get_args
 
 import msgspec
 
-from pageferry.kernel.files import printable
+from pageferry.kernel.files import printable, shown
 
 _UNITS = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
 _SHOWN_CHARACTERS = 60
@@ -62,7 +62,7 @@ def read(
 
     `check` yields what is wrong beyond single values, by key. Else as `parse`.
     """
-    name = printable(name.encode("utf-8", "surrogateescape"))
+    name = printable(name)
     try:
         text = raw.decode().replace("\r\n", "\n")
         data = tomllib.loads(text)
@@ -83,7 +83,7 @@ def read(
         except msgspec.ValidationError as error:
             key, what = _explained(str(error), kind)
             if not _has(data, key):  # an unknown key that looks like msgspec's own text
-                faults.append((1, f"{name}: {printable(str(error).encode())}"))
+                faults.append((1, f"{name}: {shown(str(error), 2 * _SHOWN_CHARACTERS)}"))
                 break
             found(key, what)
             _drop(data, key, what, kind)
@@ -129,8 +129,8 @@ def _syntax_fault(error: Exception, raw: bytes, name: str) -> str:
     text = str(error)
     place = re.search(r" \(at (?:line ([0-9]+), column ([0-9]+)|end of document)\)$", text)
     if place is None:
-        return f"{name}: {printable(text.encode())}"
-    what = printable(text[: place.start()].encode())
+        return f"{name}: {shown(text, 2 * _SHOWN_CHARACTERS)}"
+    what = shown(text[: place.start()], 2 * _SHOWN_CHARACTERS)
     if place[1] is None:
         return f"{name}:{_lines(raw)}: {what} at the end of the file"
     return f"{name}:{place[1]}: {what} (column {place[2]})"
@@ -214,11 +214,11 @@ def _drop(data: dict[str, Any], key: Key, what: str, kind: type) -> None:
 
 def _dotted(key: Key) -> str:
     text = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in key).removeprefix(".")
-    return printable(text[:_SHOWN_CHARACTERS].encode())
+    return shown(text, _SHOWN_CHARACTERS)
 
 
 def _shown(value: object) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     text = f'"{value}"' if isinstance(value, str) else "{...}" if isinstance(value, dict) else str(value)
-    return printable((text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + "...").encode())
+    return shown(text, _SHOWN_CHARACTERS)

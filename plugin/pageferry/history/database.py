@@ -55,12 +55,12 @@ class Database:
                 with connection:  # a transaction
                     work(connection)
             except sqlite3.Error as error:
-                fault, code = printable(str(error).encode()), getattr(error, "sqlite_errorcode", 0) & 0xFF
+                fault, code = printable(str(error)), getattr(error, "sqlite_errorcode", 0) & 0xFF
                 self.close()
                 if code not in _DAMAGE or not self._set_aside(fault):
                     return fault
             except (OSError, ValueError, TypeError, OverflowError) as error:
-                return printable(str(error).encode("utf-8", "surrogatepass"))
+                return printable(str(error))
             else:
                 return None
         return fault

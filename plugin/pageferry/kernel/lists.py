@@ -12,6 +12,9 @@ from collections.abc import Iterable
 MAX_MEMBERS = 65536
 """No list of CPUs or nodes is longer: the kernel's largest NR_CPUS is 8192 and MAX_NUMNODES 1024."""
 
+MOST_NODES = 1024
+"""Every node of Linux has a number below this: MAX_NUMNODES is no larger anywhere."""
+
 _RANGE = re.compile(r"([0-9]{1,9})(?:-([0-9]{1,9}))?")
 _QUOTED_CHARACTERS = 80
 

@@ -134,7 +134,7 @@ def ipc_namespace(pid: int, root: Path = Path("/")) -> int:
         raise translated(error, path) from error
     match = _NAMESPACE.fullmatch(link)
     if match is None:
-        raise KernelError(f"{path}: not an IPC namespace: {printable(os.fsencode(link))}")
+        raise KernelError(f"{path}: not an IPC namespace: {printable(link)}")
     return int(match[1])
 
 
