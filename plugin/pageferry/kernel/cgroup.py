@@ -58,6 +58,12 @@ def read_hierarchies(root: Path = Path("/")) -> Hierarchies:
     return Hierarchies(unified, legacy)
 
 
+def unified_mounts(root: Path = Path("/")) -> tuple[Path, ...]:
+    """Return all places where version 2 is mounted, from our own mount namespace."""
+    mounts = [mount.point for mount in read_mountinfo(root) if mount.fstype == "cgroup2"]
+    return tuple(root / os.fsdecode(point).lstrip("/") for point in mounts)
+
+
 def walk(path: Path) -> Iterator[Path]:
     """Yield a group and all groups below it, parents first; one that vanishes midway is left out."""
     waiting = [path]  # no recursion: users can nest groups of their own as deep as they like
