@@ -21,13 +21,14 @@ from msgspec import Meta
 
 from pageferry import policy, toml_file
 from pageferry.errors import ConfigError, PageferryError, Vanished
-from pageferry.kernel.files import read_bytes, translated
+from pageferry.kernel.files import read_file, translated
 from pageferry.policy import Facts, Policy, Rate, Rule, Special
 from pageferry.toml_file import Bytes, Key
 from pageferry_planner.model import WhenFull
 
 PATH = Path("/etc/pageferry/pageferry.toml")
 FOLDER = "policy.d"
+_FILE_BYTES = 4 << 20
 TEXTFILE = Path("/var/lib/prometheus/node-exporter")
 """Where Debian's node exporter has its textfile collector look."""
 
@@ -242,7 +243,7 @@ def read_files(paths: Iterable[Path], *, may_lack: Path | None = None, here: boo
     found: list[str] = []
     for path in paths:
         try:
-            raw = read_bytes(path)
+            raw = read_file(path, _FILE_BYTES)
         except PageferryError as error:
             if not (path == may_lack and isinstance(error, Vanished)):
                 found.append(str(error))

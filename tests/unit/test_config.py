@@ -225,7 +225,7 @@ def test_hostile_keys_and_values_stay_one_short_line(key: str) -> None:
 
 
 def test_a_file_that_cannot_be_read_is_a_fault_and_not_all_defaults(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="Is a directory"):
+    with pytest.raises(ConfigError, match="not a regular file"):
         load(tmp_path)
     loop = tmp_path / "loop"
     loop.symlink_to(loop)
@@ -335,7 +335,7 @@ def test_the_faults_of_all_files_are_told_file_by_file(site: Path) -> None:
         f"{site}:2: agent.workers",
         f"{folder}/1.toml:2: rule[0].name",
         f"{folder}/2.toml:3: Invalid initial character for a key part at the end of the file",
-        f"{folder}/4.toml: Is a directory",
+        f"{folder}/4.toml: not a regular file",
     ]
     with pytest.raises(ConfigError, match=r"and 3 more"):
         load(site)
