@@ -19,6 +19,7 @@ from pageferry.kernel.files import printable, shown
 
 _UNITS = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
 _SHOWN_CHARACTERS = 60
+_MOST_DEPTH = 16
 
 Key = tuple[str | int, ...]
 """The way to a value: names of tables and keys, and the numbers of list members."""
@@ -70,6 +71,8 @@ def read(
         return None, [f"{name}:{_lines(raw[: error.start])}: not UTF-8"]
     except (ValueError, RecursionError) as error:
         return None, [_syntax_fault(error, raw, name)]
+    if (deep := _too_deep(data)) is not None:
+        return None, [f"{name}: {_dotted((deep,))}: tables or lists nested too deeply"]
     faults: list[tuple[int, str]] = []
 
     def found(key: Key, what: str) -> None:
@@ -121,6 +124,19 @@ def _decoded(kind: type, value: object) -> object:
     if parse_value is None:
         raise NotImplementedError(kind)  # a field of a type that nobody reads: a fault of this file, not of the site's
     return kind() if value is _FAULTY else parse_value(value)
+
+
+def _too_deep(data: dict[str, Any]) -> str | None:
+    """Return the first key of which the value is nested deeper than any setting; None: there is none."""
+    values = list(data.items())
+    for _ in range(_MOST_DEPTH):
+        values = [
+            (key, part)
+            for key, value in values
+            if isinstance(value, list | dict)
+            for part in (value if isinstance(value, list) else value.values())
+        ]
+    return values[0][0] if values else None
 
 
 def _syntax_fault(error: Exception, raw: bytes, name: str) -> str:

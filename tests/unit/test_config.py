@@ -425,6 +425,14 @@ def test_an_address_is_an_ip_address_and_a_port(value: str) -> None:
         '"::1:9797"',
         '"[127.0.0.1]:9797"',
         '"[::1]"',
+        '"[::1:80"',
+        '"::1]:80"',
+        '"[::1]]:80"',
+        '"[fe80::1%lo]:80"',
+        '"127.0.0.1:000080"',
+        '"127.0.0.1: 80"',
+        f'"127.0.0.1:{"9" * 5000}"',
+        f'"{"1" * 70_000}:80"',
         '"127.0.0.1:9797\\n"',
         "9797",
         "true",
@@ -436,7 +444,9 @@ def test_what_is_no_address_is_named_with_what_would_be_one(value: str) -> None:
     assert fault.endswith('expected an IP address and a port, such as "127.0.0.1:9797" or "[::1]:9797"')
 
 
-@pytest.mark.parametrize("value", ['"metrics"', '"./x"', '"/x\\u0000"', "1", "[]"])
+@pytest.mark.parametrize(
+    "value", ['"metrics"', '"./x"', '"/x\\u0000"', '"/x\\n/y"', '"/x\\u202e"', '"/\\u007f"', "1", "[]"]
+)
 def test_what_is_no_folder_is_named(value: str) -> None:
     (fault,) = found(f"[metrics]\ntextfile = {value}")
     assert fault.startswith("f.toml:2: metrics.textfile = ")
@@ -452,3 +462,40 @@ def test_metrics_go_where_the_site_says_or_where_debians_collector_looks_if_that
     (tmp_path / "collector").mkdir()
     assert Metrics().folder() == tmp_path / "collector"
     assert Metrics(textfile=Folder("")).folder() is None
+
+
+@pytest.mark.parametrize("depth", [20, 200, 300, 490, 700, 5000])
+@pytest.mark.parametrize(("opening", "closing"), [("[", "]"), ("{a = ", "}")])
+@pytest.mark.parametrize("key", ["x", "agent.workers", "rule"])
+def test_what_is_nested_too_deeply_is_one_fault(depth: int, opening: str, closing: str, key: str) -> None:
+    (fault,) = found(
+        f"[spill]\nenabled = true\n[y]\n{key} = {opening * depth}{'1' if closing == '}' else ''}{closing * depth}\n"
+    )
+    assert fault.startswith("f.toml: ")
+    assert len(fault) < 200
+
+
+def test_names_that_are_nested_too_deeply_are_one_fault() -> None:
+    for text in (f"{'a.' * 20_000}b = 1", f"[{'a.' * 20_000}b]"):
+        (fault,) = found(text)
+        assert fault.startswith("f.toml: a: ")
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        "[agent]\n{} = 1",
+        "{} = 1",
+        '[agent]\nwhen_full = "{}"',
+        '[[rule]]\nname = "{}"',
+        '[[rule]]\nname = "a"\n{} = 1',
+        '[[rule]]\nname = "a"\nmatch.user = "{}"',
+        '[metrics]\ntextfile = "{}"',
+        "[agent]\nworkers = {}",
+        '[agent]\nslurm_user = "{}"\nworkers = -1',
+    ],
+)
+def test_a_fault_is_one_short_line_however_long_the_value(where: str) -> None:
+    for fault in found(where.format("1" * 70_000)):
+        assert fault.isprintable()
+        assert len(fault) < 1000

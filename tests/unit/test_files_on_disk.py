@@ -14,6 +14,7 @@ from pageferry.cpus import record as cpu_record
 from pageferry.doctor.pbs import examine_pbs
 from pageferry.doctor.slurm import _is_ours
 from pageferry.errors import KernelError, PageferryError, UsageError
+from pageferry.history.store import Store
 from pageferry.kernel.files import open_file, read_file
 from pageferry.mems import record as mems_record
 from pageferry.pbs import record as pbs_record
@@ -43,6 +44,7 @@ READERS: list[tuple[str, Callable[[Path], object]]] = [
     ("7.json", lambda folder: mems_record.load(7, folder)),
     ("12.server.json", lambda folder: pbs_record.load("12.server", folder)),
     ("homes.json", Homes),
+    ("history.sqlite3", lambda folder: Store(folder / "history.sqlite3").record_event(1, 0, "hold", "")),
     ("slurm.conf", lambda folder: read_settings(folder / "slurm.conf")),
     ("prolog", lambda folder: _is_ours(folder / "prolog")),
     ("etc/pbs.conf", hooks),
