@@ -20,6 +20,8 @@ _KERNEL_OWN = frozenset({"[vdso]", "[vvar]", "[vvar_vclock]", "[vsyscall]", "[up
 REMEMBERED = 1 << 16
 """So many distinct lines are remembered; forked ranks have far fewer, those of exec'd ones do not come again."""
 
+_SHOWN_BYTES = 80
+
 
 @dataclass(frozen=True, slots=True)
 class Region:
@@ -129,10 +131,10 @@ def _columns(lines: _Numbers, tails: _Numbers) -> tuple[Ints, Ints, Ints]:
             addresses, tail = line.split(b" ", 1)
             first, last = addresses.split(b"-")
             start, end = int(first, 16), int(last, 16)
-            if (start | end) >> 64:
+            if not 0 <= start < end < 1 << 64:
                 raise ValueError("address")
         except ValueError as error:
-            raise ValueError(f"not a line of /proc/PID/maps: {line!r}") from error
+            raise ValueError(f"not a line of /proc/PID/maps: {line[:_SHOWN_BYTES]!r}") from error
         starts.append(start)
         ends.append(end)
         regions.append(tails[tail])
@@ -156,4 +158,4 @@ def _region(tail: bytes) -> Region:
             namespace=int(namespace or 0),
         )
     except ValueError as error:
-        raise ValueError(f"not a line of /proc/PID/maps: {tail!r}") from error
+        raise ValueError(f"not a line of /proc/PID/maps: {tail[:_SHOWN_BYTES]!r}") from error

@@ -113,9 +113,10 @@ def read_record(path: str) -> tuple[list[Entry], int]:
     try:
         file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
         try:
-            if not stat.S_ISREG(os.fstat(file).st_mode):
+            status = os.fstat(file)
+            if not stat.S_ISREG(status.st_mode):
                 return [], 1
-            text = os.read(file, RECORD_BYTES + 1)
+            text = os.read(file, min(status.st_size, RECORD_BYTES) + 1)
         finally:
             os.close(file)
     except FileNotFoundError:

@@ -50,14 +50,20 @@ def read_file(path: str | Path, most_bytes: int = MOST_BYTES) -> bytes:
     Nothing else is read, and nothing is waited for: a pipe would have us wait for a writer, a device may have no end.
     Raises as `read_bytes` does, and KernelError for what is no regular file or is longer than `most_bytes`.
     """
+    chunks: list[bytes] = []
+    left = most_bytes
     try:
         with open_file(path) as file:
-            raw = file.read(most_bytes + 1)
+            while left >= 0 and (
+                chunk := file.read(_CHUNK_BYTES)
+            ):  # more at once would be set aside, and zeroed, first
+                chunks.append(chunk)
+                left -= len(chunk)
     except OSError as error:
         raise translated(error, path) from error
-    if len(raw) > most_bytes:
+    if left < 0:
         raise KernelError(f"{printable(path)}: longer than {most_bytes} bytes")
-    return raw
+    return b"".join(chunks)
 
 
 def open_file(path: str | Path) -> BinaryIO:
