@@ -71,8 +71,8 @@ def read(
         return None, [f"{name}:{_lines(raw[: error.start])}: not UTF-8"]
     except (ValueError, RecursionError) as error:
         return None, [_syntax_fault(error, raw, name)]
-    if (deep := _too_deep(data)) is not None:
-        return None, [f"{name}: {_dotted((deep,))}: tables or lists nested too deeply"]
+    if (odd := _beyond_toml(data)) is not None:
+        return None, [f"{name}: {_dotted((odd[0],))}: {odd[1]}"]
     faults: list[tuple[int, str]] = []
 
     def found(key: Key, what: str) -> None:
@@ -126,17 +126,23 @@ def _decoded(kind: type, value: object) -> object:
     return kind() if value is _FAULTY else parse_value(value)
 
 
-def _too_deep(data: dict[str, Any]) -> str | None:
-    """Return the first key of which the value is nested deeper than any setting; None: there is none."""
+def _beyond_toml(data: dict[str, Any]) -> tuple[str, str] | None:
+    """Return the first key with a value that no setting can have, and why; None: there is none.
+
+    TOML's numbers have 64 bits, which tomllib does not ask for; what is nested deep ends in Python's own limits.
+    """
     values = list(data.items())
     for _ in range(_MOST_DEPTH):
+        for key, value in values:
+            if isinstance(value, int) and not -(1 << 63) <= value < 1 << 63:
+                return key, "a number of more than 64 bits"
         values = [
             (key, part)
             for key, value in values
             if isinstance(value, list | dict)
             for part in (value if isinstance(value, list) else value.values())
         ]
-    return values[0][0] if values else None
+    return (values[0][0], "tables or lists nested too deeply") if values else None
 
 
 def _syntax_fault(error: Exception, raw: bytes, name: str) -> str:
