@@ -21,6 +21,7 @@ REMEMBERED = 1 << 16
 """So many distinct lines are remembered; forked ranks have far fewer, those of exec'd ones do not come again."""
 
 _SHOWN_BYTES = 80
+_HEXADECIMAL = b"0123456789abcdef"
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,16 +147,22 @@ def _region(tail: bytes) -> Region:
     text, _, namespace = tail.partition(b"\n")
     try:
         permissions, offset, device, inode, *path = text.split(None, 4)
-        if len(permissions) != 4:
-            raise ValueError("permissions")
+        numbers = int(offset, 16), int(inode)
+        if len(permissions) != 4 or min(numbers) < 0 or max(numbers) >> 64 or not _is_device(device):
+            raise ValueError("permissions, offset, device or inode")
         return Region(
             shared=permissions[3:4] == b"s",
             writable=permissions[1:2] == b"w",
-            offset=int(offset, 16),
+            offset=numbers[0],
             device=device.decode("ascii"),
-            inode=int(inode),
+            inode=numbers[1],
             path=path[0].decode("utf-8", "surrogateescape") if path else "",
             namespace=int(namespace or 0),
         )
     except ValueError as error:
         raise ValueError(f"not a line of /proc/PID/maps: {tail[:_SHOWN_BYTES]!r}") from error
+
+
+def _is_device(text: bytes) -> bool:
+    major, _, minor = text.partition(b":")
+    return all(2 <= len(part) <= 8 and not part.translate(None, _HEXADECIMAL) for part in (major, minor))

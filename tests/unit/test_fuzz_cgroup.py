@@ -20,6 +20,8 @@ from pageferry.schedulers import pbs_cgroups, slurm_cgroups
 from support.mutations import LONG, clean, fuzz, mutated
 from support.trees import plant, write
 
+pytestmark = pytest.mark.filterwarnings("ignore:Generating overly large repr")
+
 JOBS = {"slurm_v2": (123, "proc/self/cgroup"), "slurm_v1": (77, "proc/self/cgroup")}
 NUMA_STAT = (
     b"anon N0=1048576 N1=0\nfile N0=0 N1=4096\nfile_mapped N0=0 N1=4096\nshmem N0=0 N1=8192\nunevictable N0=0 N1=0\n"

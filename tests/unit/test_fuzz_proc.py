@@ -25,6 +25,8 @@ from pageferry_planner.maps import Maps
 from support.mutations import clean, fuzz, mutated
 from support.trees import FIXTURES, plant, write
 
+pytestmark = pytest.mark.filterwarnings("ignore:Generating overly large repr")
+
 PID = 4242
 OWN = Path("/proc/self")
 

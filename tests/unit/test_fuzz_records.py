@@ -31,6 +31,8 @@ from support.history_rows import row as history_row
 from support.mutations import WORDS, clean, fuzz, mutated, one_line
 from support.trees import write
 
+pytestmark = pytest.mark.filterwarnings("ignore:Generating overly large repr")
+
 MOUNT = str(MOUNT_POINT)
 GROUP = f"{MOUNT}/system.slice/slurmstepd.scope/job_7/step_0"
 HOMES = {"nodes": {"7": [0, 1], "4294967295": [1023]}, "served": {"7": "pageferry:nodes=2-3"}, "owners": {"8": ""}}

@@ -17,6 +17,8 @@ from pageferry.config import Settings
 from pageferry.policy import Facts
 from support.mutations import LONG, clean, fuzz, mutated, one_line
 
+pytestmark = pytest.mark.filterwarnings("ignore:Generating overly large repr")
+
 CONTRIB = Path(__file__).parents[2] / "contrib/policy.d"
 EXAMPLES = [
     re.sub(rb"^#\s?(?=[\[\w])", b"", path.read_bytes(), flags=re.MULTILINE) for path in sorted(CONTRIB.glob("*.toml"))

@@ -24,6 +24,8 @@ from support.mutations import LONG, clean, fuzz, mutated, one_line
 from support.service_agent import JOB, VERBS, Told, made
 from support.wire_agent import connected
 
+pytestmark = pytest.mark.filterwarnings("ignore:Generating overly large repr")
+
 OWNER = 1000
 MESSAGES = [{"verb": verb, **more} for verb, more in VERBS.items() if verb != "pbs"]
 MESSAGES += [{"verb": "history", "job": "12.server", "limit": 5, "ledgers": True}, {"verb": "history", "migration": 1}]
