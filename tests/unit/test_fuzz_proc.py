@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pageferry.errors import PageferryError
@@ -101,6 +101,10 @@ def test_mounts_are_read_or_refused(root: Path, text: bytes) -> None:
 
 
 @given(mutated(MAPS))
+@example(b"2000-1000 r--p 00000000 fe:00 1 /a\n")
+@example(b"1000-2000 r--p 00000000 fe:00 " + b"9" * 40 + b" /a\n")
+@example(b"1000-2000 r--p -1 fe:00 -1\n")
+@example(b"1000-2000 r--p 00000000 fe:\x0500 1 /a\n")
 @fuzz
 def test_maps_are_read_or_refused(text: bytes) -> None:
     maps = clean(lambda: parsed_maps([text, *MAPS], None))
@@ -129,6 +133,9 @@ def test_memory_policies_are_read_or_refused(root: Path, text: bytes) -> None:
 
 
 @given(mutated(SMAPS))
+@example(b"2000-1000 r--p 00000000 fe:00 1 /a\nRss: 4 kB\n")
+@example(b"1000-2000 r--p 00000000 fe:00 1 /a\nRss: 999999 kB\nReferenced: 9999999 kB\n")
+@example(b"1000-2000 r--p 00000000 fe:00 1 /a\nRss: " + b"9" * 5000 + b" kB\n")
 @fuzz
 def test_mappings_in_memory_are_read_or_not_told(root: Path, text: bytes) -> None:
     write(root, f"proc/{PID}/smaps", text)
@@ -185,6 +192,29 @@ def test_what_the_kernel_says_of_the_host_is_read_or_refused(
     write(host, name, data.draw(mutated([whole])))
     try:
         numbers_of(clean(lambda: read(host), [host]))
+    finally:
+        write(host, name, whole)
+
+
+@pytest.mark.parametrize(
+    ("name", "read", "text"),
+    [
+        ("sys/devices/system/node/node0/distance", read_topology, b"10 21 17 " + b"9" * 5000),
+        ("sys/devices/system/node/node0/meminfo", read_topology, b"Node 0 MemTotal: " + b"9" * 5000 + b" kB\n"),
+        ("sys/devices/system/node/node0/hugepages/hugepages-2048kB/nr_hugepages", read_pools, b"9" * 5000),
+        ("sys/devices/system/memory/block_size_bytes", read_pfn_ranges, b"18446744073709551615\n"),
+        ("sys/kernel/mm/transparent_hugepage/hpage_pmd_size", read_free_huge_pages, b"9" * 5000),
+        ("proc/buddyinfo", read_free_huge_pages, b"Node 0, zone DMA " + b"9" * 5000),
+        ("proc/stat", procfs.processes_forked, b"processes " + b"9" * 5000 + b"\n"),
+    ],
+)
+def test_a_number_that_no_kernel_writes_is_refused(
+    host: Path, name: str, read: Callable[[Path], object], text: bytes
+) -> None:
+    whole = (host / name).read_bytes()
+    write(host, name, text)
+    try:
+        assert isinstance(clean(lambda: read(host), [host]), PageferryError)
     finally:
         write(host, name, whole)
 
