@@ -374,10 +374,14 @@ def _complain(error):
         log(f"{type(error).__name__}: {error}", error=True)
 
 
+def _opened(path, flags):
+    return os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe would have MoM wait for a writer
+
+
 def _serve(kind, event):
     text, path = "", getattr(pbs, "hook_config_filename", None)
     if path:
-        with open(path, encoding="utf-8", errors="replace") as file:
+        with open(path, encoding="utf-8", errors="replace", opener=_opened) as file:
             text = file.read(1 << 20)
     config, faults = read_config(text)
     for fault in faults:

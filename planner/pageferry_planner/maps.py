@@ -20,6 +20,9 @@ _KERNEL_OWN = frozenset({"[vdso]", "[vvar]", "[vvar_vclock]", "[vsyscall]", "[up
 REMEMBERED = 1 << 16
 """So many distinct lines are remembered; forked ranks have far fewer, those of exec'd ones do not come again."""
 
+_SHOWN_BYTES = 80
+_HEXADECIMAL = b"0123456789abcdef"
+
 
 @dataclass(frozen=True, slots=True)
 class Region:
@@ -129,10 +132,10 @@ def _columns(lines: _Numbers, tails: _Numbers) -> tuple[Ints, Ints, Ints]:
             addresses, tail = line.split(b" ", 1)
             first, last = addresses.split(b"-")
             start, end = int(first, 16), int(last, 16)
-            if (start | end) >> 64:
+            if not 0 <= start < end < 1 << 64:
                 raise ValueError("address")
         except ValueError as error:
-            raise ValueError(f"not a line of /proc/PID/maps: {line!r}") from error
+            raise ValueError(f"not a line of /proc/PID/maps: {line[:_SHOWN_BYTES]!r}") from error
         starts.append(start)
         ends.append(end)
         regions.append(tails[tail])
@@ -144,16 +147,22 @@ def _region(tail: bytes) -> Region:
     text, _, namespace = tail.partition(b"\n")
     try:
         permissions, offset, device, inode, *path = text.split(None, 4)
-        if len(permissions) != 4:
-            raise ValueError("permissions")
+        numbers = int(offset, 16), int(inode)
+        if len(permissions) != 4 or min(numbers) < 0 or max(numbers) >> 64 or not _is_device(device):
+            raise ValueError("permissions, offset, device or inode")
         return Region(
             shared=permissions[3:4] == b"s",
             writable=permissions[1:2] == b"w",
-            offset=int(offset, 16),
+            offset=numbers[0],
             device=device.decode("ascii"),
-            inode=int(inode),
+            inode=numbers[1],
             path=path[0].decode("utf-8", "surrogateescape") if path else "",
             namespace=int(namespace or 0),
         )
     except ValueError as error:
-        raise ValueError(f"not a line of /proc/PID/maps: {tail!r}") from error
+        raise ValueError(f"not a line of /proc/PID/maps: {tail[:_SHOWN_BYTES]!r}") from error
+
+
+def _is_device(text: bytes) -> bool:
+    major, _, minor = text.partition(b":")
+    return all(2 <= len(part) <= 8 and not part.translate(None, _HEXADECIMAL) for part in (major, minor))

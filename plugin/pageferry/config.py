@@ -9,6 +9,7 @@ those who are handed it.
 from __future__ import annotations
 
 import pwd
+import re
 import socket
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -21,15 +22,18 @@ from msgspec import Meta
 
 from pageferry import policy, toml_file
 from pageferry.errors import ConfigError, PageferryError, Vanished
-from pageferry.kernel.files import read_bytes, translated
+from pageferry.kernel.files import read_file, translated
 from pageferry.policy import Facts, Policy, Rate, Rule, Special
 from pageferry.toml_file import Bytes, Key
 from pageferry_planner.model import WhenFull
 
 PATH = Path("/etc/pageferry/pageferry.toml")
 FOLDER = "policy.d"
+_FILE_BYTES = 4 << 20
 TEXTFILE = Path("/var/lib/prometheus/node-exporter")
 """Where Debian's node exporter has its textfile collector look."""
+
+_ADDRESS = re.compile(r"(?:\[(?P<six>[0-9A-Fa-f:.]+)\]|(?P<four>[0-9.]+)):(?P<port>[0-9]{1,5})")
 
 
 class Folder(str):
@@ -40,7 +44,7 @@ class Folder(str):
     @classmethod
     def parse(cls, value: object) -> Folder:
         """Return the folder that a file's value means. Raises ValueError, which says what would be right."""
-        if not isinstance(value, str) or (value and not value.startswith("/")) or "\0" in value:
+        if not isinstance(value, str) or (value and not value.startswith("/")) or not value.isprintable():
             raise ValueError('expected the absolute path of a directory, or "" for none')
         return cls(value)
 
@@ -53,12 +57,12 @@ class Address(str):
     @classmethod
     def parse(cls, value: object) -> Address:
         """Return the address that a file's value means. Raises ValueError, which says what would be right."""
-        address = cls(value if isinstance(value, str) else "")
+        match = _ADDRESS.fullmatch(value) if isinstance(value, str) else None
         with suppress(OSError, ValueError):
-            family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
-            socket.inet_pton(family, address.host)
-            if address.startswith("[") == (family is socket.AF_INET6) and 0 < address.port < 1 << 16:
-                return address
+            if match is not None and 0 < int(match["port"]) < 1 << 16:
+                six = match["six"]
+                socket.inet_pton(socket.AF_INET if six is None else socket.AF_INET6, match["four"] or six)
+                return cls(match[0])
         raise ValueError('expected an IP address and a port, such as "127.0.0.1:9797" or "[::1]:9797"')
 
     @property
@@ -69,10 +73,7 @@ class Address(str):
     @property
     def port(self) -> int:
         """The port."""
-        digits = self.rpartition(":")[2]
-        if not (digits.isascii() and digits.isdigit()):
-            raise ValueError(digits)
-        return int(digits)
+        return int(self.rpartition(":")[2])
 
 
 class Agent(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -242,7 +243,7 @@ def read_files(paths: Iterable[Path], *, may_lack: Path | None = None, here: boo
     found: list[str] = []
     for path in paths:
         try:
-            raw = read_bytes(path)
+            raw = read_file(path, _FILE_BYTES)
         except PageferryError as error:
             if not (path == may_lack and isinstance(error, Vanished)):
                 found.append(str(error))

@@ -10,7 +10,6 @@ are told one by one, the others as a sum, so that all flows together are all pag
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -137,6 +136,6 @@ def _what(backing: Backing | None) -> str:
     """Return a backing's name for people, its middle left out where it is long."""
     if backing is None:
         return PRIVATE
-    name = printable(os.fsencode(backing.path))
+    name = printable(backing.path)
     half = _WHAT_CHARACTERS // 2
     return name if len(name) <= _WHAT_CHARACTERS else f"{name[: half - 1]}...{name[2 - half :]}"

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import jinja2
 
-from pageferry.errors import ConfigError, UsageError
-from pageferry.kernel.files import printable
+from pageferry.errors import ConfigError, PageferryError, UsageError, Vanished
+from pageferry.kernel.files import printable, read_file
 from pageferry.schedulers.slurm_config import Setting, read_settings
 
 FILES = {"pageferry.conf": "slurm.conf", "pageferry-cgroup.conf": "cgroup.conf"}
@@ -126,7 +126,7 @@ def _check(options: SlurmOptions) -> None:
     known = {key.lower() for key in _KEYS}
     for key in sorted(options.without):
         if key.lower() not in known:
-            shown = printable(os.fsencode(key[:80]))
+            shown = printable(key[:80])
             raise UsageError(f"without: {shown!r} is none of {', '.join(_KEYS)}")
 
 
@@ -144,7 +144,7 @@ def _left_out(options: SlurmOptions) -> dict[str, str]:
             found[key] = "asked for by --without"
         for setting in settings:
             if setting.key.lower() == key.lower() and setting.path.name not in FILES:
-                place = printable(os.fsencode(setting.path))
+                place = printable(setting.path)
                 found[key] = f"{place} line {setting.line} sets {setting.value}"
     return found
 
@@ -152,7 +152,7 @@ def _left_out(options: SlurmOptions) -> dict[str, str]:
 def check_path(name: str, path: Path, file: str = "slurm.conf") -> None:
     """Raise UsageError for a path that `file` cannot have as one word."""
     if not _PLAIN_PATH.fullmatch(str(path)):
-        shown = printable(os.fsencode(path))
+        shown = printable(path)
         raise UsageError(f"{name}: not an absolute path that {file} can name: {shown!r}")
 
 
@@ -176,11 +176,11 @@ def text_of(folder: str, template: str, scheduler: str, **values: object) -> str
 def is_written(path: Path, text: str, force: bool) -> bool:
     """Say whether the file is as it should be; raises UsageError for one that is not ours to write."""
     try:
-        old = None if path.is_symlink() else path.read_bytes().decode("utf-8", "backslashreplace")
-    except FileNotFoundError:
+        old = None if path.is_symlink() else read_file(path).decode("utf-8", "backslashreplace")
+    except Vanished:
         return False
-    except OSError as error:
-        raise UsageError(f"{path}: {error.strerror}") from error
+    except PageferryError as error:
+        raise UsageError(str(error)) from error
     if old == text:
         return True
     head = _HEAD_PATTERN.match(old) if old is not None else None

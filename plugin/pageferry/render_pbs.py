@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pageferry import render
-from pageferry.errors import UsageError
-from pageferry.kernel.files import printable
+from pageferry.errors import PageferryError, UsageError
+from pageferry.kernel.files import printable, read_file
 from pageferry.pbs.event import Kind
 from pageferry.render import Action, Rendered
 
@@ -60,7 +60,7 @@ def render_pbs(folder: Path, options: PbsOptions) -> tuple[Rendered, ...]:
         config=str(config.absolute()),
         resources=options.resources,
     )
-    if not options.force and config.exists() and alarm_of(config.read_bytes()) != options.alarm_seconds:
+    if not options.force and config.exists() and _alarm_in(config) != options.alarm_seconds:
         raise UsageError(f"{config}: says another alarm than --alarm {options.alarm_seconds}: change one of them")
     todo = {} if render.is_written(script, text, options.force) else {script: text}
     if options.force or not config.exists():
@@ -78,11 +78,18 @@ def command(root: Path = Path("/")) -> Path:
     return packaged if (root / packaged.relative_to("/")).exists() else Path("/usr/local/bin/pageferry")
 
 
+def _alarm_in(config: Path) -> float | None:
+    try:
+        return alarm_of(read_file(config))
+    except PageferryError as error:
+        raise UsageError(str(error)) from error
+
+
 def alarm_of(config: bytes) -> float | None:
     """Return the alarm that a hook's configuration says, or has by default; None if it says none that can be."""
     try:
         read = json.loads(config)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     alarm = read.get("alarm", ALARM_SECONDS) if isinstance(read, dict) else None
     return alarm if isinstance(alarm, int | float) else None

@@ -6,7 +6,6 @@ at the last moment.
 
 from __future__ import annotations
 
-import os
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -41,7 +40,7 @@ def size(count: float) -> str:
 
 def safe(name: str) -> str:
     """Return a hostile name as one line that a terminal shows as it stands."""
-    return printable(os.fsencode(name))
+    return printable(name)
 
 
 def pages_per_node(runs: Runs) -> dict[int, int]:

@@ -18,7 +18,7 @@ import numpy as np
 
 from pageferry.backings import Kinds, facts_of, kinds_of, path_of, read_devices, told_apart
 from pageferry.elsewhere import Job, frames_elsewhere, when_listed
-from pageferry.errors import Vanished
+from pageferry.errors import KernelError, Vanished
 from pageferry.kernel import objects
 from pageferry.kernel.address_spaces import first_of_each as first_of_each_space
 from pageferry.kernel.answering import require_answers
@@ -28,7 +28,7 @@ from pageferry.kernel.procfs import Status, ipc_namespace, read_maps, read_statu
 from pageferry.kernel.residency import PageTables
 from pageferry.kernel.topology import Topology
 from pageferry_planner.columns import Bools
-from pageferry_planner.maps import parse
+from pageferry_planner.maps import Maps, parse
 from pageferry_planner.model import SELF, Process, Ranges, Runs, Snapshot
 from pageferry_planner.pages import (
     Entries,
@@ -89,7 +89,7 @@ def take(pids: Iterable[int], rules: Rules, topology: Topology) -> Iterator[Take
         namespaces, processes = [namespaces[row] for row in rows], [processes[row] for row in rows]
         tables = stack.enter_context(PageTables([handle.pid for handle in handles]))
         devices = read_devices(rules, handles)
-        maps = parse(texts, namespaces)
+        maps = parsed_maps(texts, namespaces)
         spaces, no_files, devices = told_apart(maps, handles, devices)
         sharing = share(maps, mmap.PAGESIZE, spaces, no_files)
         seen = _read(sharing, sharing.ranges, tables, Job(handles, listed) if rules.reference_count else None)
@@ -112,6 +112,14 @@ def take(pids: Iterable[int], rules: Rules, topology: Topology) -> Iterator[Take
             unread=tables.unread,
         )
         yield Taken(snapshot, facts, tuple(handles), tables)
+
+
+def parsed_maps(texts: Sequence[bytes], namespaces: Sequence[int] | None) -> Maps:
+    """Return what `maps.parse` makes of texts of /proc/PID/maps. Raises KernelError for what is none."""
+    try:
+        return parse(texts, namespaces)
+    except ValueError as error:
+        raise KernelError(str(error)) from error
 
 
 def _of_their_own(handles: Sequence[ProcessHandle], texts: Sequence[bytes]) -> list[int]:

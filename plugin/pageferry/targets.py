@@ -16,7 +16,7 @@ from pageferry.cpus.assign import Cpusets
 from pageferry.errors import UsageError, Vanished
 from pageferry.kernel.cgroup import pids as pids_of
 from pageferry.kernel.cgroup import read_hierarchies
-from pageferry.kernel.files import printable
+from pageferry.kernel.files import printable, shown
 from pageferry.kernel.procfs import descendants, start_time
 from pageferry.schedulers.base import Job
 from pageferry.schedulers.pbs import Pbs, is_job_id
@@ -119,9 +119,9 @@ def _cgroup(name: str) -> Found:
     places += [mount / name.lstrip("/") for mount in mounts]
     group = next((place for place in places if (place / "cgroup.procs").is_file()), None)
     if group is None:
-        raise UsageError(f"no such cgroup: {printable(name.encode('utf-8', 'surrogateescape'))}")
+        raise UsageError(f"no such cgroup: {shown(name)}")
     members = pids_of(group)
     if not members:
-        raise UsageError(f"no process in cgroup {printable(bytes(group))}")
+        raise UsageError(f"no process in cgroup {printable(group)}")
     unified = hierarchies.unified is not None and group.is_relative_to(hierarchies.unified)
     return Found(f"cgroup {group}", members, (group,) if unified else (), Cpusets(narrow=(group,)))

@@ -15,10 +15,11 @@ from typing import Any, TypeVar, get_args
 
 import msgspec
 
-from pageferry.kernel.files import printable
+from pageferry.kernel.files import printable, shown
 
 _UNITS = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
 _SHOWN_CHARACTERS = 60
+_MOST_DEPTH = 16
 
 Key = tuple[str | int, ...]
 """The way to a value: names of tables and keys, and the numbers of list members."""
@@ -62,7 +63,7 @@ def read(
 
     `check` yields what is wrong beyond single values, by key. Else as `parse`.
     """
-    name = printable(name.encode("utf-8", "surrogateescape"))
+    name = printable(name)
     try:
         text = raw.decode().replace("\r\n", "\n")
         data = tomllib.loads(text)
@@ -70,6 +71,8 @@ def read(
         return None, [f"{name}:{_lines(raw[: error.start])}: not UTF-8"]
     except (ValueError, RecursionError) as error:
         return None, [_syntax_fault(error, raw, name)]
+    if (odd := _beyond_toml(data)) is not None:
+        return None, [f"{name}: {_dotted((odd[0],))}: {odd[1]}"]
     faults: list[tuple[int, str]] = []
 
     def found(key: Key, what: str) -> None:
@@ -83,7 +86,7 @@ def read(
         except msgspec.ValidationError as error:
             key, what = _explained(str(error), kind)
             if not _has(data, key):  # an unknown key that looks like msgspec's own text
-                faults.append((1, f"{name}: {printable(str(error).encode())}"))
+                faults.append((1, f"{name}: {shown(str(error), 2 * _SHOWN_CHARACTERS)}"))
                 break
             found(key, what)
             _drop(data, key, what, kind)
@@ -123,14 +126,33 @@ def _decoded(kind: type, value: object) -> object:
     return kind() if value is _FAULTY else parse_value(value)
 
 
+def _beyond_toml(data: dict[str, Any]) -> tuple[str, str] | None:
+    """Return the first key with a value that no setting can have, and why; None: there is none.
+
+    TOML's numbers have 64 bits, which tomllib does not ask for; what is nested deep ends in Python's own limits.
+    """
+    values = list(data.items())
+    for _ in range(_MOST_DEPTH):
+        for key, value in values:
+            if isinstance(value, int) and not -(1 << 63) <= value < 1 << 63:
+                return key, "a number of more than 64 bits"
+        values = [
+            (key, part)
+            for key, value in values
+            if isinstance(value, list | dict)
+            for part in (value if isinstance(value, list) else value.values())
+        ]
+    return (values[0][0], "tables or lists nested too deeply") if values else None
+
+
 def _syntax_fault(error: Exception, raw: bytes, name: str) -> str:
     if not isinstance(error, tomllib.TOMLDecodeError):  # int() refuses thousands of digits; brackets go too deep
         return f"{name}: a number is too long, or a list nested too deeply"
     text = str(error)
     place = re.search(r" \(at (?:line ([0-9]+), column ([0-9]+)|end of document)\)$", text)
     if place is None:
-        return f"{name}: {printable(text.encode())}"
-    what = printable(text[: place.start()].encode())
+        return f"{name}: {shown(text, 2 * _SHOWN_CHARACTERS)}"
+    what = shown(text[: place.start()], 2 * _SHOWN_CHARACTERS)
     if place[1] is None:
         return f"{name}:{_lines(raw)}: {what} at the end of the file"
     return f"{name}:{place[1]}: {what} (column {place[2]})"
@@ -214,11 +236,11 @@ def _drop(data: dict[str, Any], key: Key, what: str, kind: type) -> None:
 
 def _dotted(key: Key) -> str:
     text = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in key).removeprefix(".")
-    return printable(text[:_SHOWN_CHARACTERS].encode())
+    return shown(text, _SHOWN_CHARACTERS)
 
 
 def _shown(value: object) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     text = f'"{value}"' if isinstance(value, str) else "{...}" if isinstance(value, dict) else str(value)
-    return printable((text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + "...").encode())
+    return shown(text, _SHOWN_CHARACTERS)

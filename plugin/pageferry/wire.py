@@ -19,7 +19,7 @@ from typing import Any
 import msgspec
 
 from pageferry.errors import ConfigError, Denied, KernelError, PageferryError, UsageError
-from pageferry.kernel.files import printable
+from pageferry.kernel.files import shown
 
 PATH = Path("/run/pageferry/agent.sock")
 LINE_BYTES = 65536
@@ -62,7 +62,7 @@ def decoded(line: bytes) -> dict[str, Any]:
     try:
         return _OBJECT.decode(line)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        raise UsageError(f"not a JSON object on one line: {printable(str(error).encode())}") from error
+        raise UsageError(f"not a JSON object on one line: {shown(str(error))}") from error
 
 
 def text(message: Mapping[str, Any], key: str, default: str | None = None) -> str:
@@ -104,7 +104,7 @@ def ask(path: Path, message: Mapping[str, Any], timeout: float) -> dict[str, Any
         raise KernelError("the agent's answer cannot be read") from error
     if "error" in answer:
         kind = next((error for error in _ERRORS if error.exit_code == answer.get("code")), PageferryError)
-        raise kind(printable(str(answer["error"]).encode()))
+        raise kind(str(answer["error"]))
     return answer
 
 

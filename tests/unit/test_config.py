@@ -225,7 +225,7 @@ def test_hostile_keys_and_values_stay_one_short_line(key: str) -> None:
 
 
 def test_a_file_that_cannot_be_read_is_a_fault_and_not_all_defaults(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="Is a directory"):
+    with pytest.raises(ConfigError, match="not a regular file"):
         load(tmp_path)
     loop = tmp_path / "loop"
     loop.symlink_to(loop)
@@ -335,7 +335,7 @@ def test_the_faults_of_all_files_are_told_file_by_file(site: Path) -> None:
         f"{site}:2: agent.workers",
         f"{folder}/1.toml:2: rule[0].name",
         f"{folder}/2.toml:3: Invalid initial character for a key part at the end of the file",
-        f"{folder}/4.toml: Is a directory",
+        f"{folder}/4.toml: not a regular file",
     ]
     with pytest.raises(ConfigError, match=r"and 3 more"):
         load(site)
@@ -425,6 +425,14 @@ def test_an_address_is_an_ip_address_and_a_port(value: str) -> None:
         '"::1:9797"',
         '"[127.0.0.1]:9797"',
         '"[::1]"',
+        '"[::1:80"',
+        '"::1]:80"',
+        '"[::1]]:80"',
+        '"[fe80::1%lo]:80"',
+        '"127.0.0.1:000080"',
+        '"127.0.0.1: 80"',
+        f'"127.0.0.1:{"9" * 5000}"',
+        f'"{"1" * 70_000}:80"',
         '"127.0.0.1:9797\\n"',
         "9797",
         "true",
@@ -436,7 +444,9 @@ def test_what_is_no_address_is_named_with_what_would_be_one(value: str) -> None:
     assert fault.endswith('expected an IP address and a port, such as "127.0.0.1:9797" or "[::1]:9797"')
 
 
-@pytest.mark.parametrize("value", ['"metrics"', '"./x"', '"/x\\u0000"', "1", "[]"])
+@pytest.mark.parametrize(
+    "value", ['"metrics"', '"./x"', '"/x\\u0000"', '"/x\\n/y"', '"/x\\u202e"', '"/\\u007f"', "1", "[]"]
+)
 def test_what_is_no_folder_is_named(value: str) -> None:
     (fault,) = found(f"[metrics]\ntextfile = {value}")
     assert fault.startswith("f.toml:2: metrics.textfile = ")
@@ -452,3 +462,40 @@ def test_metrics_go_where_the_site_says_or_where_debians_collector_looks_if_that
     (tmp_path / "collector").mkdir()
     assert Metrics().folder() == tmp_path / "collector"
     assert Metrics(textfile=Folder("")).folder() is None
+
+
+@pytest.mark.parametrize("depth", [20, 200, 300, 490, 700, 5000])
+@pytest.mark.parametrize(("opening", "closing"), [("[", "]"), ("{a = ", "}")])
+@pytest.mark.parametrize("key", ["x", "agent.workers", "rule"])
+def test_what_is_nested_too_deeply_is_one_fault(depth: int, opening: str, closing: str, key: str) -> None:
+    (fault,) = found(
+        f"[spill]\nenabled = true\n[y]\n{key} = {opening * depth}{'1' if closing == '}' else ''}{closing * depth}\n"
+    )
+    assert fault.startswith("f.toml: ")
+    assert len(fault) < 200
+
+
+def test_names_that_are_nested_too_deeply_are_one_fault() -> None:
+    for text in (f"{'a.' * 2_000}b = 1", f"[{'a.' * 2_000}b]"):
+        (fault,) = found(text)
+        assert fault.startswith("f.toml: a: ")
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        "[agent]\n{} = 1",
+        "{} = 1",
+        '[agent]\nwhen_full = "{}"',
+        '[[rule]]\nname = "{}"',
+        '[[rule]]\nname = "a"\n{} = 1',
+        '[[rule]]\nname = "a"\nmatch.user = "{}"',
+        '[metrics]\ntextfile = "{}"',
+        "[agent]\nworkers = {}",
+        '[agent]\nslurm_user = "{}"\nworkers = -1',
+    ],
+)
+def test_a_fault_is_one_short_line_however_long_the_value(where: str) -> None:
+    for fault in found(where.format("1" * 70_000)):
+        assert fault.isprintable()
+        assert len(fault) < 1000

@@ -329,7 +329,7 @@ def test_nodes_to_park_on_that_this_host_has_not_are_named(tmp_path: Path) -> No
 
 def test_settings_that_cannot_be_read_are_not_called_well(tmp_path: Path) -> None:
     (finding,) = examine_settings(tmp_path)
-    assert finding == Finding(Grade.FAIL, "settings", f"{tmp_path}: Is a directory")
+    assert finding == Finding(Grade.FAIL, "settings", f"{tmp_path}: not a regular file")
 
 
 V2 = "30 1 0:25 / /sys/fs/cgroup rw - cgroup2 none rw\n"

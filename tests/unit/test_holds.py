@@ -11,12 +11,16 @@ from hypothesis import strategies as st
 
 from pageferry.errors import KernelError
 from pageferry.gate import guardian, holdable, holds
+from pageferry.gate.gate import release_all
 from pageferry.gate.holds import Group, Hold, Moved
+from pageferry.kernel.private_cgroup import MOUNT_POINT
+from support.odd_files import in_time, make_odd
 from support.trees import plant, write
 
 numbers = st.integers(0, 2**64 - 1)
 ids = st.integers(1, 2**22)
-paths = st.text(st.characters(exclude_characters="\0"), min_size=1).map(lambda text: Path("/" + text.lstrip("/")))
+names = st.characters(exclude_characters="\0", exclude_categories=["Cs"]) | st.just("\udcff")  # a byte, not UTF-8
+paths = st.text(names, min_size=1).map(lambda text: Path("/" + text.lstrip("/")))
 whole_holds = st.builds(
     Hold,
     job=st.integers(1, 2**32 - 1),
@@ -74,7 +78,7 @@ def test_a_record_with_two_jobs_or_none_is_of_no_hold() -> None:
 
 
 def test_a_record_is_read_back_with_its_job(tmp_path: Path) -> None:
-    hold = Hold(7, 1.0, 2.0, (Group(tmp_path, 3),))
+    hold = Hold(7, 1.0, 2.0, (Group(MOUNT_POINT / "job_7", 3),))
     holds.write(tmp_path, hold)
     assert holds.is_recorded(tmp_path, 7)
     assert [record.hold for record in holds.read(tmp_path)] == [hold]
@@ -84,7 +88,7 @@ def test_a_record_is_read_back_with_its_job(tmp_path: Path) -> None:
 
 
 def test_a_record_that_is_being_undone_is_no_hold_any_more(tmp_path: Path) -> None:
-    hold = Hold(7, 1.0, 2.0, (Group(tmp_path, 3),))
+    hold = Hold(7, 1.0, 2.0, (Group(MOUNT_POINT / "job_7", 3),))
     holds.write(tmp_path, hold)
     (tmp_path / "7.hold").rename(tmp_path / "7.undone")
     (record,) = holds.read(tmp_path)
@@ -190,3 +194,67 @@ def test_a_group_that_cannot_be_frozen_is_named(root: Path) -> None:
     (group.path / "cgroup.freeze").mkdir()
     with pytest.raises(KernelError, match=r"task_0/cgroup\.freeze: Is a directory"):
         holdable.freeze(group)
+
+
+ODD_PATHS = ["/\ud800", "/a\0b", "relative", "", "/\udfff/\udc80"]
+
+
+def test_one_bad_line_of_a_record_costs_that_line(root: Path, tmp_path: Path) -> None:
+    hold = holdable.grown(Hold(123, 0.0, 0.0), root)
+    holdable.set_hold(hold)
+    assert len(hold.groups) > 1
+    lines = text_of(hold).splitlines(keepends=True)
+    for number, odd in enumerate(ODD_PATHS):
+        folder = tmp_path / str(number)
+        holds.make_folder(folder)
+        between = [*lines[:2], json.dumps(["group", odd, 1]).encode() + b"\n", *lines[2:]]
+        (folder / "123.hold").write_bytes(b"".join(between))
+        (record,) = holds.read(folder, root)
+        assert (record.damaged, list(record.entries)) == (1, hold.entries())
+        holdable.set_hold(hold)
+        assert guardian.release(str(folder), 123, list(record.entries)) == []
+        assert not asked(root) & {group.path for group in hold.groups}
+
+
+def test_all_jobs_are_released_whatever_one_record_says(tmp_path: Path) -> None:
+    for job, odd in enumerate((*ODD_PATHS, "/etc", str(MOUNT_POINT / "gone")), 1):
+        lines = [["job", job, 1.0, 1.0], ["group", odd, 1]]
+        (tmp_path / f"{job}.hold").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert set(release_all(tmp_path)) >= set(range(1, len(ODD_PATHS) + 2))
+    assert [path.name for path in tmp_path.iterdir()] == [guardian.LOG]
+
+
+def test_what_cannot_be_a_path_does_not_keep_others_from_being_thawed(root: Path) -> None:
+    hold = holdable.grown(Hold(123, 0.0, 0.0), root)
+    for odd in ("/\ud800", "/a\0b"):
+        holdable.set_hold(hold)
+        entries: list[guardian.Entry] = [["group", odd, 1], ["private", odd, 1], ["moved", 1 << 29, 1, odd]]
+        assert len(guardian.undo([*entries, *hold.entries(), *entries])) == 4
+        assert not asked(root) & {group.path for group in hold.groups}
+
+
+def test_a_directory_that_is_no_cgroup_is_not_taken_for_one(root: Path, tmp_path: Path) -> None:
+    hold = holdable.grown(Hold(123, 0.0, 0.0), root)
+    folder, other = tmp_path / "holds", tmp_path / "other"
+    holds.make_folder(folder)
+    write(other, "cgroup.freeze", "1\n")
+    beside = hold.groups[0].path / ".." / ".." / ".." / ".." / ".." / ".." / ".." / ".." / "other"
+    for path in (other, beside):
+        entries = [*hold.entries(), ["group", str(path), other.stat().st_ino]]
+        (folder / "123.hold").write_bytes("".join(json.dumps(entry) + "\n" for entry in entries).encode())
+        (record,) = holds.read(folder, root)
+        assert (record.hold, record.damaged, list(record.entries)) == (None, 1, hold.entries())
+
+
+@pytest.mark.parametrize("odd", ["pipe", "device", "directory"])
+def test_what_is_no_file_is_a_damaged_record_and_is_not_waited_for(tmp_path: Path, odd: str) -> None:
+    make_odd(tmp_path / "7.hold", odd)
+    (record,) = holds.read(tmp_path)
+    assert (record.hold, record.entries, record.damaged) == (None, (), 1)
+
+
+@pytest.mark.parametrize("odd", ["pipe", "device", "directory"])
+def test_a_log_that_is_no_file_is_not_waited_for(tmp_path: Path, odd: str) -> None:
+    make_odd(tmp_path / guardian.LOG, odd)
+    with in_time():
+        guardian.log(str(tmp_path), "why", [7], ["so"])

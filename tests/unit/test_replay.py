@@ -377,7 +377,7 @@ def test_rules_are_asked_anew_of_the_files_that_the_snapshot_names(tmp_path: Pat
         (["plan", "--from-snapshot", "FILE"], "--to: name the target nodes; the snapshot was made without"),
         (["plan", "--from-snapshot", "FILE", "--to", "9"], r"no such node on this host: 9 \(nodes 0-3\)"),
         (["plan", "--from-snapshot", "/no/such\nfile"], r"/no/such\\nfile: No such file or directory"),
-        (["plan", "--from-snapshot", "/"], "/: Is a directory"),
+        (["plan", "--from-snapshot", "/"], "/: not a regular file"),
         (["snapshot"], "name one target"),
     ],
 )

@@ -270,5 +270,5 @@ def test_a_file_that_would_grow_is_refused_before_it_does(
 
 def test_what_never_ends_is_not_read_to_its_end() -> None:
     for device in ("/dev/zero", "/dev/urandom"):
-        with pytest.raises(UsageError, match=rf"^{device}:1: (too long|not a line)"):
+        with pytest.raises(UsageError, match=rf"^{device}: "):
             read(Path(device))

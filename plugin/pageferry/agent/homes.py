@@ -9,10 +9,24 @@ which may still stand in the job's comments.
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
+
+from pageferry.errors import PageferryError, Vanished
+from pageferry.kernel.files import printable, read_file
+from pageferry.kernel.lists import MOST_NODES
+
+_log = logging.getLogger(__name__)
+
+_Job = Annotated[int, Meta(ge=1, lt=1 << 32)]
+_Nodes = tuple[Annotated[int, Meta(ge=0, lt=MOST_NODES)], ...]
 
 
 class Homes:
@@ -24,18 +38,14 @@ class Homes:
     def __init__(self, folder: Path = Path("/run/pageferry")) -> None:
         self.folder = folder
         self._path = folder / "homes.json"
-        self._nodes: dict[int, tuple[int, ...]] = {}
-        self._served: dict[int, str] = {}
-        self._owners: dict[int, str] = {}
-        self._parked: dict[int, tuple[int, ...]] = {}
-        self._left: dict[int, tuple[int, ...]] = {}
-        with suppress(OSError, ValueError, TypeError, AttributeError, KeyError):
-            read = json.loads(self._path.read_text())
-            self._nodes = {int(job): tuple(map(int, nodes)) for job, nodes in read["nodes"].items()}
-            self._served = {int(job): str(text) for job, text in read["served"].items()}
-            self._owners = {int(job): str(text) for job, text in read["owners"].items()}
-            self._parked = {int(job): tuple(map(int, nodes)) for job, nodes in read["parked"].items()}
-            self._left = {int(job): tuple(map(int, nodes)) for job, nodes in read["left"].items()}
+        tables = _Tables(self._path)
+        self._nodes: dict[int, tuple[int, ...]] = tables.of("nodes", _Nodes)
+        self._served: dict[int, str] = tables.of("served", str)
+        self._owners: dict[int, str] = tables.of("owners", str)
+        self._parked: dict[int, tuple[int, ...]] = tables.of("parked", _Nodes)
+        self._left: dict[int, tuple[int, ...]] = tables.of("left", _Nodes)
+        if tables.damaged:
+            _log.warning("%s: damaged, %d of its entries not used", printable(self._path), tables.damaged)
 
     def get(self, job: int) -> tuple[int, ...] | None:
         """Return a job's home nodes, None if it was never seen."""
@@ -113,3 +123,39 @@ class Homes:
             told = {"nodes": self._nodes, "served": self._served, "owners": self._owners, "parked": self._parked}
             fresh.write_text(json.dumps(told | {"left": self._left}))
             os.replace(fresh, self._path)  # noqa: PTH105
+
+
+class _Tables:
+    """What was read of a file: entries by job, in tables; `damaged`: how many cannot be used."""
+
+    def __init__(self, path: Path) -> None:
+        self.damaged = 0
+        self._tables: dict[str, Any] = {}
+        try:
+            self._tables = msgspec.json.decode(read_file(path), type=dict[str, Any])
+        except Vanished:
+            pass
+        except PageferryError as error:
+            _log.warning("cannot be read: %s", error)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            _log.warning("%s: damaged, not used: %s", printable(path), error)
+
+    def of(self, name: str, kind: Any) -> dict[int, Any]:
+        """Return the entries of a table, by job; each is read alone."""
+        table = self._tables.get(name, {})
+        if not isinstance(table, dict):
+            self.damaged += 1
+            return {}
+        found: dict[int, Any] = {}
+        for key, value in table.items():
+            try:
+                found[_job(key)] = msgspec.convert(value, kind)
+            except (msgspec.ValidationError, ValueError):
+                self.damaged += 1
+        return found
+
+
+def _job(key: str) -> int:
+    if not (key.isascii() and key.isdigit() and len(key) <= len(str(1 << 32))):
+        raise ValueError("not a job")
+    return msgspec.convert(int(key), _Job)

@@ -173,7 +173,7 @@ class Server(Connections[_Connection]):
         self._begin_turn(connection)
         try:
             connection.answer += encoded(answer)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, RecursionError):
             _log.exception("an answer cannot be sent")
             connection.answer += encoded({"error": "the agent's answer cannot be sent; its log says why", "code": 1})
         self._send(connection)

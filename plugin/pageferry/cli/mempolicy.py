@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pageferry.cli.says import one_line
-from pageferry.errors import PageferryError
+from pageferry.errors import PageferryError, one_line
 from pageferry.kernel.lists import format_list
 
 if TYPE_CHECKING:

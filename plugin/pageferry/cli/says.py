@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pageferry.errors import MOST_CHARACTERS, shown
+
 if TYPE_CHECKING:
     from pageferry.ferry import Request
     from pageferry_planner.model import Snapshot
@@ -20,12 +22,7 @@ if TYPE_CHECKING:
 
 def complain(text: str) -> None:
     """Say something on standard error, as one line that a terminal shows as it stands."""
-    click.echo(f"pageferry: {one_line(text)}", err=True)
-
-
-def one_line(text: str) -> str:
-    """Return a text, with hostile names in it, as one line that a terminal shows as it stands."""
-    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+    click.echo(f"pageferry: {shown(text, MOST_CHARACTERS)}", err=True)
 
 
 def warn_of_gaps() -> None:

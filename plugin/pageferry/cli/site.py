@@ -16,8 +16,8 @@ from typing import Any
 import click
 
 from pageferry.cli.options import CONFIG
-from pageferry.cli.says import complain, one_line
-from pageferry.errors import KernelError, UsageError
+from pageferry.cli.says import complain
+from pageferry.errors import MOST_CHARACTERS, KernelError, UsageError, shown
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
@@ -230,7 +230,7 @@ class _OneLine(logging.Formatter):
     """One line for each event, whatever names are in it; a traceback has lines of its own."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
-        return one_line(super().formatMessage(record))
+        return shown(super().formatMessage(record), MOST_CHARACTERS)
 
 
 class _ForJournal(_OneLine):

@@ -15,11 +15,12 @@ from typing import Any
 
 from pageferry.cpus.pins import Pins
 from pageferry.errors import KernelError, Vanished
-from pageferry.kernel.files import printable, read_bytes, translated
+from pageferry.kernel.files import is_path, read_bytes, read_file, shown, translated
 from pageferry_planner.cpu_permutation import MAX_CPUS, CpuPermutation
 
 NAME = "cpu_map.json"
 _VERSION = 1
+_MOST_PIDS = 1 << 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,17 +81,19 @@ def load(folder: Path, root: Path = Path("/")) -> tuple[CpuMap, str | None]:
     """Return what was saved, and one line on why nothing of it can be used, if so; no file is no complaint."""
     path = folder / NAME
     try:
-        plain = json.loads(read_bytes(path))
+        plain = json.loads(read_file(path))
         if plain["version"] != _VERSION:
             raise ValueError("of another version")
         if plain["boot"] != _boot(root):
             return CpuMap(), f"{path}: of another boot, not used"
         jobs = {
-            _number(job): {Path(path): _applied(one) for path, one in groups.items()}
+            _number(job, 1 << 32): {_path(path): _applied(one) for path, one in groups.items()}
             for job, groups in plain["jobs"].items()
         }
         pins: Pins = {
-            _number(pid): {_number(thread): frozenset(_cpus(cpus)) for thread, cpus in threads.items()}
+            _number(pid, _MOST_PIDS): {
+                _number(thread, _MOST_PIDS): frozenset(_cpus(cpus)) for thread, cpus in threads.items()
+            }
             for pid, threads in plain["pins"].items()
         }
         return CpuMap(CpuPermutation.from_plain(plain["map"]), jobs, pins), None
@@ -99,15 +102,19 @@ def load(folder: Path, root: Path = Path("/")) -> tuple[CpuMap, str | None]:
     except KernelError as error:
         return CpuMap(), f"cannot be read: {error}"
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        return CpuMap(), f"{path}: damaged, not used: {printable(str(error)[:200].encode('utf-8', 'backslashreplace'))}"
+        return CpuMap(), f"{path}: damaged, not used: {shown(str(error))}"
 
 
 def _applied(plain: Any) -> Applied:
     slurm, real = _cpus(plain["slurm"]), _cpus(plain["real"])
     was = None if plain["was"] is None else _cpus(plain["was"])
-    if not len(slurm) == len(real) == len(real if was is None else was) or type(plain["inode"]) is not int:
+    if not len(slurm) == len(real) == len(real if was is None else was) or not _is_inode(plain["inode"]):
         raise ValueError("not a record of a group")
     return Applied(plain["inode"], slurm, real, was)
+
+
+def _is_inode(plain: Any) -> bool:
+    return type(plain) is int and 0 <= plain < 1 << 64
 
 
 def _cpus(plain: Collection[Any]) -> tuple[int, ...]:
@@ -116,10 +123,16 @@ def _cpus(plain: Collection[Any]) -> tuple[int, ...]:
     return tuple(plain)
 
 
-def _number(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and len(text) <= len(str(2**32))):
+def _number(text: str, most: int) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) <= len(str(most)) and int(text) < most):
         raise ValueError("not a number")
     return int(text)
+
+
+def _path(text: str) -> Path:
+    if not is_path(text):
+        raise ValueError("not a path")
+    return Path(text)
 
 
 def _boot(root: Path) -> str:

@@ -5,7 +5,6 @@ The agent's side of the socket is left to `wire`; here it only has to answer any
 
 from __future__ import annotations
 
-import os
 import re
 import socket
 import struct
@@ -73,7 +72,7 @@ def examine_place(pid: int, root: Path = Path("/")) -> Iterator[Finding]:
         return
     shared = {group for group in mine if _SLURMS.search(group)} | (mine & _groups_of_slurmd(root)) - {"/"}
     if shared:
-        named = printable(os.fsencode(min(shared)))
+        named = printable(min(shared))
         text = f"{named} is Slurm's: start the agent by its own unit ({_START}), not from slurmd, a hook or a job"
         yield warn("agent's cgroup", text)
     else:
@@ -89,7 +88,7 @@ def examine_settings(path: Path = config.PATH, root: Path = Path("/")) -> Iterat
     for fault in reading.faults:
         yield fail("settings", fault)
     if not reading.faults:
-        files = ", ".join(printable(os.fsencode(file)) for file in reading.files)
+        files = ", ".join(printable(file) for file in reading.files)
         rules = len(reading.settings.rule)
         named = f"; {rules} rule{'s' * (rules > 1)}" if rules else ""
         yield ok("settings", f"{files}{named}" if files else f"defaults (there is no {path})")
@@ -104,7 +103,7 @@ def _parking(settings: config.Settings, root: Path) -> Iterator[Finding]:
             text = (
                 f'rule {rule.name}: park = "{format_list(rule.park)}": no memory here on {format_list(lacks)}: {what}'
             )
-            yield warn("settings", printable(text.encode()))
+            yield warn("settings", printable(text))
 
 
 def _special(settings: config.Settings, root: Path) -> Iterator[Finding]:
@@ -149,7 +148,7 @@ def _names(root: Path) -> Iterator[Finding]:
     for group in (group for scope in scopes for group in children(scope)):
         steps = any(step.name.startswith("step_") for step in children(group))
         if steps and not group.name.startswith("job_"):
-            named = printable(os.fsencode(group.name))
+            named = printable(group.name)
             yield fail("job cgroups", f"{named} is no job ID: set CgroupJobIdPaths=yes in cgroup.conf")
             return
 

@@ -49,7 +49,7 @@ def _guarded(subject: str, check: Callable[[], Iterator[Finding]]) -> Iterator[F
     try:
         yield from check()
     except (PageferryError, OSError) as error:
-        yield Finding(Grade.WARN, subject, printable(str(error).encode()))
+        yield Finding(Grade.WARN, subject, printable(str(error)))
 
 
 def _nodes() -> Iterator[Finding]:

@@ -49,7 +49,7 @@ def _textfile(folder: Path | None, *, tried: bool) -> Finding:
     """Look at the folder; the agent has `tried` it already: then it can be written, whatever it seems to us."""
     if folder is None:
         return ok("metrics textfile", f"none: there is no {config.TEXTFILE}, or textfile is empty")
-    named = printable(os.fsencode(folder))
+    named = printable(folder)
     try:
         status = folder.stat()
     except OSError as error:

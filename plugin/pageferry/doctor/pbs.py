@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pageferry.doctor.findings import Finding, ok, warn
 from pageferry.errors import PageferryError, Vanished
-from pageferry.kernel.files import printable, read_bytes
+from pageferry.kernel.files import printable, read_file
 from pageferry.pbs.event import Kind
 from pageferry.render import shipped
 from pageferry.render_pbs import ALARM_SECONDS, alarm_of
@@ -36,16 +36,16 @@ def examine_pbs(root: Path = Path("/")) -> Iterator[Finding]:
         return
     try:
         hook = _settings(hooks / "pageferry.HK")
-        text = read_bytes(hooks / "pageferry.PY")
+        text = read_file(hooks / "pageferry.PY")
     except Vanished:
         yield warn("PBS hook", f"MoM has none: {_INSTALL}")
         return
     wrong = list(_registered(hook))
     yield from wrong or [ok("PBS hook", f"MoM has it, alarm {hook.get('alarm', str(ALARM_SECONDS))} s")]
-    if text.strip() != read_bytes(shipped("hooks") / "pbs/pageferry_hook.py").strip():
+    if text.strip() != read_file(shipped("hooks") / "pbs/pageferry_hook.py").strip():
         yield warn("PBS hook file", f"MoM's is not this version's: {_INSTALL}")
     with suppress(Vanished):
-        config = read_bytes(hooks / "pageferry.CF")
+        config = read_file(hooks / "pageferry.CF")
         yield from _timed(hook, config)
         yield from _configured(config)
 
@@ -60,7 +60,7 @@ def _registered(hook: dict[str, str]) -> Iterator[Finding]:
     if order.isdigit() and int(order) <= _PBS_CGROUPS_ORDER:
         yield warn("PBS hook", f"order {order} is before pbs_cgroups: qmgr -c 'set hook pageferry order = 200'")
     if hook.get("fail_action", "none").lower() not in {"none", ""}:
-        text = f"fail_action {printable(hook['fail_action'].encode())}: qmgr -c 'set hook pageferry fail_action = none'"
+        text = f"fail_action {printable(hook['fail_action'])}: qmgr -c 'set hook pageferry fail_action = none'"
         yield warn("PBS hook", text)
 
 
@@ -94,7 +94,7 @@ def _settings(path: Path) -> dict[str, str]:
     """Return the lines KEY=VALUE of a file. Raises Vanished."""
     found = {}
     try:
-        lines = read_bytes(path).decode("utf-8", "replace").splitlines()
+        lines = read_file(path).decode("utf-8", "replace").splitlines()
     except Vanished:
         raise
     except PageferryError:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pageferry.doctor.findings import Finding, fail, ok, warn
 from pageferry.errors import PageferryError, SchedulerError
-from pageferry.kernel.files import printable, read_bytes
+from pageferry.kernel.files import printable, read_file
 from pageferry.schedulers.slurm_config import SlurmConfig, ask_config, read_settings
 
 _HOOKS = {
@@ -106,7 +106,7 @@ def _hook(config: SlurmConfig, key: str, lost: str, root: Path) -> Iterator[Find
                 ours.append(_shown(script, root))
     yield from (warn(key, trouble) for trouble in troubles)
     if not ours and not troubles:
-        named = printable(", ".join(patterns).encode())
+        named = printable(", ".join(patterns))
         yield warn(key, f"{named}: pageferry's is not among them, nor called from them: {lost}")
     missing = [f"/{path}" for path in _INTERPRETERS if not os.access(root / path, os.X_OK)]
     if ours and missing:
@@ -117,7 +117,7 @@ def _hook(config: SlurmConfig, key: str, lost: str, root: Path) -> Iterator[Find
 
 def _scripts(pattern: str, root: Path) -> tuple[list[Path], list[str]]:
     """Return the files that Slurm runs for a pattern on this host, or what keeps it from that."""
-    shown = printable(pattern.encode())
+    shown = printable(pattern)
     if not pattern.startswith("/"):
         return [], [f"{shown} is not an absolute path: Slurm drains the node"]
     matches = sorted(glob.glob(str(root / pattern.lstrip("/"))))  # noqa: PTH207 - as glob(3)
@@ -160,10 +160,10 @@ def _is_ours(script: Path) -> bool:
     try:
         if not script.is_file():
             return False
-        return b"pageferry" in read_bytes(script)[:_SCRIPT_BYTES].lower()
+        return b"pageferry" in read_file(script)[:_SCRIPT_BYTES].lower()
     except (PageferryError, OSError):
         return False
 
 
 def _shown(path: Path, root: Path) -> str:
-    return printable(os.fsencode("/" / path.relative_to(root)))
+    return printable("/" / path.relative_to(root))

@@ -21,7 +21,7 @@ from pageferry.gate import guardian, holdable, holds
 from pageferry.gate.guard import Guard
 from pageferry.gate.holds import Hold
 from pageferry.kernel import cgroup, private_cgroup
-from pageferry.kernel.files import read_bytes
+from pageferry.kernel.files import read_file
 from pageferry.kernel.freezer import wait_frozen
 from pageferry.kernel.processes import ProcessHandle, open_process
 from pageferry.kernel.procfs import living_thread, read_status
@@ -158,7 +158,7 @@ class Gate:
         released, when nothing can guard it.
         """
         holds.remove_unfinished(self._folder)
-        kept, _, _ = _left(self._folder, keep=True)
+        kept, _, _ = _left(self._folder, keep=True, root=self._root)
         self._holds.update((hold.job, hold) for hold in kept)
         self._tell_all()
         return kept
@@ -167,7 +167,7 @@ class Gate:
         """Return, once, what was released other than by us since the last time, and why; a line each."""
         path = self._folder / guardian.LOG
         try:
-            lines = read_bytes(path).decode("utf-8", "backslashreplace").splitlines()
+            lines = read_file(path).decode("utf-8", "backslashreplace").splitlines()
             path.unlink()
         except (PageferryError, OSError):
             return ()
@@ -250,12 +250,12 @@ class Gate:
             raise
 
 
-def _left(folder: Path, keep: bool) -> tuple[tuple[Hold, ...], tuple[int, ...], list[str]]:
+def _left(folder: Path, keep: bool, root: Path = Path("/")) -> tuple[tuple[Hold, ...], tuple[int, ...], list[str]]:
     """Return the holds that were left whole, if they are to be kept; release all others.
 
     Returned are also the jobs that were released, and why something of them still stands still.
     """
-    records = holds.read(folder)
+    records = holds.read(folder, root)
     kept: list[Hold] = []
     released: list[int] = []
     damaged: list[str] = []

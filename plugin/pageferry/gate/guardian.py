@@ -24,6 +24,7 @@ import json
 import os
 import select
 import signal
+import stat
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -82,9 +83,11 @@ def undo(entries: Iterable[Entry]) -> list[str]:
         except OSError as error:
             if error.errno not in _GONE:
                 complaints.append(f"{words[0]!a}: {error.strerror}")
+        except ValueError as error:  # a path that cannot be: it spoils no other entry
+            complaints.append(f"{words[0]!a}: {error}")
     for path, inode in [words for kind, *words in entries if kind == "private"]:
         # It runs by now; where it stays in the end is no reason to complain.
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, ValueError):
             _put_back(path, inode, {words[0]: (words[1], words[2]) for kind, *words in entries if kind == "moved"})
     return complaints
 
@@ -110,7 +113,10 @@ def read_record(path: str) -> tuple[list[Entry], int]:
     try:
         file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
         try:
-            text = os.read(file, RECORD_BYTES + 1)  # a directory raises, a pipe has nothing
+            status = os.fstat(file)
+            if not stat.S_ISREG(status.st_mode):
+                return [], 1
+            text = os.read(file, min(status.st_size, RECORD_BYTES) + 1)
         finally:
             os.close(file)
     except FileNotFoundError:
@@ -153,9 +159,20 @@ def log(folder: str, why: str, jobs: Iterable[int], complaints: Iterable[str]) -
     line = f"{why}: released job {', '.join(map(str, jobs))}" + "".join(f"; {text}" for text in complaints)
     with contextlib.suppress(OSError):
         os.write(2, f"pageferry guardian: {line}\n".encode())
-    with contextlib.suppress(OSError), open(os.path.join(folder, LOG), "a") as file:
+    with contextlib.suppress(OSError), open(os.path.join(folder, LOG), "a", opener=_opened) as file:
         if file.tell() < LOG_BYTES:
             file.write(f"{time.strftime('%Y-%m-%dT%H:%M:%S%z')} {line}\n")
+
+
+def _opened(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)  # nobody may read a pipe
+
+
+def _is_path(word: str) -> bool:
+    try:
+        return word.startswith("/") and b"\0" not in os.fsencode(word)
+    except UnicodeEncodeError:  # a surrogate that stands for no byte
+        return False
 
 
 def _well_formed(entry: object) -> bool:
@@ -165,7 +182,7 @@ def _well_formed(entry: object) -> bool:
     return (
         shape is not None
         and [type(word) for word in words] == list(shape)
-        and all(word.startswith("/") and "\0" not in word for word in words if isinstance(word, str))
+        and all(_is_path(word) for word in words if isinstance(word, str))
         and all(0 <= word < 1 << 64 for word in words if not isinstance(word, str))
         and (entry[0] not in {"moved", "stopped"} or 0 < words[0] < 1 << 30)
     )

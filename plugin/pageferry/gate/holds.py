@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from pageferry.errors import KernelError
+from pageferry.errors import KernelError, PageferryError
 from pageferry.gate import guardian
+from pageferry.kernel import cgroup, private_cgroup
 from pageferry.kernel.files import translated
 
 
@@ -130,20 +131,41 @@ def remove_unfinished(folder: Path) -> None:
             new.unlink()
 
 
-def read(folder: Path) -> list[Record]:
+def read(folder: Path, root: Path = Path("/")) -> list[Record]:
     """Return what records a folder has, by job. Raises KernelError if the folder cannot be read."""
     try:
         names = guardian.recorded(str(folder))
     except OSError as error:
         raise KernelError(f"{folder}: {error.strerror}") from error
-    return [_read(folder, job, found) for job, found in sorted(names.items())]
+    return [_read(folder, job, found, root) for job, found in sorted(names.items())]
 
 
-def _read(folder: Path, job: int, names: list[str]) -> Record:
+def read_record(path: Path, root: Path = Path("/")) -> tuple[list[guardian.Entry], int]:
+    """Return the entries of a record, and how many of its lines are damaged: those that name no control group, too."""
+    entries, damaged = guardian.read_record(str(path))
+    mounts = (private_cgroup.MOUNT_POINT, *_unified_mounts(root))
+    good = [entry for entry in entries if all(_is_group(word, mounts) for word in entry if isinstance(word, str))]
+    return good, damaged + len(entries) - len(good)
+
+
+def _unified_mounts(root: Path) -> tuple[Path, ...]:
+    try:
+        return cgroup.unified_mounts(root)
+    except PageferryError:  # nothing is to stay frozen because mounts cannot be told
+        return (Path("/"),)
+
+
+def _is_group(word: str, mounts: Iterable[Path]) -> bool:
+    """Say whether a word of an entry is a path below one of these mounts, or no path."""
+    path = Path(word)
+    return not path.is_absolute() or (".." not in path.parts and any(path.is_relative_to(mount) for mount in mounts))
+
+
+def _read(folder: Path, job: int, names: list[str], root: Path) -> Record:
     entries: list[guardian.Entry] = []
     damaged = 0
     for name in names:
-        more, lines = guardian.read_record(str(folder / name))
+        more, lines = read_record(folder / name, root)
         entries += more
         damaged += lines
     hold = Hold.from_entries(entries) if not damaged and names == [f"{job}{guardian.RECORD}"] else None

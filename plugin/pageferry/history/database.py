@@ -55,12 +55,12 @@ class Database:
                 with connection:  # a transaction
                     work(connection)
             except sqlite3.Error as error:
-                fault, code = printable(str(error).encode()), getattr(error, "sqlite_errorcode", 0) & 0xFF
+                fault, code = printable(str(error)), getattr(error, "sqlite_errorcode", 0) & 0xFF
                 self.close()
                 if code not in _DAMAGE or not self._set_aside(fault):
                     return fault
             except (OSError, ValueError, TypeError, OverflowError) as error:
-                return printable(str(error).encode("utf-8", "surrogatepass"))
+                return printable(str(error))
             else:
                 return None
         return fault
@@ -80,6 +80,7 @@ class Database:
             with suppress(FileExistsError):
                 os.close(os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))  # SQLite's own files follow
             connection = sqlite3.connect(self.path, timeout=_BUSY_SECONDS)
+            connection.text_factory = _text
             try:
                 self._prepare(connection)
             except BaseException:
@@ -125,6 +126,11 @@ class Database:
             return False
         _log.error("%s: %s; set aside as %s", self.path, why, aside.name)
         return True
+
+
+def _text(raw: bytes) -> str:
+    """Return text of the file, which need not be UTF-8 by now: that is no reason to show nothing at all."""
+    return raw.decode("utf-8", "replace")
 
 
 def _identity(path: Path) -> tuple[int, int] | None:

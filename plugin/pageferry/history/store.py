@@ -12,12 +12,13 @@ import json
 import logging
 import sqlite3
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pageferry.history.database import Database
+from pageferry.history.rows import record
 from pageferry.kernel.files import printable
 
 PATH = Path("/var/lib/pageferry/history.sqlite3")
@@ -27,7 +28,6 @@ _PRUNE_EVERY = 256
 _EMPTY = "'{}'"
 _TEXT_CHARACTERS = 1024
 _DETAILS_CHARACTERS = 16384
-_JSON = frozenset({"pages", "details", "moments", "ledger"})
 _LEDGERS = 5_000
 """The ledgers of older migrations than so many are dropped before these are: they are most of the file."""
 
@@ -134,6 +134,7 @@ class Store:
         self._max_seconds = max_days * 86400
         self._clock = clock
         self._until_prune = 0
+        self._damaged: set[tuple[str, object]] = set()
 
     @property
     def path(self) -> Path:
@@ -229,13 +230,24 @@ class Store:
                 + " ORDER BY id DESC LIMIT :limit",
                 {**given, "limit": max(0, limit)},
             )
-            found[:] = (kind(*map(_loaded, columns, row)) for row in rows)
+            found[:] = self._readable(table, kind, rows)
 
         fault = self._database.do(select)
         if fault is None:
             return found
         self.fault = self.fault or fault
         return []
+
+    def _readable(self, table: str, kind: type[Row], rows: Iterable[Sequence[Any]]) -> Iterator[Row]:
+        """Yield what rows hold; one that is damaged is left out, and said once."""
+        for row in rows:
+            try:
+                yield record(kind, row)
+            except ValueError as error:
+                if (table, row[-1]) not in self._damaged:
+                    self._damaged.add((table, row[-1]))
+                    _log.warning("%s: row %s of %s is damaged, not shown: %s", self.path, row[-1], table, error)
+                self.fault = self.fault or f"row {row[-1]} of {table} is damaged, not shown: {error}"
 
     def _prune(self, connection: sqlite3.Connection) -> None:
         for table in ("migrations", "events"):
@@ -263,7 +275,3 @@ def _stored(value: object) -> object:
         text = json.dumps(value, allow_nan=False)
         return text if len(text) <= _DETAILS_CHARACTERS else json.dumps({"dropped_characters": len(text)})
     return value
-
-
-def _loaded(column: str, value: Any) -> Any:
-    return json.loads(value) if column in _JSON else value

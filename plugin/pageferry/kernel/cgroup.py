@@ -14,9 +14,12 @@ from pathlib import Path
 
 from pageferry.errors import KernelError, Vanished
 from pageferry.kernel.files import read_bytes, translated
-from pageferry.kernel.lists import parse_list
+from pageferry.kernel.lists import parse_list, parse_number
 from pageferry.kernel.mountinfo import read_mountinfo
 from pageferry.kernel.procfs import read_status
+
+MOST_ID = 1 << 22
+"""No process or thread has a greater ID: PID_MAX_LIMIT."""
 
 _NO_CONTROLLERS = frozenset({b"rw", b"ro", b"none", b"xattr", b"noprefix", b"clone_children"})
 """Mount options of version 1 that stand beside the names of controllers."""
@@ -56,6 +59,12 @@ def read_hierarchies(root: Path = Path("/")) -> Hierarchies:
             for option in mount.super_options - _NO_CONTROLLERS:
                 legacy.setdefault(option.decode("ascii", "replace"), point)
     return Hierarchies(unified, legacy)
+
+
+def unified_mounts(root: Path = Path("/")) -> tuple[Path, ...]:
+    """Return all places where version 2 is mounted, from our own mount namespace."""
+    mounts = [mount.point for mount in read_mountinfo(root) if mount.fstype == "cgroup2"]
+    return tuple(root / os.fsdecode(point).lstrip("/") for point in mounts)
 
 
 def walk(path: Path) -> Iterator[Path]:
@@ -124,7 +133,7 @@ def own_pids(path: Path, root: Path = Path("/")) -> frozenset[int]:
     """
     try:
         # A process outside our PID namespace shows as 0. Version 1 may name a process twice.
-        return frozenset(map(int, read_bytes(path / "cgroup.procs").split())) - {0}
+        return _ids(read_bytes(path / "cgroup.procs")) - {0}
     except Vanished:
         return frozenset()
     except KernelError as error:
@@ -136,9 +145,17 @@ def own_pids(path: Path, root: Path = Path("/")) -> frozenset[int]:
     return frozenset(_processes_of_threads(path, root))
 
 
+def _ids(text: bytes) -> frozenset[int]:
+    """Return the IDs of processes or threads in a text. Raises ValueError."""
+    found = frozenset(map(parse_number, text.split()))
+    if found and max(found) > MOST_ID:
+        raise ValueError(f"not an ID: {max(found)}")
+    return found
+
+
 def _processes_of_threads(path: Path, root: Path) -> Iterator[int]:
     try:
-        threads = [int(word) for word in read_bytes(path / "cgroup.threads").split()]
+        threads = sorted(_ids(read_bytes(path / "cgroup.threads")))
     except Vanished:
         return
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""Reads small files of /proc, /sys and cgroups, and says what went wrong in this project's own words.
+"""Reads small files, the kernel's (/proc, /sys, cgroups) and those on disk, and says what went wrong in our own words.
 
 What the bytes mean is left to the readers. They pass paths below a root, so that a captured tree can stand
 for a host.
@@ -9,11 +9,18 @@ from __future__ import annotations
 import errno
 import os
 import re
+import stat
 from pathlib import Path
+from typing import BinaryIO
 
+from pageferry import errors
 from pageferry.errors import Denied, KernelError, PageferryError, Vanished
 
+MOST_BYTES = 16 << 20
+"""No file on disk that pageferry reads as a whole is longer."""
+
 _CHUNK_BYTES = 65536
+_SHOWN_CHARACTERS = 80
 _GONE = frozenset({errno.ENOENT, errno.ESRCH, errno.ENODEV, errno.ENOTDIR})
 _REFUSED = frozenset({errno.EACCES, errno.EPERM})
 
@@ -35,6 +42,48 @@ def read_bytes(path: str | Path) -> bytes:
     except OSError as error:
         raise translated(error, path) from error
     return b"".join(chunks)
+
+
+def read_file(path: str | Path, most_bytes: int = MOST_BYTES) -> bytes:
+    """Return all of a regular file that somebody has put on a disk: settings, a record of ours, a script.
+
+    Nothing else is read, and nothing is waited for: a pipe would have us wait for a writer, a device may have no end.
+    Raises as `read_bytes` does, and KernelError for what is no regular file or is longer than `most_bytes`.
+    """
+    chunks: list[bytes] = []
+    left = most_bytes
+    try:
+        with open_file(path) as file:
+            while left >= 0 and (
+                chunk := file.read(_CHUNK_BYTES)
+            ):  # more at once would be set aside, and zeroed, first
+                chunks.append(chunk)
+                left -= len(chunk)
+    except OSError as error:
+        raise translated(error, path) from error
+    if left < 0:
+        raise KernelError(f"{printable(path)}: longer than {most_bytes} bytes")
+    return b"".join(chunks)
+
+
+def open_file(path: str | Path) -> BinaryIO:
+    """Return a regular file, opened to be read. Raises as `read_file` does."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+        if stat.S_ISREG(os.fstat(fd).st_mode):
+            return os.fdopen(fd, "rb")
+    except OSError as error:
+        raise translated(error, path) from error
+    os.close(fd)
+    raise KernelError(f"{printable(path)}: not a regular file")
+
+
+def is_path(text: str) -> bool:
+    """Say whether a text that was read can be the absolute path of a file."""
+    try:
+        return text.startswith("/") and b"\0" not in os.fsencode(text)
+    except UnicodeEncodeError:  # a surrogate that stands for no byte
+        return False
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -67,7 +116,7 @@ def numbered(directory: Path, prefix: str = "", suffix: str = "") -> list[int]:
 
 def translated(error: OSError, path: str | Path) -> PageferryError:
     """Return what an OSError on `path` means here, for the caller to raise from it."""
-    text = f"{printable(os.fsencode(path))}: {error.strerror}"
+    text = f"{printable(path)}: {error.strerror}"
     if error.errno in _GONE:
         return Vanished(text)
     if error.errno in _REFUSED:
@@ -75,10 +124,16 @@ def translated(error: OSError, path: str | Path) -> PageferryError:
     return KernelError(text)
 
 
-def printable(raw: bytes) -> str:
-    r"""Return hostile bytes as one line of text that a terminal shows as it stands.
+def printable(name: bytes | str | os.PathLike[str]) -> str:
+    r"""Return hostile text or bytes as one line of text that a terminal shows as it stands, as `errors.one_line` does.
 
-    Invalid UTF-8, control characters, line ends and direction marks become \xNN, \uNNNN or \UNNNNNNNN.
+    Invalid UTF-8 becomes \xNN.
     """
-    text = raw.decode("utf-8", "backslashreplace")
-    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+    text = name.decode("utf-8", "surrogateescape") if isinstance(name, bytes) else os.fspath(name)
+    return errors.one_line(text)
+
+
+def shown(name: bytes | str, most: int = _SHOWN_CHARACTERS) -> str:
+    """Return hostile text or bytes for a message, of at most so many characters, as `printable` does."""
+    text = name[: 4 * most + 4].decode("utf-8", "surrogateescape") if isinstance(name, bytes) else name
+    return errors.shown(text, most)

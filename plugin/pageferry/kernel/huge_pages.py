@@ -19,15 +19,15 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pageferry.errors import KernelError, PageferryError, Vanished
-from pageferry.kernel.files import read_bytes, write_text
+from pageferry.kernel.files import read_bytes, shown, write_text
 from pageferry.kernel.watermarks import read_kept_by_zone
 
 _log = logging.getLogger(__name__)
 
 _AGAIN_SECONDS = 0.002
 
-_ZONE = re.compile(rb"Node ([0-9]+), zone +(\w+)((?: +[0-9]+)+) *")
-_SPLITS = re.compile(rb"^thp_migration_split ([0-9]+)$", re.MULTILINE)
+_ZONE = re.compile(rb"Node ([0-9]{1,4}), zone +(\w+)((?: +[0-9]{1,19}){1,64}) *")
+_SPLITS = re.compile(rb"^thp_migration_split ([0-9]{1,20})$", re.MULTILINE)
 
 
 def read_huge_page_bytes(root: Path = Path("/")) -> int | None:
@@ -37,9 +37,9 @@ def read_huge_page_bytes(root: Path = Path("/")) -> int | None:
         text = read_bytes(path).strip()
     except Vanished:
         return None
-    if not text.isdigit() or int(text) < mmap.PAGESIZE or int(text) & (int(text) - 1):
-        raise KernelError(f"{path}: not the size of a page: {text[:80]!r}")
-    return int(text)
+    if re.fullmatch(rb"[0-9]{1,15}", text) is None or (size := int(text)) < mmap.PAGESIZE or size & (size - 1):
+        raise KernelError(f"{path}: not the size of a page: {shown(text)}")
+    return size
 
 
 def read_free_huge_pages(root: Path = Path("/")) -> dict[int, int]:
@@ -60,7 +60,7 @@ def read_free_huge_pages(root: Path = Path("/")) -> dict[int, int]:
     for line in lines:
         zone = _ZONE.fullmatch(line)
         if zone is None or (int(zone[1]), zone[2]) not in kept:
-            raise KernelError(f"{path}: not a zone's free blocks: {line[:80]!r}")
+            raise KernelError(f"{path}: not a zone's free blocks: {shown(line)}")
         free = [int(count) * mmap.PAGESIZE << order for order, count in enumerate(zone[3].split())]
         blocks = sum(count // size for count in free[(size // mmap.PAGESIZE).bit_length() - 1 :])
         above = (sum(free) - kept[int(zone[1]), zone[2]]) // size

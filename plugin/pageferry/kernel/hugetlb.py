@@ -12,6 +12,7 @@ from pathlib import Path
 
 from pageferry.errors import KernelError, Vanished
 from pageferry.kernel.files import numbered, read_bytes
+from pageferry.kernel.lists import parse_number
 
 _NODES = "sys/devices/system/node"
 _ALL = "sys/kernel/mm/hugepages"
@@ -67,6 +68,7 @@ def _number(path: Path) -> int:
         text = read_bytes(path).strip()
     except Vanished as error:
         raise KernelError(f"{path} is missing") from error
-    if not text.isdigit():
-        raise KernelError(f"{path}: not a number: {text[:80]!r}")
-    return int(text)
+    try:
+        return parse_number(text)
+    except ValueError as error:
+        raise KernelError(f"{path}: {error}") from error

@@ -1,4 +1,4 @@
-"""Reads and writes the kernel's list format, such as "0-3,8,10-11", which names CPUs and nodes.
+"""Reads the kernel's numbers, and reads and writes its list format, such as "0-3,8,10-11", which names CPUs and nodes.
 
 The format is that of the man page cpuset(7), section "List format", without the strides that only the kernel
 reads.
@@ -12,8 +12,22 @@ from collections.abc import Iterable
 MAX_MEMBERS = 65536
 """No list of CPUs or nodes is longer: the kernel's largest NR_CPUS is 8192 and MAX_NUMNODES 1024."""
 
+MOST_NODES = 1024
+"""Every node of Linux has a number below this: MAX_NUMNODES is no larger anywhere."""
+
+_NUMBER = re.compile(rb"[0-9]{1,20}")
 _RANGE = re.compile(r"([0-9]{1,9})(?:-([0-9]{1,9}))?")
 _QUOTED_CHARACTERS = 80
+
+
+def parse_number(text: bytes) -> int:
+    """Return a number as the kernel writes it: decimal digits, and less than 2^64.
+
+    Raises ValueError with the text, quoted and shortened.
+    """
+    if _NUMBER.fullmatch(text) is None or (number := int(text)) >= 1 << 64:
+        raise ValueError(f"not a number: {_quoted(text[: _QUOTED_CHARACTERS + 1].decode('latin-1'))}")
+    return number
 
 
 def parse_list(text: str | bytes) -> frozenset[int]:

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from pageferry.errors import Denied, KernelError, PageferryError, Vanished
 from pageferry.kernel.cgroup import read_hierarchies
-from pageferry.kernel.files import numbered, printable, translated
+from pageferry.kernel.files import numbered, shown, translated
 from pageferry.kernel.freezer import stands_still
 from pageferry.kernel.lists import parse_list
 from pageferry.kernel.procfs import living_thread, read_status
@@ -41,7 +41,7 @@ _LATE = "no answer in time"
 _POLICY = re.compile(
     rb"[0-9a-f]{1,16} ((?:weighted interleave|prefer \(many\)|[a-z]+)(?:=[a-z|,]+)?(?::([0-9,-]+))?)(?= |$)"
 )
-_NODE_PAGES = re.compile(rb" N([0-9]+)=")
+_NODE_PAGES = re.compile(rb" N([0-9]{1,4})=[0-9]{1,20}(?= |$)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +95,7 @@ def parse(line: bytes) -> tuple[Policy, frozenset[int]] | None:
     """
     match = _POLICY.match(line)
     if match is None:
-        raise KernelError(f"numa_maps: not a mapping: {printable(line[:200])}")
+        raise KernelError(f"numa_maps: not a mapping: {shown(line)}")
     if match[2] is None:
         return None
     text = match[2] if len(match[1]) < _POLICY_BYTES else match[2].rpartition(b",")[0]

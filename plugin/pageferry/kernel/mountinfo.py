@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pageferry.errors import KernelError
-from pageferry.kernel.files import printable, read_bytes
+from pageferry.kernel.files import printable, read_bytes, shown
 
 _DEVICE = re.compile(rb"([0-9]{1,10}):([0-9]{1,10})")
 _OCTAL = re.compile(rb"\\([0-3][0-7]{2})")
@@ -48,7 +48,7 @@ def _parse_line(line: bytes, path: Path) -> Mount:
     fields, others = own.split(b" "), rest.split(b" ")
     device = _DEVICE.fullmatch(fields[2]) if len(fields) >= 6 else None
     if not separator or device is None or len(others) < 3:
-        raise KernelError(f"{path}: not a mount: {printable(line[:200])}")
+        raise KernelError(f"{path}: not a mount: {shown(line)}")
     return Mount(
         device=f"{int(device[1]):02x}:{int(device[2]):02x}",
         top=_unescape(fields[3]),

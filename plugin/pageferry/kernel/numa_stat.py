@@ -15,9 +15,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from pageferry.errors import KernelError, Vanished
-from pageferry.kernel.files import printable, read_bytes
+from pageferry.kernel.files import read_bytes, shown
 
-_LINE = re.compile(rb"([a-z_]+)(=[0-9]+)?((?: N[0-9]{1,9}=[0-9]+)*) ?")
+_LINE = re.compile(rb"([a-z_]{1,80})(=[0-9]{1,19})?((?: N[0-9]{1,4}=[0-9]{1,19})*) ?")
 _NODE = re.compile(rb" N([0-9]+)=([0-9]+)")
 _LEGACY = "hierarchical_"
 
@@ -37,7 +37,7 @@ def read_numa_stat(group: Path) -> Counters:
     for line in filter(None, read_bytes(path).split(b"\n")):
         match = _LINE.fullmatch(line)
         if match is None:
-            raise KernelError(f"{path}: not a counter: {printable(line[:80])}")
+            raise KernelError(f"{path}: not a counter: {shown(line)}")
         name = match[1].decode()
         legacy |= match[2] is not None
         found[name] = {int(node): int(count) for node, count in _NODE.findall(match[3])}

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from pageferry.errors import Denied, KernelError, Vanished
 from pageferry.kernel import bounded, objects
+from pageferry.kernel.files import shown
 from pageferry.kernel.procfs import ipc_namespace, list_pids, living_thread, read_maps
 from pageferry_planner.model import Backing
 
@@ -77,6 +78,8 @@ def _mapped_by(pid: int, wanted: Mapping[tuple[bytes, bytes], list[Backing]], ro
     namespace = ""
     for line in read_maps(pid, root).split(b"\n")[:-1]:  # a name may hold any other line end
         fields = line.split(None, 5)
+        if len(fields) < 5:
+            raise KernelError(f"/proc/{pid}/maps: not a mapping: {shown(line)}")
         for backing in wanted.get((fields[3], fields[4]), ()):
             path = fields[5] if len(fields) > 5 else b""
             if path.startswith(_SYSV) != backing.space.startswith("sysv:"):
@@ -92,7 +95,10 @@ def _mapped_by(pid: int, wanted: Mapping[tuple[bytes, bytes], list[Backing]], ro
 
 
 def _identity(pid: int, addresses: bytes, like: Backing, root: Path) -> str:
-    start, end = (int(address, 16) for address in addresses.split(b"-"))
+    try:
+        start, end = (int(address, 16) for address in addresses.split(b"-"))
+    except ValueError as error:
+        raise KernelError(f"/proc/{pid}/maps: not a mapping: {shown(addresses)}") from error
     if like.space.startswith("handle:"):
         return objects.handle(objects.path_of(living_thread(pid, root), start, end, root))
     return objects.identity(objects.status(objects.path_of(living_thread(pid, root), start, end, root)))

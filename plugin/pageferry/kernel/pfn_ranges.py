@@ -14,10 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pageferry.errors import KernelError, Vanished
-from pageferry.kernel.files import numbered, read_bytes
+from pageferry.kernel.files import numbered, read_bytes, shown
 
 _NODES = "sys/devices/system/node"
 _MEMORY = "sys/devices/system/memory"
+_MOST_BLOCK_PAGES = 1 << 30
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -58,9 +59,9 @@ def read_pfn_ranges(root: Path = Path("/"), page_bytes: int | None = None) -> Pf
     try:
         block_pages = int(text, 16) // (page_bytes or os.sysconf("SC_PAGE_SIZE"))
     except ValueError as error:
-        raise KernelError(f"{size_file}: not a hexadecimal number: {text[:80]!r}") from error
-    if block_pages <= 0:
-        raise KernelError(f"{size_file}: smaller than a page: {text[:80]!r}")
+        raise KernelError(f"{size_file}: not a hexadecimal number: {shown(text)}") from error
+    if not 0 < block_pages < _MOST_BLOCK_PAGES:
+        raise KernelError(f"{size_file}: not the size of a block of memory: {shown(text)}")
 
     owner: dict[int, int] = {}
     for number in numbered(root / _NODES, "node"):

@@ -14,16 +14,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pageferry.errors import KernelError, Vanished
-from pageferry.kernel.files import numbered, printable, read_bytes, translated
-from pageferry.kernel.lists import parse_list
+from pageferry.kernel.files import numbered, printable, read_bytes, shown, translated
+from pageferry.kernel.lists import parse_list, parse_number
 
 _STATUS = (
     *(b"Name", b"State", b"Tgid", b"PPid", b"Uid", b"Threads", b"Cpus_allowed_list", b"Mems_allowed_list"),
     *(b"RssAnon", b"RssFile", b"RssShmem"),
 )
 _ENDED = frozenset({b"Z", b"X"})
-_FORKED = re.compile(rb"^processes ([0-9]+)$", re.MULTILINE)
-_NAMESPACE = re.compile(r"ipc:\[([0-9]+)\]")
+_FORKED = re.compile(rb"^processes ([0-9]{1,20})$", re.MULTILINE)
+_NAMESPACE = re.compile(r"ipc:\[([0-9]{1,20})\]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,11 +66,11 @@ def read_status(pid: int, root: Path = Path("/")) -> Status:
     try:
         return Status(
             name=printable(fields[b"Name"]),
-            state=fields[b"State"][:1].decode("ascii"),
-            thread_group=int(fields[b"Tgid"]),
-            parent=int(fields[b"PPid"]),
-            uids=tuple(int(word) for word in fields[b"Uid"].split()),
-            threads=int(fields[b"Threads"]),
+            state=_letter(fields[b"State"][:1]),
+            thread_group=_id(fields[b"Tgid"]),
+            parent=_id(fields[b"PPid"]),
+            uids=_uids(fields[b"Uid"]),
+            threads=_id(fields[b"Threads"]),
             cpus_allowed=parse_list(fields[b"Cpus_allowed_list"]),
             mems_allowed=parse_list(fields[b"Mems_allowed_list"]),
             rss_anon_bytes=_size(fields.get(b"RssAnon")),
@@ -134,7 +134,7 @@ def ipc_namespace(pid: int, root: Path = Path("/")) -> int:
         raise translated(error, path) from error
     match = _NAMESPACE.fullmatch(link)
     if match is None:
-        raise KernelError(f"{path}: not an IPC namespace: {printable(os.fsencode(link))}")
+        raise KernelError(f"{path}: not an IPC namespace: {printable(link)}")
     return int(match[1])
 
 
@@ -220,9 +220,13 @@ def _stat(pid: int, root: Path) -> list[bytes]:
     text = read_bytes(path)
     # The command name, in parentheses, can hold any character, ") R 1 (" too; the numbers behind it cannot.
     fields = text[text.rfind(b")") + 1 :].split()
-    if len(fields) < 20 or not fields[19].isdigit():
-        raise KernelError(f"{path}: not a process: {printable(text[:200])}")
+    if len(fields) < 20 or not (_is_number(fields[19]) and _is_number(fields[1])):
+        raise KernelError(f"{path}: not a process: {shown(text)}")
     return fields
+
+
+def _is_number(text: bytes) -> bool:
+    return len(text) <= 19 and text.isdigit()
 
 
 def _fields(text: bytes) -> dict[bytes, bytes]:
@@ -241,10 +245,29 @@ def _fields(text: bytes) -> dict[bytes, bytes]:
 def _size(value: bytes | None) -> int:
     if value is None:
         return 0
-    number, unit = value.split()
-    if unit != b"kB":
-        raise ValueError(f"not in kB: {printable(value[:80])}")
-    return int(number) * 1024
+    text, _, unit = value.partition(b" ")
+    if unit != b"kB" or (number := parse_number(text)) >= 1 << 53:
+        raise ValueError(f"not in kB: {shown(value)}")
+    return number * 1024
+
+
+def _id(value: bytes) -> int:
+    if (number := parse_number(value)) >= 1 << 32:
+        raise ValueError(f"not an ID: {number}")
+    return number
+
+
+def _uids(value: bytes) -> tuple[int, ...]:
+    uids = tuple(map(_id, value.split()))
+    if len(uids) != 4:
+        raise ValueError(f"not four user IDs: {shown(value)}")
+    return uids
+
+
+def _letter(value: bytes) -> str:
+    if not value.isalpha():
+        raise ValueError(f"not a state: {shown(value)}")
+    return value.decode("ascii")
 
 
 def _parents(root: Path) -> Iterator[tuple[int, int]]:

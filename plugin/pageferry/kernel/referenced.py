@@ -18,7 +18,9 @@ from pageferry.kernel.files import read_bytes, write_text
 from pageferry_planner.columns import Ints
 
 _ALL_PAGES = "1"
-_LINE = re.compile(rb"^(?:([0-9a-f]+)-[0-9a-f]+ |Rss: +([0-9]+) kB$|Referenced: +([0-9]+) kB$)", re.MULTILINE)
+_LINE = re.compile(
+    rb"^(?:([0-9a-f]{1,16})-[0-9a-f]{1,16} |Rss: +([0-9]{1,15}) kB$|Referenced: +([0-9]{1,15}) kB$)", re.MULTILINE
+)
 
 
 def available(root: Path = Path("/")) -> bool:

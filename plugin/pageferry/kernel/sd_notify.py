@@ -26,7 +26,7 @@ def notify(environ: Mapping[str, str] = os.environ, /, **said: str) -> bool:
         return False
     if address[0] == "@":
         address = "\0" + address[1:]
-    message = "\n".join(f"{name}={printable(os.fsencode(value))}" for name, value in said.items())
+    message = "\n".join(f"{name}={printable(value)}" for name, value in said.items())
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK) as sender:
             sender.sendto(message.encode(), address)

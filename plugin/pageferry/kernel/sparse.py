@@ -28,9 +28,9 @@ DENSE = 4
 """What has every fourth page in memory is read as it is."""
 
 _CHUNK_PAGES = 1 << 18
-_VMA = re.compile(rb"([0-9a-f]+)-([0-9a-f]+) ")
-_IN_MEMORY = re.compile(rb"(?:Rss|Shared_Hugetlb|Private_Hugetlb): +([0-9]+) kB")
-_PROCESS_IN_MEMORY = re.compile(rb"^(?:RssAnon|RssFile|RssShmem|HugetlbPages):\s+([0-9]+) kB$", re.MULTILINE)
+_VMA = re.compile(rb"([0-9a-f]{1,16})-([0-9a-f]{1,16}) ")
+_IN_MEMORY = re.compile(rb"(?:Rss|Shared_Hugetlb|Private_Hugetlb): +([0-9]{1,15}) kB")
+_PROCESS_IN_MEMORY = re.compile(rb"^(?:RssAnon|RssFile|RssShmem|HugetlbPages):[ \t]+([0-9]{1,15}) kB$", re.MULTILINE)
 
 Vmas = list[tuple[int, int, int]]
 """First page, end, and how many pages are in memory."""
@@ -120,10 +120,13 @@ def read_vmas(thread: int, root: Path = Path("/")) -> Vmas | None:
     vmas: Vmas = []
     for line in text.split(b"\n"):
         if vma := _VMA.match(line):
-            vmas.append((int(vma[1], 16) // mmap.PAGESIZE, int(vma[2], 16) // mmap.PAGESIZE, 0))
+            first, end = (int(address, 16) // mmap.PAGESIZE for address in vma.groups())
+            if first >= end:
+                return None
+            vmas.append((first, end, 0))
         elif vmas and (told := _IN_MEMORY.match(line)):
             first, end, pages = vmas[-1]
-            vmas[-1] = first, end, pages + int(told[1]) * 1024 // mmap.PAGESIZE
+            vmas[-1] = first, end, min(end - first, pages + int(told[1]) * 1024 // mmap.PAGESIZE)
     return vmas
 
 

@@ -17,7 +17,7 @@ from pageferry.kernel.hugetlb import read_free_hugepages
 from pageferry.kernel.lists import parse_list
 
 _NODES = "sys/devices/system/node"
-_MEMINFO_LINE = re.compile(rb"^Node [0-9]+ ([A-Za-z()_]+): +([0-9]+) kB$", re.MULTILINE)
+_MEMINFO_LINE = re.compile(rb"^Node [0-9]{1,4} ([A-Za-z()_]{1,40}): +([0-9]{1,15}) kB$", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +98,7 @@ def _read_node(root: Path, number: int, online: list[int]) -> Node:
     text = read_bytes(directory / "meminfo")
     sizes = {name: int(kilobytes) * 1024 for name, kilobytes in _MEMINFO_LINE.findall(text)}
     words = read_bytes(directory / "distance").split()
-    if len(words) != len(online) or not all(word.isdigit() for word in words):
+    if len(words) != len(online) or not all(word.isdigit() and len(word) <= 3 for word in words):
         raise KernelError(f"{directory}/distance: not one number for each of the {len(online)} nodes")
     try:
         # The kernel writes one distance per online node, in order, not one per number (drivers/base/node.c).

@@ -16,10 +16,10 @@ from pathlib import Path
 from pageferry.errors import KernelError
 from pageferry.kernel.files import read_bytes
 
-_ZONE = re.compile(rb"^Node ([0-9]+), zone +(\w+)$")
-_FREE = re.compile(rb"^ +pages free +([0-9]+)$")
-_HIGH = re.compile(rb"^ +high +([0-9]+)$")
-_PROTECTION = re.compile(rb"^ +protection: \(([0-9, ]+)\)$")
+_ZONE = re.compile(rb"^Node ([0-9]{1,4}), zone +(\w{1,40})$")
+_FREE = re.compile(rb"^ +pages free +([0-9]{1,19})$")
+_HIGH = re.compile(rb"^ +high +([0-9]{1,19})$")
+_PROTECTION = re.compile(rb"^ +protection: \(([0-9]{1,19}(?:, [0-9]{1,19})*)\)$")
 
 
 def read_kept_free(root: Path = Path("/")) -> dict[int, int]:

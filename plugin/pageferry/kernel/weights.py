@@ -12,12 +12,11 @@ from pathlib import Path
 
 from pageferry.errors import KernelError, Vanished
 from pageferry.kernel.files import numbered, read_bytes
-from pageferry.kernel.lists import parse_list
+from pageferry.kernel.lists import MOST_NODES, parse_list
 from pageferry_planner.model import MOST_WEIGHT
 
 _FOLDER = "sys/kernel/mm/mempolicy/weighted_interleave"
-_MOST_NODES = 1024
-_WANTED = f'expected nodes below {_MOST_NODES}, each once, with weights of 1 to {MOST_WEIGHT}, such as "0:3,2:1"'
+_WANTED = f'expected nodes below {MOST_NODES}, each once, with weights of 1 to {MOST_WEIGHT}, such as "0:3,2:1"'
 
 Weights = tuple[tuple[int, int], ...]
 """Pairs of a node and its weight, by ascending node."""
@@ -49,7 +48,7 @@ def parse_weights(text: str) -> Weights:
             members = parse_list(nodes) if nodes == nodes.strip() else frozenset()
         except ValueError as error:
             raise ValueError(_WANTED) from error
-        if not members or max(members) >= _MOST_NODES or members & found.keys() or not _is_weight(weight):
+        if not members or max(members) >= MOST_NODES or members & found.keys() or not _is_weight(weight):
             raise ValueError(_WANTED)
         found.update(dict.fromkeys(members, int(weight)))
     return tuple(sorted(found.items()))

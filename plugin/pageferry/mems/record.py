@@ -16,7 +16,8 @@ import msgspec
 
 from pageferry.errors import KernelError, Vanished
 from pageferry.kernel import locks
-from pageferry.kernel.files import numbered, read_bytes, translated
+from pageferry.kernel.files import is_path, numbered, read_file, translated
+from pageferry.kernel.lists import parse_list
 
 FOLDER = Path("/run/pageferry/mems")
 _SUFFIX = ".json"
@@ -35,15 +36,21 @@ class Group(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     scheduler: str
     ours: str
 
+    def __post_init__(self) -> None:
+        if not is_path(self.path) or not 0 <= self.inode < 1 << 64:
+            raise ValueError("not a path of a group")
+        for nodes in (self.scheduler, self.ours):
+            parse_list(nodes)
+
 
 def load(job: int, folder: Path) -> tuple[Group, ...]:
     """Return what of a job is narrowed, as far as we wrote it. Raises KernelError for a record that cannot be used."""
     path = folder / f"{job}{_SUFFIX}"
     try:
-        return msgspec.json.decode(read_bytes(path), type=tuple[Group, ...])
+        return msgspec.json.decode(read_file(path), type=tuple[Group, ...])
     except Vanished:
         return ()
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise KernelError(f"{path}: damaged, not used: {error}") from error
 
 
@@ -59,6 +66,8 @@ def save(job: int, groups: Iterable[Group], folder: Path) -> None:
             path.unlink(missing_ok=True)
     except OSError as error:
         raise KernelError(str(translated(error, fresh))) from error
+    except UnicodeEncodeError as error:
+        raise KernelError(f"{fresh}: the name of a group is not UTF-8") from error
 
 
 def is_recorded(job: int, folder: Path) -> bool:

@@ -76,7 +76,7 @@ def write(path: Path, text: str) -> None:
             fresh.unlink(missing_ok=True)
             raise
     except OSError as error:
-        raise UsageError(f"{printable(os.fsencode(path))}: cannot be written: {error.strerror}") from error
+        raise UsageError(f"{printable(path)}: cannot be written: {error.strerror}") from error
 
 
 def duration(seconds: float) -> str:
@@ -100,4 +100,4 @@ def clock(seconds: float) -> str:
 
 def _shown(value: object) -> object:
     """Return text of others as one line of printable characters; what the template made itself as it is."""
-    return printable(value.encode("utf-8", "surrogatepass")) if type(value) is str else value
+    return printable(value) if type(value) is str else value

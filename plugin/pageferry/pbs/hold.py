@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pageferry.errors import KernelError
-from pageferry.gate import guardian, holdable
+from pageferry.gate import guardian, holdable, holds
 from pageferry.gate.guard import Guard
 from pageferry.gate.holds import Hold
 from pageferry.kernel import locks
@@ -66,7 +66,7 @@ def _found(job_id: str, pids: frozenset[int], root: Path) -> Hold:
     return holdable.with_moved(hold, pids, job_id)
 
 
-def release_left(folder: Path = FOLDER) -> tuple[str, ...]:
+def release_left(folder: Path = FOLDER, root: Path = Path("/")) -> tuple[str, ...]:
     """Release what somebody who has ended left held, and return the jobs; those that are being held are left alone.
 
     Raises KernelError, with all else released, when something still stands still.
@@ -81,7 +81,7 @@ def release_left(folder: Path = FOLDER) -> tuple[str, ...]:
         if lock is None:
             continue
         try:
-            entries, _ = guardian.read_record(str(path))
+            entries, _ = holds.read_record(path, root)
             if complaints := guardian.undo(entries):
                 standing += complaints
                 continue

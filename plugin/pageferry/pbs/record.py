@@ -6,23 +6,30 @@ saved. The agent and the command that does without one use the same files.
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
+from msgspec import Meta
 
-from pageferry.errors import KernelError
+from pageferry.errors import KernelError, PageferryError, Vanished
 from pageferry.kernel import locks
-from pageferry.kernel.files import read_bytes
+from pageferry.kernel.files import printable, read_file
+from pageferry.kernel.lists import MOST_NODES
 from pageferry.policy import Facts
 
 FOLDER = Path("/run/pageferry/pbs")
 _SUFFIX = ".json"
 _LOCK = ".lock"
 _LOOK_SECONDS = 0.02
+_Nodes = tuple[Annotated[int, Meta(ge=0, lt=MOST_NODES)], ...]
+
+_log = logging.getLogger(__name__)
 
 
 class Record(msgspec.Struct, frozen=True):
@@ -37,14 +44,14 @@ class Record(msgspec.Struct, frozen=True):
     `begun`: a move has begun and, if nobody has the job's lock, was cut short: `homes` no longer tells where memory is.
     """
 
-    homes: tuple[int, ...] = ()
-    placed: tuple[int, ...] = ()
-    settled: tuple[int, ...] = ()
+    homes: _Nodes = ()
+    placed: _Nodes = ()
+    settled: _Nodes = ()
     served: str = ""
     told: str = ""
     begun: bool = False
-    parked: tuple[int, ...] = ()
-    left: tuple[int, ...] = ()
+    parked: _Nodes = ()
+    left: _Nodes = ()
     facts: Facts | None = None
 
     @property
@@ -55,8 +62,15 @@ class Record(msgspec.Struct, frozen=True):
 
 def load(job_id: str, folder: Path = FOLDER) -> Record:
     """Return a job's record; an empty one if there is none that can be read."""
-    with suppress(Exception):
-        return msgspec.json.decode(read_bytes(folder / f"{job_id}{_SUFFIX}"), type=Record)
+    path = folder / f"{job_id}{_SUFFIX}"
+    try:
+        return msgspec.json.decode(read_file(path), type=Record)
+    except Vanished:
+        pass
+    except PageferryError as error:
+        _log.warning("cannot be read: %s", error)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        _log.warning("%s: damaged, not used: %s", printable(path), error)
     return Record()
 
 

@@ -7,7 +7,6 @@ hold is said there, what lines say of one another is checked here.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,9 +14,9 @@ from typing import Any, TypeVar
 import msgspec
 import numpy as np
 
-from pageferry.errors import UsageError
+from pageferry.errors import KernelError, UsageError, Vanished
 from pageferry.ferry import Inputs, Request
-from pageferry.kernel.files import printable
+from pageferry.kernel.files import open_file, printable
 from pageferry.kernel.lists import parse_list
 from pageferry.kernel.topology import Node, Topology
 from pageferry.replay import lines as form
@@ -52,10 +51,12 @@ _FOLIOS = {"unit", "kind", "folio"}
 def read(path: Path) -> Recorded:
     """Return what a file says. Raises UsageError, with file and line, for whatever is wrong with it."""
     try:
-        with path.open("rb") as file:
-            return _Reader(file, printable(os.fsencode(path))).whole()
+        with open_file(path) as file:
+            return _Reader(file, printable(path)).whole()
     except OSError as error:
-        raise UsageError(f"{printable(os.fsencode(path))}: {error.strerror}") from error
+        raise UsageError(f"{printable(path)}: {error.strerror}") from error
+    except (KernelError, Vanished) as error:
+        raise UsageError(str(error)) from error
 
 
 class _Reader:

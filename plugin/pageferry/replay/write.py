@@ -53,7 +53,7 @@ def save(path: Path, text: Iterable[bytes]) -> None:
     Raises KernelError, and UsageError for what is there and no file: a device would be replaced, too.
     """
     if path.exists() and not path.is_file():
-        raise UsageError(f"{printable(os.fsencode(path))}: there, and not a file")
+        raise UsageError(f"{printable(path)}: there, and not a file")
     temporary = None
     try:
         descriptor, name = tempfile.mkstemp(prefix=".snapshot.", dir=path.parent)  # 0600
@@ -79,7 +79,7 @@ def _content(recorded: Recorded) -> Iterator[Any]:
         form.Head(
             pageferry_snapshot=form.VERSION,
             pageferry=__version__,
-            of=printable(os.fsencode(recorded.of)),
+            of=printable(recorded.of),
             anonymised=recorded.anonymised,
             page_bytes=snapshot.page_bytes,
             asked_per_process=snapshot.asked_per_process,

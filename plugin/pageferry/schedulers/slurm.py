@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pageferry.errors import SchedulerError, UsageError, Vanished
-from pageferry.kernel.files import printable
+from pageferry.kernel.files import printable, shown
 from pageferry.kernel.procfs import read_status
 from pageferry.schedulers.base import Job
 from pageferry.schedulers.slurm_cgroups import (
@@ -137,7 +137,7 @@ def _resolve(answer: str, wanted: str) -> int:
     head = _HEAD.match(answer)
     if head is not None and wanted in {f"{head['array']}_{head['task']}", f"{head['het']}+{head['offset']}"}:
         return int(head["raw"])
-    raise SchedulerError(f"scontrol does not say which job {wanted} is: {printable(answer[:200].encode())}")
+    raise SchedulerError(f"scontrol does not say which job {wanted} is: {shown(answer)}")
 
 
 def _array_task(answer: str, raw: int) -> str | None:

@@ -44,7 +44,7 @@ class SlurmApi:
     def describe(self) -> str:
         """Return which way this is, for people; raises SchedulerError where it is none."""
         said = self._ask("pyslurm", self.read_seconds, verb="ping")
-        version = printable(str(said["version"]).encode())
+        version = printable(str(said["version"]))
         if not said["responding"]:
             raise SchedulerError(f"pyslurm {version}: slurmctld does not answer it")
         return f"pyslurm {version}"

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pageferry.errors import ConfigError, PageferryError, SchedulerError, Vanished
-from pageferry.kernel.files import printable, read_bytes
+from pageferry.kernel.files import printable, read_file
 
 _TIME_LIMIT_SECONDS = 5.0
 _SHOWN = re.compile(rb"^(\w+)(?:\[[0-9]+\])?[ ]*= ?(.*?)[ ]*$", re.MULTILINE)
@@ -106,7 +106,7 @@ def _settings(path: Path, may_lack: Collection[str], depth: int) -> list[Setting
     if depth == 0:
         raise ConfigError(f"{path}: included more than {_DEPTH} deep")
     try:
-        text = read_bytes(path).decode("utf-8", "backslashreplace")
+        text = read_file(path).decode("utf-8", "backslashreplace")
     except Vanished as error:
         if path.name in may_lack:
             return []
@@ -126,5 +126,5 @@ def _settings(path: Path, may_lack: Collection[str], depth: int) -> list[Setting
                 found += _settings(path.parent / include[1], may_lack, depth - 1)
         else:
             pairs = _PAIR.findall(stripped)
-            found += [Setting(key, printable(value.strip('"').encode()), path, number) for key, value in pairs]
+            found += [Setting(key, printable(value.strip('"')), path, number) for key, value in pairs]
     return found
