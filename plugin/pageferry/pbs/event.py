@@ -18,7 +18,10 @@ from pageferry.kernel.files import printable
 from pageferry.policy import Facts
 from pageferry.schedulers.pbs import is_job_id
 
-_Text = Annotated[str, Meta(max_length=1024)]
+TEXT_CHARACTERS = 1024
+"""The hook cuts a request here."""
+
+_Text = Annotated[str, Meta(max_length=TEXT_CHARACTERS)]
 
 
 class Kind(Enum):
