@@ -82,7 +82,7 @@ class Event(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     jobs: Annotated[list[PbsJob], Meta(max_length=4096)] = []
     hosts: Annotated[list[Annotated[str, Meta(max_length=256)]], Meta(max_length=8)] = []
     keep: Annotated[list[Annotated[str, Meta(max_length=256)]], Meta(max_length=4096)] = []
-    until: float = math.inf
+    until: Annotated[float, Meta(ge=0)] = math.inf
 
 
 def _said(text: str) -> str | None:
