@@ -25,6 +25,10 @@ _SHOWN_CHARACTERS = 60
 MOST_FAULTS = 50
 """Of one file: with more of them it is left at that, since each costs another look at the whole file."""
 
+_MOST_PARTS = 64
+_LONG_KEY = re.compile(rf"""(?<![\w"'.-])(?:(?:[\w-]++|"[^"\n]*+"|'[^'\n]*+')[ \t]*+\.[ \t]*+){{{_MOST_PARTS}}}""")
+"""Of a key of thousands of parts, tomllib looks at all for each."""
+
 _FAULTY = object()
 """Stands for a value with a fault, where there must be one."""
 
@@ -68,6 +72,8 @@ def read(
     name = printable(name.encode("utf-8", "surrogateescape"))
     try:
         text = raw.decode().replace("\r\n", "\n")
+        if long := _LONG_KEY.search(text):
+            return None, [f"{name}:{_lines(text[: long.start()].encode())}: a key of more than {_MOST_PARTS} parts"]
         data = tomllib.loads(text)
     except UnicodeDecodeError as error:
         return None, [f"{name}:{_lines(raw[: error.start])}: not UTF-8"]

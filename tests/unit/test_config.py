@@ -292,6 +292,19 @@ def test_faults_are_told_in_one_reading_however_many_there_are(text: str, monkey
     assert looks <= MOST_FAULTS + 2
 
 
+@pytest.mark.parametrize("key", [".".join(["a"] * 20_000), " . ".join(['"a"'] * 20_000), "'a'.\t" * 20_000 + "b"])
+@pytest.mark.parametrize("text", ["\n{} = 1\n", "\n[{}]\n", "\n[[ {} ]]", "\nx = {{ {} = 1 }}"])
+def test_a_key_of_thousands_of_parts_is_not_looked_at(key: str, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tomllib, "loads", pytest.fail)
+    (fault,) = found(text.format(key))
+    assert fault.startswith("f.toml:2: a key of more than 64 parts")
+
+
+def test_a_list_of_many_names_with_dots_is_no_key() -> None:
+    names = ", ".join(f'"/usr/lib/lib{number}.so.1.2.3"' for number in range(100))
+    assert found(f'[[rule]]\nname = "a"\nlibraries = [{names}]') == []
+
+
 def test_of_too_many_faults_the_first_are_told_and_nothing_holds(tmp_path: Path) -> None:
     path = tmp_path / "f.toml"
     for count in (MOST_FAULTS, MOST_FAULTS + 1, 3000):
