@@ -68,6 +68,7 @@ def asked(text: bytes, question: Any) -> Any:
 @given(st.fixed_dictionaries({"name": WORDS, "account": WORDS, "comment": WORDS}))
 @fuzz
 @example({"name": f"x {FORGED[0]} ", "account": "a", "comment": ""})
+@example({"name": "UserId=" * 10_000 + "(" * LONG, "account": "a", "comment": ""})
 def test_a_job_is_whose_slurm_says_it_is_or_nothing_is_known(words: dict[str, str]) -> None:
     details = asked(RECORD.format(**PLAIN | words).encode(), lambda: Slurm()._details(123))
     assert (details.user_id, details.state) in {(1000, "RUNNING"), (None, None)}
@@ -80,6 +81,8 @@ def test_a_job_is_whose_slurm_says_it_is_or_nothing_is_known(words: dict[str, st
 
 @given(mutated(RECORDS))
 @fuzz
+@example(RECORDS[0].replace(b"(1000)", b"(18446744073709551616)"))
+@example(RECORDS[0].replace(b"=123", b"=" + b"9" * 5000))
 def test_whatever_scontrol_prints_of_a_job_is_understood_or_nothing_is_known(text: bytes) -> None:
     details = asked(text, lambda: Slurm()._details(123))
     assert isinstance(details, _Details)
