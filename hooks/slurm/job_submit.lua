@@ -17,7 +17,7 @@ Lua 5.1 to 5.4.
 --]]
 
 local PREFIX = "pageferry:"
-local BLANKS = "[ \t\r\n]"
+local BLANKS = " \t\r\n"
 local MAX_REQUEST_BYTES = 1024
 local MAX_NUMBER = { nodes = 1023, cpus = 8191 }
 local MAX_MEMBERS = 65536
@@ -103,13 +103,18 @@ local function check_wish(text, where)
 end
 
 local function check(text)
-	text = string.match(text, "^" .. BLANKS .. "*(.-)" .. BLANKS .. "*$")
-	if string.sub(text, 1, #PREFIX) ~= PREFIX then
+	-- slurmctld waits, and other people's texts have any length: no pattern with a repetition is used on them.
+	local first, last = string.find(text, "[^" .. BLANKS .. "]"), #text
+	if first == nil or string.sub(text, first, first + #PREFIX - 1) ~= PREFIX then
 		return nil
 	end
-	if #text > MAX_REQUEST_BYTES then
+	while string.find(BLANKS, string.sub(text, last, last), 1, true) do
+		last = last - 1
+	end
+	if last > MAX_REQUEST_BYTES then
 		return "a request of more than " .. MAX_REQUEST_BYTES .. " bytes"
 	end
+	text = string.sub(text, first, last)
 	local without_host, named = false, {}
 	for _, part in ipairs(split(string.sub(text, #PREFIX + 1), ";")) do
 		local host, wish = string.match(part, "^(.*):([^:]*)$")

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
@@ -15,6 +14,7 @@ from pageferry_planner.capacity import HUGE_PAGES, Room, first_pages, kinds_of_r
 from pageferry_planner.columns import Ints
 from pageferry_planner.cuts import cut, edges_inside
 from pageferry_planner.model import ANONYMOUS, Host, HugePages, Runs, Snapshot, Strategy, Target
+from pageferry_planner.users import most_users_nodes
 
 STRAY_SHARE = 16
 """A node that holds less than 1/16 of an even share is no source of the relative map: what is there strayed."""
@@ -124,29 +124,17 @@ def _pack(runs: Runs, target: Target, host: Host, huge_page: int) -> tuple[Runs,
 def _local(snapshot: Snapshot, runs: Runs, nodes: frozenset[int], host: Host) -> tuple[Runs, Ints]:
     """Bring private pages to the nodes of the CPUs of their process, shared ones to where most of their users are."""
     homes = [process.nodes & nodes or nodes for process in snapshot.processes]
-    parts: list[Runs] = []
-    wanted: list[Ints] = []
-
-    def settle(part: Runs, home: frozenset[int]) -> None:
-        parts.append(part)
-        wanted.append(_per_value(part.node, lambda node: nearest(node, home, host)))
-
-    anonymous = runs.take(runs.backing == ANONYMOUS)
-    for process in np.unique(anonymous.process).tolist():
-        settle(anonymous.take(anonymous.process == process), homes[process])
-    for backing in np.unique(runs.backing[runs.backing != ANONYMOUS]).tolist():
-        users = snapshot.vmas.take(snapshot.vmas.backing == backing)
-        lo, hi = users.index, users.index + users.count
-        edges = np.unique(np.concatenate([lo, hi]))
-        pieces = _cut_at(runs.take(runs.backing == backing), edges)
-        segment = np.searchsorted(edges, pieces.index, "right") - 1
-        for number in np.unique(segment).tolist():
-            inside = (lo <= edges[number]) & (hi > edges[number])
-            votes = Counter(home for process in set(users.process[inside].tolist()) for home in homes[process])
-            most = max(votes.values(), default=0)
-            home = frozenset(node for node, count in votes.items() if count == most) or nodes
-            settle(pieces.take(segment == number), home)
-    return Runs.concatenate(parts), np.concatenate([np.zeros(0, np.int64), *wanted])
+    private, shared = (runs.take(rows) for rows in (runs.backing == ANONYMOUS, runs.backing != ANONYMOUS))
+    private = private.take(np.argsort(private.process, kind="stable"))
+    shared = shared.take(np.argsort(shared.backing, kind="stable"))
+    shared, of_users, number = most_users_nodes(shared, snapshot.vmas, homes, nodes)
+    sets = list(dict.fromkeys([*homes, *of_users]))
+    place = {home: place for place, home in enumerate(sets)}
+    of_process, of_set = (np.array([place[home] for home in each], np.int64) for each in (homes, of_users))
+    parts = Runs.concatenate([private, shared])
+    home = np.concatenate([of_process[private.process], of_set[number]])
+    span = int(parts.node.max(initial=0)) + 1
+    return parts, _per_value(home * span + parts.node, lambda pair: nearest(pair % span, sets[pair // span], host))
 
 
 def _per_value(values: Ints, rule: Callable[[int], int]) -> Ints:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pageferry.errors import UsageError
 from pageferry.kernel.files import printable
@@ -23,6 +23,9 @@ MARKER = "[pageferry] "
 MAX_REQUEST_BYTES = 1024
 MAX_COMMENT_BYTES = 2048
 """Room for the longest request, kept for the hosts that have yet to answer, and the outcomes of ten others."""
+
+FIELD_BYTES = 4096
+"""Of a comment, no more is read: one of this length may have been cut anywhere, also within a list of nodes."""
 
 MAX_OUTCOME_BYTES = 200
 MAX_NUMBER = {"nodes": 1023, "cpus": 8191}
@@ -72,13 +75,13 @@ class Request:
 def parse(text: str) -> Request | None:
     """Return the request in an AdminComment, None if it holds none of ours.
 
-    An outcome that keeps the request, for hosts that have yet to answer, is a request to those alone. Raises
-    UsageError, which says what is wrong and where.
+    An outcome that keeps the request, for hosts that have yet to answer, is a request to those alone. Of a text that
+    may have been cut nothing is read. Raises UsageError, which says what is wrong and where.
     """
     words = text.strip(_BLANKS)
     if words.startswith(PREFIX):
-        return _request(words)
-    report = _read_report(words)
+        return _request(text.rstrip(_BLANKS))
+    report = _read_report(words) if len(_bytes(text)) < FIELD_BYTES else None
     return report.asked if report is not None else None
 
 
@@ -126,17 +129,13 @@ def merge_outcome(old: str, host: str, text: str, hosts: Collection[str] = ()) -
     """Return the AdminComment that follows `old` once `host` has written its outcome, of `text`.
 
     A request gives way to the outcome; it is kept behind it as long as some of `hosts`, the job's, have yet to answer.
-    Other hosts' outcomes stay, as do other people's words. Where there is no room, other hosts' outcomes become
-    "done", and if that is not enough, `old` is returned as it is.
+    Other hosts' outcomes stay, as do other people's words: such as a wrong request in front of outcomes, from then on
+    in parentheses, so that it is told once. Where there is no room, other hosts' outcomes become "done", and if that is
+    not enough, `old` is returned as it is.
     """
-    try:
-        asked = parse(old)
-    except UsageError:
-        asked = None
-    words = old.strip(_BLANKS)
-    report = _read_report(words) or _Report("" if words.startswith(PREFIX) else words, {}, None)
+    report = _before(old)
     parts = {**report.parts, host: _harmless(text)}
-    kept = _still_asked(asked, parts, hosts)
+    kept = _still_asked(report.asked, parts, hosts)
     for shown in (parts, {name: said if name == host else "done" for name, said in parts.items()}):
         merged = _format_report(_Report(report.others_words, shown, kept))
         if len(_bytes(merged)) <= MAX_COMMENT_BYTES:
@@ -151,6 +150,19 @@ class _Report:
     others_words: str
     parts: Mapping[str, str]
     asked: Request | None
+
+
+def _before(old: str) -> _Report:
+    """Return what is kept of an AdminComment into which an outcome is to be written."""
+    words = old.strip(_BLANKS)
+    report = _read_report(words)
+    if report is not None:
+        others = report.others_words
+        return replace(report, others_words=f"({others})") if others.startswith(PREFIX) else report
+    try:
+        return _Report("" if words.startswith(PREFIX) else words, {}, parse(old))
+    except UsageError:
+        return _Report("", {}, None)
 
 
 def _read_report(words: str) -> _Report | None:
@@ -196,7 +208,7 @@ def _request(words: str) -> Request:
         raise UsageError(f"a request of more than {MAX_REQUEST_BYTES} bytes")
     others: Wish | None = None
     named: dict[str, Wish] = {}
-    for part in words.removeprefix(PREFIX).split(";"):
+    for part in words.lstrip(_BLANKS).removeprefix(PREFIX).split(";"):
         host, colon, wish = part.rpartition(":")
         if not colon:
             if others is not None:

@@ -24,7 +24,8 @@ from pageferry import policy, toml_file
 from pageferry.errors import ConfigError, PageferryError, Vanished
 from pageferry.kernel.files import read_file, translated
 from pageferry.policy import Facts, Policy, Rate, Rule, Special
-from pageferry.toml_file import Bytes, Key
+from pageferry.toml_file import Bytes
+from pageferry.toml_lines import Key
 from pageferry_planner.model import WhenFull
 
 PATH = Path("/etc/pageferry/pageferry.toml")

@@ -19,7 +19,8 @@ from msgspec import Meta
 from pageferry.kernel.lists import format_list, parse_list
 from pageferry.kernel.topology import Topology
 from pageferry.kernel.weights import parse_weights
-from pageferry.toml_file import Bytes, Key
+from pageferry.toml_file import Bytes
+from pageferry.toml_lines import Key
 from pageferry_planner.model import HugePages, Strategy, WhenFull
 
 NAME_CHARACTERS = 64

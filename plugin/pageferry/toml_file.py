@@ -6,23 +6,29 @@ keys there are is the structs' business.
 
 from __future__ import annotations
 
-import bisect
 import re
 import tomllib
 from collections.abc import Callable, Iterable
+from functools import cache
+from itertools import islice
 from types import NoneType
 from typing import Any, TypeVar, get_args
 
 import msgspec
 
 from pageferry.kernel.files import printable, shown
+from pageferry.toml_lines import Key, key_lines, line_of
 
 _UNITS = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
 _SHOWN_CHARACTERS = 60
 _MOST_DEPTH = 16
 
-Key = tuple[str | int, ...]
-"""The way to a value: names of tables and keys, and the numbers of list members."""
+MOST_FAULTS = 50
+"""Of one file: with more of them it is left at that, since each costs another look at the whole file."""
+
+_MOST_PARTS = 64
+_LONG_KEY = re.compile(rf"""(?<![\w"'.-])(?:(?:[\w-]++|"[^"\n]*+"|'[^'\n]*+')[ \t]*+\.[ \t]*+){{{_MOST_PARTS}}}""")
+"""Of a key of thousands of parts, tomllib looks at all for each."""
 
 _FAULTY = object()
 """Stands for a value with a fault, where there must be one."""
@@ -61,11 +67,14 @@ def read(
 ) -> tuple[dict[str, Any] | None, list[str]]:
     """Return the plain data of a file's bytes, without what cannot be converted to `kind`, and every fault.
 
-    `check` yields what is wrong beyond single values, by key. Else as `parse`.
+    `check` yields what is wrong beyond single values, by key. Of more than MOST_FAULTS faults, those that are found
+    first are told, and there is no data. Else as `parse`.
     """
     name = printable(name)
     try:
         text = raw.decode().replace("\r\n", "\n")
+        if long := _LONG_KEY.search(text):
+            return None, [f"{name}:{_lines(text[: long.start()].encode())}: a key of more than {_MOST_PARTS} parts"]
         data = tomllib.loads(text)
     except UnicodeDecodeError as error:
         return None, [f"{name}:{_lines(raw[: error.start])}: not UTF-8"]
@@ -74,13 +83,14 @@ def read(
     if (odd := _beyond_toml(data)) is not None:
         return None, [f"{name}: {_dotted((odd[0],))}: {odd[1]}"]
     faults: list[tuple[int, str]] = []
+    lines = cache(lambda: key_lines(text))
 
     def found(key: Key, what: str) -> None:
-        line = line_of(text, key)
+        line = line_of(lines(), key)
         faults.append((line, f"{name}:{line}: {_dotted(key)} = {_shown(_value(data, key))}: {what}"))
 
     converted: Kind | None = None
-    while converted is None:
+    while converted is None and len(faults) <= MOST_FAULTS:
         try:
             converted = convert(data, kind)
         except msgspec.ValidationError as error:
@@ -91,32 +101,17 @@ def read(
             found(key, what)
             _drop(data, key, what, kind)
         else:
-            for key, what in check(converted):
+            for key, what in islice(check(converted), MOST_FAULTS + 1 - len(faults)):
                 found(key, what)
-    return None if converted is None else data, [fault for _, fault in sorted(faults)]
+    told = [fault for _, fault in sorted(faults[:MOST_FAULTS])]
+    if len(faults) > MOST_FAULTS:
+        return None, [*told, f"{name}: more faults than these {MOST_FAULTS}"]
+    return None if converted is None else data, told
 
 
 def convert(data: dict[str, Any], kind: type[Kind]) -> Kind:
     """Return what plain data means as `kind`. Raises msgspec.ValidationError for the first fault."""
     return msgspec.convert(data, kind, dec_hook=_decoded)
-
-
-def line_of(text: str, key: Key) -> int:
-    """Return the line (from 1) on which the statement begins that first gives `key` in a valid TOML text.
-
-    tomllib tells no lines. But the text up to the end of any statement is itself valid, and no other beginning is; so
-    the beginnings are searched for the first that has the key.
-    """
-    lines = text.split("\n")
-
-    def there(count: int) -> bool:
-        while True:
-            try:
-                return _has(tomllib.loads("\n".join(lines[:count])), key)
-            except tomllib.TOMLDecodeError:
-                count += 1  # within a statement of several lines: its end decides
-
-    return bisect.bisect_left(range(len(lines)), True, key=there)
 
 
 def _decoded(kind: type, value: object) -> object:

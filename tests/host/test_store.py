@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -139,6 +140,45 @@ def test_pbs_knows_its_jobs_by_texts_and_slurm_by_numbers(store: Store) -> None:
     for asked, job in ((12, 12), ("12", 12), ("12.srv", "12.srv"), ("7[3].srv", "7[3].srv")):
         assert [row.job for row in store.migrations(asked)] == [job]
         assert [row.job for row in store.events(asked)] == [job]
+
+
+@pytest.mark.parametrize("job", ["12.e5", "12.0", "1.1e400", "12.5", "12.50", "7", "0.0", "12.srv"])
+def test_an_id_of_pbs_that_looks_like_a_number_is_kept_as_it_is(store: Store, job: str) -> None:
+    for other in (1200000, 12, 7):
+        store.record_migration(replace(MIGRATION, job=other))
+        store.record_event(other, 0, "held", "")
+    number = store.record_migration(replace(MIGRATION, job=job))
+    store.record_event(job, 0, "released", "")
+    assert [str(row.job) for row in store.migrations(number=number)] == [job]
+    assert [str(row.job) for row in store.events(limit=1)] == [job]
+    if not job.isdigit():
+        assert [(row.job, row.id) for row in store.migrations(job)] == [(job, number)]
+        assert [row.kind for row in store.events(job)] == ["released"]
+        for other in (1200000, 12, 7):
+            assert [row.job for row in store.migrations(other)] == [other]
+    assert store.migrations("") == []
+
+
+def test_rows_of_before_in_which_an_id_of_pbs_became_a_number_are_mended_where_it_can_be_told(path: Path) -> None:
+    path.parent.mkdir()
+    with closing(sqlite3.connect(path)) as old:
+        old.executescript(FIRST_VERSION)
+        row = "NULL, ?, 0, 'n1', ?, '', 1e9, 1, 0, '0', '1', 'done', '{}', 5, 1, 20480, '', '{}'"
+        for job in ("12.srv", "7[3].srv", "12.5", "12.e5", "12.0", "1.1e400"):
+            old.execute(f"INSERT INTO migrations VALUES ({row})", (job, "execjob_preresume"))
+            old.execute("INSERT INTO events VALUES (NULL, 1e9, ?, -1, 'held', '')", (job,))
+        old.execute(f"INSERT INTO migrations VALUES ({row})", (1200000, "suspend"))
+        old.commit()
+    store = Store(path, clock=lambda: 1e9)
+    jobs = [row.job for row in reversed(store.migrations())]
+    assert jobs == [7, "12.srv", "7[3].srv", "12.5", "1200000.?", "12.?", "Inf.?", 1200000]
+    assert [row.job for row in store.migrations(1200000)] == [1200000]
+    assert [row.job for row in store.migrations("12.srv")] == ["12.srv"]
+    # Nothing says of an event whose it is; a whole number may be Slurm's.
+    assert [row.job for row in reversed(store.events())] == [7, "12.srv", "7[3].srv", "12.5", 1200000, 12, "Inf.?"]
+    assert store.fault is None
+    assert aside(path) == []
+    store.close()
 
 
 def test_events_are_kept_with_their_time(store: Store) -> None:

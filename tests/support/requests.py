@@ -67,6 +67,9 @@ BAD = {
     "pageferry:nodes=1\nnodes=2": "nodes=1\\nnodes=2: not a list of numbers",
     "pageferry:nodes=é": "nodes=é: not a list of numbers",
     "pageferry:nodes=1" + ",1" * 512: "a request of more than 1024 bytes",
+    " " * 1024 + "pageferry:nodes=1": "a request of more than 1024 bytes",
+    "pageferry:nodes=1 [pageferry] a: moved 1 MiB": "nodes=1 [pageferry] a: not a host name",
+    "pageferry:nodes=x [pageferry] a: moved; asked nodes=1": "nodes=x [pageferry] a: not a host name",
 }
 """What is said of each."""
 
@@ -77,6 +80,10 @@ OTHERS = (
     "Pageferry:nodes=x",
     "see pageferry:nodes=x",
     "pageferryman:nodes=x",
+    " \t\r\n" * 4096,
+    " " * 16384 + "ticket",
+    "ticket" + " " * 16384 + ".",
+    "(pageferry:nodes=x) [pageferry] a: refused",
     "[pageferry] node07: moved 34.8 MiB to nodes 2-3, 14:02:11",
     "[pageferry] asked nodes=x",
     "[pageferry] node07: done; asked nodes=x",

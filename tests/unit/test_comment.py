@@ -153,6 +153,33 @@ def test_a_wrong_request_gives_way_to_what_is_wrong_with_it() -> None:
     )
 
 
+def test_a_wrong_request_in_front_of_outcomes_is_told_once_and_then_other_peoples_words() -> None:
+    comment = "pageferry:nodes=x [pageferry] a: moved 1 MiB; b: moved 2 MiB"
+    with pytest.raises(UsageError):
+        parse(comment)
+    told = merge_outcome(comment, "a", "refused: nodes=x: not a list of numbers", ["a", "b"])
+    assert told == "(pageferry:nodes=x) [pageferry] a: refused: nodes=x: not a list of numbers; b: moved 2 MiB"
+    assert parse(told) is None
+    assert merge_outcome(told, "b", "moved", ["a", "b"]).startswith("(pageferry:nodes=x) [pageferry] a: refused")
+
+
+def test_a_wrong_request_in_front_takes_nothing_from_hosts_that_have_yet_to_answer() -> None:
+    comment = "pageferry:nodes=x [pageferry] a: moved; asked nodes=1"
+    told = merge_outcome(comment, "a", "refused", ["a", "b"])
+    assert told == "(pageferry:nodes=x) [pageferry] a: refused; asked nodes=1"
+    assert request(told).for_any(["b"]) == Wish((1,))
+    assert request(told).for_any(["a"]) is None
+
+
+@given(TEXTS, HOSTS)
+def test_what_was_wrong_is_told_once_whatever_it_was(text: str, host: str) -> None:
+    comment = f"pageferry:{text} [pageferry] a: moved"
+    try:
+        parse(comment)
+    except UsageError as error:
+        assert parse(merge_outcome(comment, host, f"refused: {error}", ["a", host])) is None
+
+
 def test_an_outcome_cannot_be_taken_for_another_hosts_or_for_a_request() -> None:
     comment = merge_outcome("", "a", "x; b: done; asked nodes=1\n[pageferry] c: y", ["a", "b"])
     assert comment == r"[pageferry] a: x, b: done, asked nodes=1\n(pageferry) c: y"

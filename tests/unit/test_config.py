@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import tomllib
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -15,7 +17,7 @@ from pageferry.config import Address, Folder, Metrics, Settings, faults, load, r
 from pageferry.errors import ConfigError
 from pageferry.kernel.topology import read_topology
 from pageferry.policy import Facts, Rate, Special
-from pageferry.toml_file import Bytes, line_of, parse
+from pageferry.toml_file import MOST_FAULTS, Bytes, parse
 from pageferry_planner.model import WhenFull
 from support.trees import plant
 
@@ -249,40 +251,68 @@ def test_what_is_no_number_of_bytes_is_refused(text: object) -> None:
         Bytes.parse(text)
 
 
-STATEMENTS = st.one_of(
-    st.sampled_from(["", "# a = 1", "  "]),
-    st.builds(
-        lambda name, value: f"{name} = {value}",
-        st.sampled_from(["{}", "t{}.x", '"q{}"']),
-        st.sampled_from(["1", '"""\nv1 = 2\n[z]\n"""', "[\n 1, # ]\n 2\n]", "{ i = 1 }", "'''\n\n'''"]),
-    ),
-)
-
-
-@given(st.lists(STATEMENTS, max_size=20))
-def test_the_line_of_a_key_is_where_its_statement_begins(statements: list[str]) -> None:
-    text, starts = "[top]\n", {}
-    for number, statement in enumerate(statements):
-        name = f"v{number}"
-        if "{}" in statement:
-            path = {"{}": (name,), "t{}.x": (f"t{name}", "x"), '"q{}"': (f"q{name}",)}[statement.partition(" = ")[0]]
-            starts["top", *path] = text.count("\n") + 1
-        text += statement.replace("{}", name) + "\n"
-    for key, line in starts.items():
-        assert line_of(text, key) == line
-    assert line_of(text, ("top",)) == 1
-
-
-def test_the_line_of_a_key_in_a_long_file_is_found_at_once() -> None:
-    text = "".join(f"[t{number}]\nx = {number}\n" for number in range(5000))
-    assert line_of(text, ("t4321", "x")) == 2 * 4321 + 2
-
-
 @given(st.binary(max_size=60))
 def test_any_bytes_are_settings_or_one_line_faults(raw: bytes) -> None:
     settings, lines = parse(raw, "f", Settings)
     assert settings is not None or lines
     assert all(line.isprintable() for line in lines)
+
+
+LISTS = "[[rule]]\nname = 'a'\nlibraries = [\n" + '  "/lib/*",\n' * 2000 + "  {}\n]\n"
+MANY_FAULTS = {
+    "a list of many lines with a wrong word": LISTS.format(1),
+    "unknown keys": "".join(f"key{number} = 1\n" for number in range(1000)),
+    "rules without a name": "[[rule]]\nworkers = 0\n" * 1000,
+    "rules of one name": "[[rule]]\nname = 'a'\n" * 1000,
+    "a long list that is no table": "agent = [\n" + "1,\n" * 2000 + "]\n" + "\n" * 2000,
+}
+
+
+@pytest.mark.parametrize("text", MANY_FAULTS.values(), ids=MANY_FAULTS)
+def test_faults_are_told_in_one_reading_however_many_there_are(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    loads, convert = tomllib.loads, msgspec.convert
+    characters, looks = 0, 0
+
+    def counted(part: str) -> dict[str, Any]:
+        nonlocal characters
+        characters += len(part)
+        return loads(part)
+
+    def counted_look(*words: Any, **more: Any) -> Any:
+        nonlocal looks
+        looks += 1
+        return convert(*words, **more)
+
+    monkeypatch.setattr(tomllib, "loads", counted)
+    monkeypatch.setattr(msgspec, "convert", counted_look)
+    told = found(text)
+    assert 0 < len(told) <= MOST_FAULTS + 1
+    assert all(fault.startswith("f.toml:") for fault in told)
+    assert characters <= 3 * len(text)
+    assert looks <= MOST_FAULTS + 2
+
+
+@pytest.mark.parametrize("key", [".".join(["a"] * 20_000), " . ".join(['"a"'] * 20_000), "'a'.\t" * 20_000 + "b"])
+@pytest.mark.parametrize("text", ["\n{} = 1\n", "\n[{}]\n", "\n[[ {} ]]", "\nx = {{ {} = 1 }}"])
+def test_a_key_of_thousands_of_parts_is_not_looked_at(key: str, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tomllib, "loads", pytest.fail)
+    (fault,) = found(text.format(key))
+    assert fault.startswith("f.toml:2: a key of more than 64 parts")
+
+
+def test_a_list_of_many_names_with_dots_is_no_key() -> None:
+    names = ", ".join(f'"/usr/lib/lib{number}.so.1.2.3"' for number in range(100))
+    assert found(f'[[rule]]\nname = "a"\nlibraries = [{names}]') == []
+
+
+def test_of_too_many_faults_the_first_are_told_and_nothing_holds(tmp_path: Path) -> None:
+    path = tmp_path / "f.toml"
+    for count in (MOST_FAULTS, MOST_FAULTS + 1, 3000):
+        path.write_text("".join(f"key{number} = 1\n" for number in range(count)) + "agent.workers = 3\n")
+        told = faults(path)
+        assert [fault.split(":")[1] for fault in told[:MOST_FAULTS]] == [str(line + 1) for line in range(MOST_FAULTS)]
+        assert len(told) == MOST_FAULTS + (count > MOST_FAULTS)
+        assert read(path).settings == Settings()
 
 
 def test_a_hostile_file_name_is_escaped() -> None:

@@ -28,10 +28,12 @@ end
 """
 
 
-def lua(script: str, said: str = "") -> list[str]:
+def lua(script: str, said: str = "", seconds: float | None = None) -> list[str]:
     found = shutil.which("lua5.4") or shutil.which("lua")
     assert found is not None, "install lua5.4"
-    answer = subprocess.run([found, "-e", script], input=said, capture_output=True, text=True, check=False)
+    answer = subprocess.run(
+        [found, "-e", script], input=said, capture_output=True, text=True, check=False, timeout=seconds
+    )
     assert answer.returncode == 0, answer.stderr
     return answer.stdout.splitlines()
 
@@ -89,6 +91,16 @@ def test_the_hook_and_the_agent_agree_on_any_text(bodies: list[str]) -> None:
             assert said, f"taken by the hook alone: {text!r}"
         else:
             assert not said, f"refused by the hook alone: {text!r}"
+
+
+@pytest.mark.parametrize(
+    "text", ['(" "):rep(n)', '(" "):rep(n) .. "x"', '"x" .. (" "):rep(n) .. "x"', '("pageferry:"):rep(n)']
+)
+def test_other_peoples_texts_of_any_length_do_not_hold_slurmctld_up(text: str) -> None:
+    assert lua(f'{SLURM} dofile("{HOOK}") n = 1 << 22 print(#(pageferry_check({text}) or ""))', seconds=20) in [
+        ["0"],
+        [str(len("a request of more than 1024 bytes"))],
+    ]
 
 
 def test_both_calls_of_slurm_refuse_and_say_why() -> None:

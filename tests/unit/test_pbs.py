@@ -230,6 +230,20 @@ def test_a_comment_is_served_once_and_what_came_with_the_submission_always_if_ow
         assert not standing.fresh
 
 
+def test_a_request_that_the_hook_may_have_cut_is_refused() -> None:
+    nodes = "nodes=0" + ",1" * 600
+    whole = PbsJob("1.s", comment=f"pageferry:{nodes}"[:1023])
+    assert understood(whole, GUEST, Record(), Policy()).wish is not None
+    for job in (
+        PbsJob("1.s", comment=f"pageferry:{nodes}"[:1024]),
+        PbsJob("1.s", comment=" " * 1007 + "pageferry:nodes=1"),
+        PbsJob("1.s", asked=nodes[:1024]),
+    ):
+        asked = understood(job, GUEST, Record(), MAY)
+        assert asked.wish is None
+        assert asked.error is not None
+
+
 def test_comments_that_are_none_of_ours_and_parts_for_other_hosts_ask_for_nothing() -> None:
     for comment in ("Job run at Wed Nov 25", "", "pageferry:other:nodes=1"):
         asked = understood(PbsJob("1.s", comment=comment), GUEST, Record(), Policy())

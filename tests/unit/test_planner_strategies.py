@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from dataclasses import replace
 from fractions import Fraction
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from pageferry_planner import strategies
 from pageferry_planner.model import ANONYMOUS, Host, Snapshot, Strategy, Target, Verdict, WhenFull
 from pageferry_planner.placement import place
+from pageferry_planner.strategies import wanted_nodes
 from support.kernel_rule import where_pages_go
 from support.plans import (
     AMPLE,
@@ -219,6 +221,45 @@ def test_local_each_rank_s_slice_of_a_shared_file_goes_to_that_rank() -> None:
     assert [final[0, page] for page in (0, 49)] == [0, 0]
     # both ranks use the second half: either is as good, and node 1 is the nearer one
     assert [final[0, page] for page in (50, 99)] == [1, 1]
+
+
+def test_local_a_page_that_no_process_maps_may_be_on_any_of_the_nodes() -> None:
+    """Before, between and behind what is mapped of its file, and of a file of which nothing is."""
+    snapshot = snapshot_of(
+        [(0, 0, 60, 2, 0, 10), (0, 200, 5, 2, 1, 0), (0, 300, 5, 0, 2, 0)],
+        homes=[frozenset({0}), frozenset({3})],
+        verdicts=[MOVES, MOVES, MOVES],
+        vmas=[(0, 10, 10, 0, 20), (1, 40, 10, 0, 40), (1, 0, 5, 2, 0)],
+    )
+    plan = place(snapshot, Target((0, 3), Strategy.LOCAL), line_host([AMPLE] * 4))
+    final = targets_of(plan)
+    assert {final[0, page] for page in (*range(10), *range(20, 30), *range(40, 60), *range(200, 205))} == {3}
+    assert {final[0, page] for page in range(10, 20)} == {0}
+    assert {final[0, page] for page in (*range(30, 40), *range(300, 305))} == {3}
+
+
+@pytest.mark.parametrize("kind", ["mappings of one file", "files", "processes"])
+def test_local_takes_a_few_times_as_long_as_a_strategy_that_looks_at_no_mapping(kind: str) -> None:
+    """With so many of a kind, hundreds of times as long if all were looked at for each."""
+    numbers = range(30_000)
+    backing = {"mappings of one file": [0] * len(numbers), "files": numbers, "processes": [ANONYMOUS] * len(numbers)}[
+        kind
+    ]
+    process = numbers if kind == "processes" else [0] * len(numbers)
+    snapshot = snapshot_of(
+        [(process[number], 2 * number, 1, 2, backing[number], 2 * number) for number in numbers],
+        homes=[frozenset({0})] * (process[-1] + 1),
+        verdicts=[MOVES] * (backing[-1] + 1),
+        vmas=[(process[number], 2 * number, 2, backing[number], 2 * number) for number in numbers],
+    )
+
+    def seconds(strategy: Strategy) -> float:
+        target, host = Target((0, 1), strategy), line_host([AMPLE] * 4)
+        began = time.process_time()
+        wanted_nodes(snapshot, snapshot.runs, frozenset({2}), target, host)
+        return time.process_time() - began
+
+    assert seconds(Strategy.LOCAL) < 40 * max(seconds(Strategy.INTERLEAVE) for _ in range(3))
 
 
 @given(snapshots(), targets([Strategy.PACK], [WhenFull.PARTIAL, WhenFull.REFUSE]), hosts())

@@ -161,7 +161,24 @@ def test_the_smallest_file_is_read(tmp_path: Path) -> None:
     assert refused(tmp_path / "file", file_of({"huge": None}, start=(*NODES, PROCESS, BACKING))) == "read"
     target = HEAD | {"target": HEAD["target"] | {"strategy": "relative"}}  # type: ignore[operator]
     for row in (of_folios(count=8, unit=4, kind=1), of_folios(count=3, unit=4, kind=2, folio=9)):
-        assert refused(tmp_path / "file", file_of(target | {"runs": 1, "folios": True}, row)) == "read"
+        content = file_of(target | {"vmas": 1, "runs": 1, "folios": True}, rows("vmas", 0), row)
+        assert refused(tmp_path / "file", content) == "read"
+
+
+@pytest.mark.parametrize("strategy", ["local", "relative", "interleave", "pack", "weighted"])
+def test_a_file_that_no_mapping_shows_has_no_memory_that_may_move(tmp_path: Path, strategy: str) -> None:
+    run, head = rows("runs", 0, count=[3]), {"runs": 1, "target": TARGET | {"strategy": strategy}}
+    assert refused(tmp_path / "file", file_of(head, run)) == "6: backing: a file that no mapping shows"
+    other = file_of(
+        head | {"vmas": 1, "backings": 2}, rows("vmas", 0, backing=[1]), run, start=(*NODES, PROCESS, BACKING, BACKING)
+    )
+    assert refused(tmp_path / "file", other) == "8: backing: a file that no mapping shows"
+    elsewhere = rows("vmas", 0, index=[50])
+    assert refused(tmp_path / "file", file_of(head | {"vmas": 1}, elsewhere, run)) == "read", (
+        "what is mapped of it may change"
+    )
+    stays = file_of(head, run, start=(*NODES, PROCESS, BACKING | {"moves": False}))
+    assert refused(tmp_path / "file", stays) == "read", "it may be mapped outside the job alone"
 
 
 @pytest.mark.parametrize(
@@ -232,7 +249,8 @@ def long_line() -> bytes:
 
 def huge_runs() -> bytes:
     count = [(1 << 52) - 1] * 4096
-    return file_of({"runs": 8192}, *(rows("runs", first, count=count) for first in (0, 4096)))
+    runs = (rows("runs", first, count=count) for first in (0, 4096))
+    return file_of({"vmas": 1, "runs": 8192}, rows("vmas", 0), *runs)
 
 
 def runs_cut_by_all_mappings() -> bytes:

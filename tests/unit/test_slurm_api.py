@@ -248,3 +248,41 @@ def test_without_pyslurm_the_commands_are_chosen(tmp_path: Path, monkeypatch: py
         api.describe()
     monkeypatch.setattr(slurm_api, "SlurmApi", lambda: api)
     assert choose(Path("/opt/slurm/bin")) == SlurmCommands(Path("/opt/slurm/bin"))
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "[]",
+        "1",
+        "null",
+        "{}",
+        '{"ok": null}',
+        '{"ok": []}',
+        '{"ok": {"id": 1}}',
+        '{"error": "RPCError"}',
+        '{"error": [], "text": {}}',
+        "[" * 100_000,
+        '{"ok": ' + json.dumps({"id": "\ud800"}) + "}",
+    ],
+)
+def test_an_answer_that_makes_no_sense_is_an_error_of_the_schedulers(said: str, tmp_path: Path) -> None:
+    (tmp_path / "said").write_text(said)
+    odd = tmp_path / "odd"
+    odd.write_text(f"#!/bin/sh\nexec cat {tmp_path}/said\n")
+    odd.chmod(0o755)
+    api = SlurmApi(python=(str(odd),))
+    for ask in (api.describe, lambda: api.job(1)):
+        with pytest.raises(SchedulerError) as failed:
+            ask()
+        assert str(failed.value).isprintable()
+        assert len(str(failed.value)) < 1000
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"user_id": None}, {"id": -1}, {"hosts": "n1"}, {"hosts": [1]}, {"features": None}, {"state": None}]
+)
+def test_a_job_of_wrong_types_is_an_error_of_the_schedulers(replay: Replay, wrong: dict[str, Any]) -> None:
+    loaded = RECORDED["situations"]["running"]["Job.load(1)"]["returns"] | wrong
+    with pytest.raises(SchedulerError):
+        slurm_api._answer("job 1", loaded, slurm_api._Loaded)

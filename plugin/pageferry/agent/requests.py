@@ -98,7 +98,7 @@ class Requests:
             return
         migration.text, migration.memory_only, migration.by_owner = text, True, True
         try:
-            request = parse(text)
+            request = parse(comment)
             wish = request.for_any(tended.hosts) if request is not None else None
             if wish is None:  # it is for other hosts
                 migration.text, migration.memory_only, migration.by_owner = "", False, False

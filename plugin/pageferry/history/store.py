@@ -26,6 +26,9 @@ _log = logging.getLogger(__name__)
 
 _PRUNE_EVERY = 256
 _EMPTY = "'{}'"
+_JOB = "CASE pbs_job WHEN '' THEN job ELSE pbs_job END"
+_IS_JOB = "(pbs_job = :job AND pbs_job != '' OR job = :number AND pbs_job = '')"
+_NO_JOB = -1
 _TEXT_CHARACTERS = 1024
 _DETAILS_CHARACTERS = 16384
 _LEDGERS = 5_000
@@ -54,7 +57,23 @@ _SECOND = (
     "ALTER TABLE migrations ADD COLUMN ledger TEXT NOT NULL DEFAULT '{}'",
     "CREATE INDEX migrations_ledger ON migrations (id) WHERE ledger != '{}'",
 )
-STEPS = (_FIRST, _SECOND)
+# A column of numbers makes the number 1200000 of the text "12.e5". What it made of IDs of PBS, which now have a column
+# of their own, is mended where it can be told; an ID that is lost has a "?", as no other has.
+_THIRD = (
+    "ALTER TABLE migrations ADD COLUMN pbs_job TEXT NOT NULL DEFAULT ''",
+    "ALTER TABLE events ADD COLUMN pbs_job TEXT NOT NULL DEFAULT ''",
+    """UPDATE migrations SET pbs_job = job || '.?', job = 0 WHERE typeof(job) = 'integer' AND event GLOB 'execjob_*'""",
+    *(
+        f"""UPDATE {table} SET job = 0, pbs_job = CASE
+            WHEN typeof(job) = 'text' OR job != CAST(job AS INTEGER) AND NOT job GLOB '*[^0-9.]*' THEN CAST(job AS TEXT)
+            ELSE job || '.?' END
+            WHERE typeof(job) != 'integer'"""  # noqa: S608
+        for table in ("migrations", "events")
+    ),
+    "CREATE INDEX migrations_pbs_job ON migrations (pbs_job) WHERE pbs_job != ''",
+    "CREATE INDEX events_pbs_job ON events (pbs_job) WHERE pbs_job != ''",
+)
+STEPS = (_FIRST, _SECOND, _THIRD)
 """From each version of the tables to the next; a new one keeps what is written, and readable."""
 
 
@@ -191,6 +210,8 @@ class Store:
         def insert(connection: sqlite3.Connection) -> None:
             nonlocal number
             row = {name: _stored(getattr(record, name)) for name in _columns(type(record)) if name != "id"}
+            if isinstance(row["job"], str):
+                row |= {"job": 0, "pbs_job": row["job"]}
             cursor = connection.execute(
                 f"INSERT INTO {table} ({', '.join(row)}) VALUES ({', '.join('?' * len(row))})",  # noqa: S608
                 tuple(row.values()),
@@ -221,13 +242,16 @@ class Store:
     ) -> list[Row]:
         found: list[Row] = []
         given: dict[str, int | str] = {name: value for name, value in wanted.items() if value is not None}
+        shown = dict.fromkeys(without, _EMPTY) | {"job": _JOB}
+        conditions = ["1", *(_IS_JOB if name == "job" else f"{name} = :{name}" for name in given)]
+        if "job" in given:
+            given |= {"job": str(given["job"]), "number": _number(given["job"])}
 
         def select(connection: sqlite3.Connection) -> None:
             columns = _columns(kind)
             rows = connection.execute(
-                f"SELECT {', '.join(_EMPTY if name in without else name for name in columns)} FROM {table} WHERE "  # noqa: S608
-                + " AND ".join(["1", *(f"{name} = :{name}" for name in given)])
-                + " ORDER BY id DESC LIMIT :limit",
+                f"SELECT {', '.join(shown.get(name, name) for name in columns)} FROM {table} "  # noqa: S608
+                f"WHERE {' AND '.join(conditions)} ORDER BY id DESC LIMIT :limit",
                 {**given, "limit": max(0, limit)},
             )
             found[:] = self._readable(table, kind, rows)
@@ -261,6 +285,13 @@ class Store:
             "AND id <= (SELECT max(id) FROM migrations) - ?",
             (self._max_ledgers,),
         )
+
+
+def _number(job: int | str) -> int:
+    """Return the number of a job of Slurm's, however it is given; -1 for an ID that is none of Slurm's."""
+    if isinstance(job, int):
+        return job
+    return int(job) if job.isascii() and job.isdigit() and len(job) < 19 else _NO_JOB
 
 
 def _columns(kind: type[Migration | Event]) -> list[str]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pageferry.comment import PREFIX, Wish, parse
 from pageferry.errors import PageferryError, UsageError
 from pageferry.kernel.topology import Topology
-from pageferry.pbs.event import PbsJob
+from pageferry.pbs.event import TEXT_CHARACTERS, PbsJob
 from pageferry.pbs.record import Record
 from pageferry.policy import Policy
 from pageferry_planner.model import Target
@@ -38,6 +38,8 @@ def understood(job: PbsJob, hosts: frozenset[str], known: Record, policy: Policy
     if not text:
         return Asked()
     try:
+        if len(job.comment if fresh else job.asked) >= TEXT_CHARACTERS:
+            raise UsageError(f"a request of {TEXT_CHARACTERS} characters or more, of which the hook tells no more")
         request = parse(text)
         wish = request.for_any(hosts) if request is not None else None
         if wish is not None and wish.cpus is not None:

@@ -18,7 +18,10 @@ from pageferry.kernel.files import printable
 from pageferry.policy import Facts
 from pageferry.schedulers.pbs import is_job_id
 
-_Text = Annotated[str, Meta(max_length=1024)]
+TEXT_CHARACTERS = 1024
+"""The hook cuts a request here."""
+
+_Text = Annotated[str, Meta(max_length=TEXT_CHARACTERS)]
 
 
 class Kind(Enum):
@@ -79,7 +82,7 @@ class Event(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     jobs: Annotated[list[PbsJob], Meta(max_length=4096)] = []
     hosts: Annotated[list[Annotated[str, Meta(max_length=256)]], Meta(max_length=8)] = []
     keep: Annotated[list[Annotated[str, Meta(max_length=256)]], Meta(max_length=4096)] = []
-    until: float = math.inf
+    until: Annotated[float, Meta(ge=0)] = math.inf
 
 
 def _said(text: str) -> str | None:

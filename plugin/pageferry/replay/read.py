@@ -79,7 +79,9 @@ class _Reader:
         backings, facts, verdicts = zip(*files, strict=True) if files else ((), (), ())
         vmas, _ = _table(Ranges, self._columns(form.VmaRows, head.vmas, head))
         numbers = frozenset(node.number for node in topology.nodes)
-        runs, referenced = _table(Runs, self._columns(form.RunRows, head.runs, head, numbers))
+        moving = {number for number, verdict in enumerate(verdicts) if verdict.moves}
+        unmapped = frozenset(moving.difference(vmas.backing.tolist()))
+        runs, referenced = _table(Runs, self._columns(form.RunRows, head.runs, head, numbers, unmapped))
         if self._file.read(1):
             self._line += 1
             raise self._fault("more lines than the first one says")
@@ -199,8 +201,12 @@ class _Reader:
         rows: int,
         head: form.Head,
         nodes: frozenset[int] = frozenset(),
+        unmapped: frozenset[int] = frozenset(),
     ) -> Mapping[str, Ints]:
-        """Return the columns of a table, from all of its lines; none if it has no rows."""
+        """Return the columns of a table, from all of its lines; none if it has no rows.
+
+        Of runs: on `nodes`, and of none of the backings that no mapping shows.
+        """
         parts: list[Mapping[str, Ints]] = []
         first = 0
         while first < rows:
@@ -212,12 +218,14 @@ class _Reader:
                 raise self._fault(f"not the next rows, from {first} on, of {rows}, or columns of different lengths")
             if parts and columns.keys() != parts[0].keys():
                 raise self._fault("other columns than in the lines before")
-            self._check(columns, head, nodes)
+            self._check(columns, head, nodes, unmapped)
             first += max(lengths)
             parts.append(columns)
         return {name: np.concatenate([part[name] for part in parts]) for name in (parts[0] if parts else ())}
 
-    def _check(self, columns: Mapping[str, Ints], head: form.Head, nodes: frozenset[int]) -> None:
+    def _check(
+        self, columns: Mapping[str, Ints], head: form.Head, nodes: frozenset[int], unmapped: frozenset[int]
+    ) -> None:
         least = {"process": SELF, "backing": ANONYMOUS, "count": 1, "unit": 1}
         below = {"process": head.processes, "backing": head.backings, "private": 2, "kind": len(Kind)}
         for name, column in columns.items():
@@ -229,6 +237,8 @@ class _Reader:
             raise self._fault("unit, kind, folio: no folios, or parts of some")
         if nodes and not nodes.issuperset(columns["node"].tolist()):
             raise self._fault("node: a number that no node has")
+        if not unmapped.isdisjoint(columns["backing"].tolist()):  # what stays may be mapped outside the job alone
+            raise self._fault("backing: a file that no mapping shows")
 
 
 def _table(kind: type[Table], columns: Mapping[str, Ints]) -> tuple[Table, Ints | None]:

@@ -36,7 +36,7 @@ class JobRecord:
 
     `id` is the job's own ID, the one in its cgroups' names; `address` names it alone to Slurm ("123_4" for a task).
     `state` is Slurm's long word, such as RUNNING. `admin_comment` is as it stands, but for blanks at its end and what
-    is beyond 4096 bytes, and so is `comment`, the user's own, up to 1024; all other names are printable. `hosts` are
+    is beyond `comment.FIELD_BYTES`, and so is `comment`, the user's own; all other names are printable. `hosts` are
     Slurm's NodeNames, in Slurm's order; none while the job is pending. `features`: those that the job asked for.
     `num_nodes`, `num_cpus`: on all its hosts; None where Slurm's answer cannot be read.
     """

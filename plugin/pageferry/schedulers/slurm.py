@@ -29,12 +29,13 @@ from pageferry.schedulers.slurm_cgroups import (
 _TIME_LIMIT_SECONDS = 5.0
 _JOB_ID = re.compile(r"([1-9][0-9]{0,9})(?:([_+])(0|[1-9][0-9]{0,9}))?")
 _HEAD = re.compile(
-    r"JobId=(?P<raw>[0-9]+)"
-    r"(?: ArrayJobId=(?P<array>[0-9]+) ArrayTaskId=(?P<task>\S+))?"
-    r"(?: HetJobId=(?P<het>[0-9]+) HetJobOffset=(?P<offset>[0-9]+))?"
+    r"JobId=(?P<raw>[0-9]{1,10})"
+    r"(?: ArrayJobId=(?P<array>[0-9]{1,10}) ArrayTaskId=(?P<task>\S+))?"
+    r"(?: HetJobId=(?P<het>[0-9]{1,10}) HetJobOffset=(?P<offset>[0-9]{1,10}))?"
     r" JobName="
 )
-_USER = re.compile(r"\bUserId=(?:\S+\((?P<user>[0-9]+)\))?")
+# Bounded, and nothing to go back for: a user may write tens of thousands of them into a comment.
+_USER = re.compile(r"\bUserId=(?:[^\s(]{1,256}\((?P<user>[0-9]{1,10})\))?")
 _STATE = re.compile(r"\bJobState=(?P<state>[A-Z_]*)")
 
 
@@ -157,7 +158,8 @@ def _parse_details(answer: str, raw: int) -> _Details:
     if head is None or int(head["raw"]) != raw or not len(_records(answer)) == len(users) == len(states) == 1:
         return _NOTHING
     name = printable(answer[head.end() : users[0].start()].removesuffix(" ").encode("utf-8", "backslashreplace"))
-    return _Details(states[0]["state"] or None, int(users[0]["user"]) if users[0]["user"] else None, name)
+    user = int(users[0]["user"] or -1)
+    return _Details(states[0]["state"] or None, user if 0 <= user < 1 << 32 else None, name)
 
 
 def _records(answer: str) -> list[str]:

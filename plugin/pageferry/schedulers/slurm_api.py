@@ -11,8 +11,12 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, TypeVar
 
+import msgspec
+from msgspec import Meta
+
+from pageferry.comment import FIELD_BYTES
 from pageferry.errors import SchedulerError, UsageError
 from pageferry.kernel.files import printable
 from pageferry.schedulers import slurm_api_child
@@ -29,8 +33,38 @@ from pageferry.schedulers.control import (
 )
 from pageferry.schedulers.slurm_commands import SlurmCommands
 
-MAX_COMMENT_CHARACTERS = 4096
 _SHOWN_BYTES = 300
+_Number = Annotated[int, Meta(ge=0, lt=1 << 32)]
+
+
+class _Pong(msgspec.Struct):
+    """What the child says of pyslurm."""
+
+    version: str
+    responding: bool
+
+
+class _Loaded(msgspec.Struct):
+    """What the child says of a job."""
+
+    id: _Number
+    array_id: _Number | None
+    array_task_id: _Number | None
+    state: str
+    user_id: _Number
+    hosts: list[str]
+    admin_comment: str
+    partition: str
+    name: str
+    qos: str
+    account: str
+    user_name: str
+    features: list[str]
+    num_nodes: _Number | None
+    num_cpus: _Number | None
+
+
+Answer = TypeVar("Answer", _Pong, _Loaded)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,32 +77,32 @@ class SlurmApi:
 
     def describe(self) -> str:
         """Return which way this is, for people; raises SchedulerError where it is none."""
-        said = self._ask("pyslurm", self.read_seconds, verb="ping")
-        version = printable(str(said["version"]))
-        if not said["responding"]:
+        said = _answer("pyslurm", self._ask("pyslurm", self.read_seconds, verb="ping"), _Pong)
+        version = _text(said.version)
+        if not said.responding:
             raise SchedulerError(f"pyslurm {version}: slurmctld does not answer it")
         return f"pyslurm {version}"
 
     def job(self, job_id: int | str) -> JobRecord:
         """Return what the controller knows of a job."""
         wanted = checked_job_id(job_id)
-        said = self._ask(f"job {wanted}", self.read_seconds, verb="load", job=wanted)
-        task = said["array_task_id"]
+        said = _answer(f"job {wanted}", self._ask(f"job {wanted}", self.read_seconds, verb="load", job=wanted), _Loaded)
+        task = said.array_task_id
         return JobRecord(
-            id=said["id"],
-            address=str(said["id"]) if task is None else f"{said['array_id']}_{task}",
-            state=_text(said["state"]),
-            user_id=said["user_id"],
-            hosts=tuple(_text(host) for host in said["hosts"]),
-            admin_comment=said["admin_comment"][:MAX_COMMENT_CHARACTERS].rstrip(" "),
-            partition=_text(said["partition"]),
-            name=_text(said["name"]),
-            qos=_text(said["qos"]),
-            account=_text(said["account"]),
-            user_name=_text(said["user_name"]),
-            features=features_of(_text(",".join(said["features"]))),
-            num_nodes=said["num_nodes"],
-            num_cpus=said["num_cpus"],
+            id=said.id,
+            address=str(said.id) if task is None else f"{said.array_id}_{task}",
+            state=_text(said.state),
+            user_id=said.user_id,
+            hosts=tuple(map(_text, said.hosts)),
+            admin_comment=said.admin_comment[:FIELD_BYTES].rstrip(" "),
+            partition=_text(said.partition),
+            name=_text(said.name),
+            qos=_text(said.qos),
+            account=_text(said.account),
+            user_name=_text(said.user_name),
+            features=features_of(_text(",".join(said.features))),
+            num_nodes=said.num_nodes,
+            num_cpus=said.num_cpus,
         )
 
     def suspend(self, job_id: int | str) -> None:
@@ -89,7 +123,7 @@ class SlurmApi:
         wanted = checked_job_id(job_id)
         self._ask(f"job {wanted}: {verb}", self.write_seconds, verb=verb, job=wanted, **more)
 
-    def _ask(self, what: str, seconds: float, **request: str) -> dict[str, Any]:
+    def _ask(self, what: str, seconds: float, **request: str) -> object:
         try:
             child = subprocess.run(
                 [*self.python, slurm_api_child.__file__],
@@ -105,15 +139,17 @@ class SlurmApi:
         extra = "; ".join(lines)[:_SHOWN_BYTES]
         try:
             said = json.loads(child.stdout)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise SchedulerError(f"{what}: pyslurm ended: {extra or f'exit code {child.returncode}'}") from error
+        if not isinstance(said, dict):
+            raise SchedulerError(f"{what}: pyslurm's answer cannot be read")
         if "ok" in said:
-            return said["ok"] or {}
-        text = _text(said["text"])
-        if said["error"] == "ImportError":
+            return said["ok"]
+        text = _text(said.get("text"))
+        if said.get("error") == "ImportError":
             raise SchedulerError(f"pyslurm cannot be used: {text}")
         if request["verb"] == "resume" and is_not_suspended(text):
-            return {}
+            return None
         raise refused(what, f"{text} ({extra})" if extra else text)
 
 
@@ -125,6 +161,13 @@ def choose(folder: Path | None = None) -> Control:
     except SchedulerError:
         return SlurmCommands(folder)
     return api
+
+
+def _answer(what: str, said: object, kind: type[Answer]) -> Answer:
+    try:
+        return msgspec.convert(said, kind)
+    except (msgspec.ValidationError, UnicodeError) as error:
+        raise SchedulerError(f"{what}: pyslurm's answer cannot be read: {_text(error)[:_SHOWN_BYTES]}") from error
 
 
 def _text(value: object) -> str:

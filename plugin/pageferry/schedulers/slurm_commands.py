@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from pageferry.comment import FIELD_BYTES
 from pageferry.errors import SchedulerError, UsageError
 from pageferry.kernel.files import printable
 from pageferry.schedulers.control import (
@@ -40,8 +41,8 @@ _FIELDS = {
     "NumNodes": 16,
     "NumCPUs": 16,
     "NodeList": 8192,
-    "admin_comment": 4096,
-    "Comment": 1024,
+    "admin_comment": FIELD_BYTES,
+    "Comment": FIELD_BYTES,
     "Name": 256,
 }
 _NOTHING = b"(null)"
@@ -90,16 +91,15 @@ class SlurmCommands:
             raw, task = _text(record["JobID"]), _text(record["JobArrayID"])
             if wanted in {raw, task}:
                 # A pending part of an array, "7_[3-9]", has no name of its own but the array's.
-                return task if _TASK.fullmatch(task) else raw
+                return task if _TASK.fullmatch(task) else str(_needed(record, "JobID", wanted))
         raise UsageError(f"job {wanted}: no such job")
 
     def _job(self, record: Mapping[str, bytes], address: str) -> JobRecord:
-        user = _text(record["UserID"])
         return JobRecord(
-            id=int(record["JobID"]),
+            id=_needed(record, "JobID", address),
             address=address,
             state=_text(record["State"]),
-            user_id=int(user) if user.isdigit() else None,
+            user_id=_needed(record, "UserID", address),
             hosts=self._hosts(record["NodeList"], address),
             admin_comment=_value(record["admin_comment"]).decode("utf-8", "surrogateescape"),
             partition=_text(record["Partition"]),
@@ -108,13 +108,13 @@ class SlurmCommands:
             qos=_text(record["QOS"]),
             account=_text(record["Account"]),
             user_name=_text(record["UserName"]),
-            features=features_of(_text(record["Feature"])),
+            features=_features(record["Feature"]),
             num_nodes=_number(record["NumNodes"]),
             num_cpus=_number(record["NumCPUs"]),
         )
 
     def _hosts(self, field: bytes, address: str) -> tuple[str, ...]:
-        if len(field.rstrip(b" ")) == _FIELDS["NodeList"]:
+        if _is_full(field):
             raise SchedulerError(f"job {address}: its list of nodes is longer than {_FIELDS['NodeList']} bytes")
         nodes = _text(field)
         if not nodes or nodes.startswith("-"):
@@ -182,9 +182,28 @@ def _text(field: bytes) -> str:
     return printable(_value(field))
 
 
+def _is_full(field: bytes) -> bool:
+    """Say whether a field has a byte at its end: it may have been cut there."""
+    return not field.endswith(b" ")
+
+
+def _features(field: bytes) -> tuple[str, ...]:
+    features = features_of(_text(field))
+    return features[:-1] if _is_full(field) else features
+
+
+def _needed(record: Mapping[str, bytes], name: str, job: str) -> int:
+    """Return a number of a job's record without which the record makes no sense."""
+    number = _number(record[name])
+    if number is None:
+        raise SchedulerError(f"job {job}: squeue's answer cannot be read: {name} is {_text(record[name])!a}")
+    return number
+
+
 def _number(field: bytes) -> int | None:
+    """Return a number of Slurm's, of 32 bits; None where there is none."""
     text = _text(field)
-    return int(text) if text.isascii() and text.isdigit() else None
+    return int(text) if text.isascii() and text.isdigit() and int(text) < 1 << 32 else None
 
 
 def _complaint(said: subprocess.CompletedProcess[bytes]) -> str:

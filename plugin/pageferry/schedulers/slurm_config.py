@@ -18,8 +18,8 @@ from pageferry.errors import ConfigError, PageferryError, SchedulerError, Vanish
 from pageferry.kernel.files import printable, read_file
 
 _TIME_LIMIT_SECONDS = 5.0
-_SHOWN = re.compile(rb"^(\w+)(?:\[[0-9]+\])?[ ]*= ?(.*?)[ ]*$", re.MULTILINE)
-_PAIR = re.compile(r'([\w.]+)\s*[-*+/]?=\s*("[^"]*"|\S+)')
+_SHOWN = re.compile(rb"^(\w+)(?:\[[0-9]+\])?[ ]*= ?(.*)$", re.MULTILINE)
+_PAIR = re.compile(r'(?<![\w.])([\w.]++)\s*+[-*+/]?=\s*("[^"]*"|\S+)')
 _INCLUDE = re.compile(r"include\s+(\S+)\s*", re.IGNORECASE)
 _DEPTH = 8
 """Files that include each other would never end."""
@@ -86,11 +86,10 @@ def cluster_name(scontrol: str = "scontrol", root: Path = Path("/")) -> str | No
 
 def parse_shown(text: bytes) -> SlurmConfig:
     """Return what `scontrol show config` printed; the cgroup section is in it, with the rest."""
-    values: dict[str, tuple[str, ...]] = {}
+    values: dict[str, list[str]] = {}
     for key, value in _SHOWN.findall(text):
-        name = key.decode().lower()
-        values[name] = (*values.get(name, ()), printable(value))
-    return SlurmConfig(values)
+        values.setdefault(key.decode().lower(), []).append(printable(value.rstrip(b" ")))
+    return SlurmConfig({key: tuple(every) for key, every in values.items()})
 
 
 def read_settings(path: Path, may_lack: Collection[str] = ()) -> tuple[Setting, ...]:
