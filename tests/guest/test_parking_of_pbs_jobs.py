@@ -132,6 +132,7 @@ def test_a_job_that_is_resumed_while_it_is_being_parked_is_parked_no_further_and
         assert back["seconds_stopped"] > 0
 
 
+@pytest.mark.long
 def test_a_job_whose_resume_comes_before_its_parking_has_begun_is_not_parked(agent: Agent, cgroup: str) -> None:
     with job_of_node_2("16.guest", cgroup, "slow") as low, ThreadPoolExecutor(1) as mom:
         suspends = mom.submit(low.suspend)

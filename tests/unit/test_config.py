@@ -506,7 +506,7 @@ def test_what_is_nested_too_deeply_is_one_fault(depth: int, opening: str, closin
 
 
 def test_names_that_are_nested_too_deeply_are_one_fault() -> None:
-    for text in (f"{'a.' * 2_000}b = 1", f"[{'a.' * 2_000}b]"):
+    for text in (f"{'a.' * 40}b = 1", f"[{'a.' * 40}b]"):
         (fault,) = found(text)
         assert fault.startswith("f.toml: a: ")
 
