@@ -104,3 +104,10 @@ def test_a_file_is_read_up_to_a_limit(tmp_path: Path) -> None:
         file.truncate(1 << 40)
     with in_time(), pytest.raises(KernelError):
         read_file(path)
+
+
+def test_the_null_device_is_an_empty_file(tmp_path: Path) -> None:
+    link = tmp_path / "pageferry.toml"
+    link.symlink_to("/dev/null")
+    assert read_file(link) == b""
+    assert config.load(link) == config.load(tmp_path / "none")

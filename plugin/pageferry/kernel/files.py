@@ -21,6 +21,7 @@ MOST_BYTES = 16 << 20
 
 _CHUNK_BYTES = 65536
 _SHOWN_CHARACTERS = 80
+_NULL = os.makedev(1, 3)
 _GONE = frozenset({errno.ENOENT, errno.ESRCH, errno.ENODEV, errno.ENOTDIR})
 _REFUSED = frozenset({errno.EACCES, errno.EPERM})
 
@@ -67,10 +68,11 @@ def read_file(path: str | Path, most_bytes: int = MOST_BYTES) -> bytes:
 
 
 def open_file(path: str | Path) -> BinaryIO:
-    """Return a regular file, opened to be read. Raises as `read_file` does."""
+    """Return a regular file, opened to be read, or /dev/null, which is an empty one. Raises as `read_file` does."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
-        if stat.S_ISREG(os.fstat(fd).st_mode):
+        status = os.fstat(fd)
+        if stat.S_ISREG(status.st_mode) or (stat.S_ISCHR(status.st_mode) and status.st_rdev == _NULL):
             return os.fdopen(fd, "rb")
     except OSError as error:
         raise translated(error, path) from error
