@@ -168,7 +168,9 @@ def tree(seed: int, files: Sequence[Path], nodes: Sequence[int], folder: Path) -
         listener.listen(4096)
         listener.settimeout(SECONDS)
         words = [str(seed), str(address), ":".join(map(str, files)), ",".join(map(str, nodes))]
-        with subprocess.Popen([sys.executable, "-I", "-S", str(PROGRAM), *words], stdin=subprocess.DEVNULL) as process:
+        with subprocess.Popen(
+            [sys.executable, "-I", "-S", "-W", "ignore", str(PROGRAM), *words], stdin=subprocess.DEVNULL
+        ) as process:
             made = Tree(listener)
             try:
                 link, _ = listener.accept()
