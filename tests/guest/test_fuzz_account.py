@@ -23,7 +23,7 @@ from guest.fuzz_tree import Tree, tree
 from pageferry import mover
 
 KEPT = (4, 5, 6, 8)
-"""Seeds that found something, and some for good measure."""
+"""Three by which a job stands still when it is moved, and one by which it runs; add those that find something."""
 
 MOVES, STEPS = 4, 24
 KSM = Path("/sys/kernel/mm/ksm")
