@@ -541,13 +541,10 @@ class Process:
                 found.append((page * PAGE, f"kind {source.kind}: {word.hex()}: {data[:16].hex()}"))
         return found
 
-    def stable(self) -> list[tuple[int, int]]:
-        """Return the pages (first, how many) that are left alone while it runs, whether or not they are in memory."""
-        return [
-            (first, pages)
-            for place, (first, pages, _) in self.areas.items()
-            if not place & 1 and place not in self.alike
-        ]
+    def stable(self) -> list[tuple[int, int, bool]]:
+        """Return the pages (first, how many) that are left alone while it runs; and if KSM does so, too."""
+        areas = [(place, first, pages) for place, (first, pages, _) in self.areas.items() if not place & 1]
+        return [(first, pages, place not in self.alike) for place, first, pages in areas]
 
 
 def may_hold(source: Source, index: int, word: bytes, data: bytes) -> bool:

@@ -142,7 +142,7 @@ def running(tree: Tree, request: ferry.Request, procs: Path, outside: Sequence[i
     before = witness.census(tree.pids, shared_memory(tree.pids))
     stable = {pid: answer[1] for pid, answer in tree.ask("stable").items()}
     pinned = any(answer[2] for answer in tree.ask("stable").values())
-    first = {pid: entries(pid, ranges) for pid, ranges in stable.items()}
+    first = {pid: entries(pid, [area[:2] for area in areas]) for pid, areas in stable.items()}
     theirs = {pid: nodes_of(pid) for pid in outside}
     tree.run()
     try:
@@ -150,7 +150,8 @@ def running(tree: Tree, request: ferry.Request, procs: Path, outside: Sequence[i
         outcome, snapshot = rights.call(moved_and_seen, pids, request)
     finally:
         tree.stop()
-    last = {pid: entries(pid, stable[pid]) if pid in tree.pids else {} for pid in stable}
+    kept = {pid: [area[:2] for area in areas if area[2]] for pid, areas in stable.items() if pid in tree.pids}
+    last = {pid: entries(pid, kept.get(pid, [])) for pid in stable}
     assert elsewhere(theirs, stays=False) == []
     throughout = {frame(entry) for pid in stable for page, entry in first[pid].items() if page in last[pid]}
     counted_once(snapshot, first, last, pinned)
