@@ -17,7 +17,7 @@ MORE_PACKAGES := lintian chromium chromium-driver fonts-dejavu-core prometheus g
 
 PYTEST   := pytest -q --durations=5
 MACHINES := guest-four-1 guest-four-2 guest-root guest-v1 guest-cpuless guest-tight guest-package \
-            guest-debian13-1 guest-debian13-2
+            guest-debian13-1 guest-debian13-2 guest-fuzz guest-fuzz-13
 QUICK    :=
 SHORT    = $(if $(QUICK),and not long)
 V1_TESTS = $(if $(QUICK),$(addprefix tests/guest/test_,machine.py gate.py),tests/guest)
@@ -27,6 +27,8 @@ MEMORY   := $(addprefix tests/guest/test_,$(addsuffix .py,capacity confined deni
 # Cases of other people's programs that need no nodes: on the kernels of both Debians as well.
 CASES     = $(if $(QUICK),,$(addprefix tests/host/test_,$(addsuffix .py,odd_memory unit_rights whose_pages torn sparse mempolicy filesystems \
             hangs)))
+# Fresh seeds for ten minutes: make guest-fuzz. One seed again: make guest-fuzz SEED=N.
+FUZZ      = tests/guest/test_fuzz_account.py $(if $(SEED),-k kept --fuzz-seed $(SEED),-k fresh --fuzz-seconds 600)
 PARTS    := PYTHONPATH=tests $(BIN)/python -m parts
 
 # The package runs with the interpreter that its hosts have, not with that of the virtual environment.
@@ -98,13 +100,19 @@ guest-root:
 guest-debian13:
 	$(GUEST) run --layout four --debian 13 --timeout 3000 --results .cache/debian13 -- \
 	    $(PYTEST) $(addprefix tests/guest/test_,$(addsuffix .py,failures folios huge rights shared machine \
-	    agent)) tests/host/test_whose_pages.py -m 'not long'
+	    agent fuzz_account)) tests/host/test_whose_pages.py -m 'not long'
 
 guest-debian13-1:
 	$(GUEST) run --layout four --debian 13 --timeout 3500 --results .cache/debian13-1 -- $(PYTEST) tests/guest $(CASES) -m 'not cpuless and not package' --shard 1/2
 
 guest-debian13-2:
 	$(GUEST) run --layout four --debian 13 --timeout 3500 --results .cache/debian13-2 -- $(PYTEST) tests/guest $(CASES) -m 'not cpuless and not package' --shard 2/2
+
+guest-fuzz:
+	$(GUEST) run --layout four --timeout 3000 --results .cache/fuzz -- $(PYTEST) $(FUZZ)
+
+guest-fuzz-13:
+	$(GUEST) run --layout four --debian 13 --timeout 3000 --results .cache/fuzz-13 -- $(PYTEST) $(FUZZ)
 
 guest-cpuless:
 	$(GUEST) run --layout cpuless --timeout 1800 --results .cache/cpuless -- $(PYTEST) tests/guest -m '(cpuless or every_machine) $(SHORT)'

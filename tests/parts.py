@@ -34,6 +34,8 @@ PARTS: Mapping[str, str] = {
     "guest-package": "systemd, the Debian package, and memory moved under the unit itself",
     "guest-debian13-1": "Debian 13 (Linux 6.12, Slurm 24.11, Python 3.13): the first half of the files",
     "guest-debian13-2": "Debian 13: the second half",
+    "guest-fuzz": "ten minutes of processes that do with their memory what fresh seeds say, under moves: Debian 12",
+    "guest-fuzz-13": "the same on Debian 13",
 }
 
 

@@ -112,6 +112,26 @@ def marked(snapshot: Snapshot, of: Folios) -> Snapshot:
     return replace(snapshot, runs=parts, folios=True)
 
 
+def of_backing(runs: Runs, parts: Seen, backing: int) -> Runs:
+    """Return runs of which what was seen of these folios, whole ones or parts as they were marked, is of a backing."""
+    rows, offsets = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+    for number in np.unique(parts.process).tolist():
+        mine, theirs = np.flatnonzero(runs.process == number), parts.take(parts.process == number)
+        edges = np.unique(np.concatenate([theirs.page, theirs.page + theirs.count]))
+        row, offset = edges_inside(runs.page[mine], runs.count[mine], edges)
+        rows.append(mine[row])
+        offsets.append(offset)
+    runs, _ = cut(runs, np.concatenate(rows), np.concatenate(offsets))
+    of = runs.backing.copy()
+    for number in np.unique(parts.process).tolist():
+        mine, theirs = np.flatnonzero(runs.process == number), parts.take(parts.process == number)
+        theirs = theirs.take(np.argsort(theirs.page))
+        place = np.searchsorted(theirs.page, runs.page[mine], "right") - 1
+        inside = (place >= 0) & (runs.page[mine] < (theirs.page + theirs.count)[place])
+        of[mine[inside]] = backing
+    return replace(runs, backing=of)
+
+
 def gathered(runs: Runs) -> Runs:
     """Return the runs with all parts of a folio as one, the first of them, which counts them all."""
     several = runs.folio > 0

@@ -71,10 +71,36 @@ def frames_elsewhere(  # noqa: PLR0917 - one caller, a step of its own
     return found.take(merged).frame
 
 
+def are_elsewhere(job: Job, frames: Ints, shown: Ints, process: Ints, tables: PageTables) -> Bools:
+    """Return which frames processes outside the job map; `shown`: how often the job does.
+
+    `process`: which of the job's shows the folio that the frame is part of. What may be a young child's is not judged,
+    nor is anything while somebody forks.
+    """
+    for _ in range(ROUNDS if len(frames) and not tables.unread else 0):
+        forks = processes_forked()
+        forked = _forked_lately(job)
+        found: Bools = tables.mappings(frames) > shown
+        if processes_forked() == forks:
+            return found & ~np.isin(process, list(forked)) if forked is not None else np.zeros(len(frames), bool)
+    return np.zeros(len(frames), bool)
+
+
 def _shared_with_the_young(job: Job, ranges: Ranges, entries: Entries, frames: Ints) -> Bools:
     """Return which frames a process shows that has forked in the job's cgroups since, or of which a child is ending.
 
-    All of them if such a process has ended itself. One that is ending shows nothing, but its mappings still count.
+    All of them if such a process has ended itself.
+    """
+    forked = _forked_lately(job)
+    if forked is None:
+        return np.ones(len(frames), bool)
+    return np.isin(frames, entries.pfn[np.isin(ranges.process[entries.row], list(forked))])
+
+
+def _forked_lately(job: Job) -> set[int] | None:
+    """Return the numbers of the processes that have forked in the job's cgroups since, or of which a child is ending.
+
+    One that is ending shows nothing, but its mappings still count. None: such a process has ended itself.
     """
     known = {handle.pid: number for number, handle in enumerate(job.handles)}
     groups = {_cgroups(pid) for pid in known} - {b""}
@@ -86,9 +112,8 @@ def _shared_with_the_young(job: Job, ranges: Ranges, entries: Entries, frames: I
                 parents[pid] = parent(pid)
     strangers = set(parents.values()) - known.keys() - parents.keys()
     if any(_cgroups(pid) not in groups for pid in strangers):  # they have been given to init, or to a job's reaper
-        return np.ones(len(frames), bool)
-    forked = [known[pid] for pid in set(parents.values()) & known.keys()]
-    return np.isin(frames, entries.pfn[np.isin(ranges.process[entries.row], forked)])
+        return None
+    return {known[pid] for pid in set(parents.values()) & known.keys()}
 
 
 def _cgroups(pid: int) -> bytes:

@@ -50,12 +50,16 @@ from pageferry_planner.sharing import Sharing, share
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """A snapshot, what the rules were asked of its backings, the handles of its processes, and their page tables."""
+    """A snapshot, what the rules were asked of its backings, the handles of its processes, and their page tables.
+
+    `job`: the same processes, if others outside may keep their memory where it is; None: the rules do not ask for them.
+    """
 
     snapshot: Snapshot
     facts: tuple[Facts, ...]
     handles: tuple[ProcessHandle, ...]
     tables: PageTables
+    job: Job | None = None
 
 
 @contextmanager
@@ -92,7 +96,8 @@ def take(pids: Iterable[int], rules: Rules, topology: Topology) -> Iterator[Take
         maps = parsed_maps(texts, namespaces)
         spaces, no_files, devices = told_apart(maps, handles, devices)
         sharing = share(maps, mmap.PAGESIZE, spaces, no_files)
-        seen = _read(sharing, sharing.ranges, tables, Job(handles, listed) if rules.reference_count else None)
+        job = Job(handles, listed) if rules.reference_count else None
+        seen = _read(sharing, sharing.ranges, tables, job)
         kinds = kinds_of(sharing, seen, tables, devices)
         seen = seen.take(~np.isin(seen.backing, list(kinds.drivers)))
         unseen = [hole for hole in holes(sharing, seen) if hole.backing not in kinds.drivers]
@@ -111,7 +116,7 @@ def take(pids: Iterable[int], rules: Rules, topology: Topology) -> Iterator[Take
             asked_per_process=asked_per_process(sharing, seen),
             unread=tables.unread,
         )
-        yield Taken(snapshot, facts, tuple(handles), tables)
+        yield Taken(snapshot, facts, tuple(handles), tables, job)
 
 
 def parsed_maps(texts: Sequence[bytes], namespaces: Sequence[int] | None) -> Maps:

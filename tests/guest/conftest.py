@@ -12,7 +12,7 @@ from typing import Literal, cast
 
 import pytest
 
-pytest.register_assert_rewrite("guest.proof")
+pytest.register_assert_rewrite("guest.fuzz_round", "guest.proof")
 
 from guest import rights, witness  # noqa: E402
 from guest.vm import slurm as daemons  # noqa: E402
@@ -23,6 +23,10 @@ from guest.vm.layouts import LAYOUTS, Layout, observed  # noqa: E402
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Let several machines share the files, `--shard 1/2` and `--shard 2/2`; say with whose rights memory is moved."""
     parser.addoption("--shard", default="1/1", metavar="I/N", help="run the I-th of N parts of the files")
+    parser.addoption("--fuzz-seconds", type=float, default=30.0, help="how long test_fuzz_account.py tries fresh seeds")
+    parser.addoption(
+        "--fuzz-seed", type=int, action="append", default=[], help="a seed for it instead of those it keeps"
+    )
     parser.addoption("--rights", choices=("unit", "root"), default="unit", help="those of the agent's unit, or all")
 
 

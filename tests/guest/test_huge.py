@@ -14,7 +14,7 @@ from guest import rights
 from guest.proof import prove, prove_whole, request
 from guest.ranks import HUGE, HUGETLB, MADV_HUGEPAGE, PRIVATE, SHARED, Job, Memory, job
 from guest.witness import node_vector, smaps, vmstat
-from pageferry import ferry
+from pageferry import elsewhere, ferry
 from pageferry.kernel.hugetlb import Pool
 from pageferry_planner.model import Bucket, Target, WhenFull
 
@@ -89,6 +89,32 @@ def test_a_huge_page_of_which_a_part_was_unmapped_moves() -> None:
         start, end = memory.span
         assert node_vector(made.first.pid, start, start + 100 * 4096) == [2] * 100
         assert node_vector(made.first.pid, start + (100 + HUGE) * 4096, end) == [2] * (HUGE - 100)
+
+
+@pytest.mark.parametrize("copied", [0, 10])
+@pytest.mark.parametrize("theirs", [(0, 100), (100, HUGE)])
+def test_a_huge_page_of_which_a_process_outside_maps_a_part_stays(
+    theirs: tuple[int, int], copied: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(elsewhere, "SINCE_SECONDS", -1)  # as if both had been there long before
+    lo, hi = theirs
+    with job(node=0) as made:
+        memory = made.first.map(2 * HUGE, align=HUGE)
+        memory.tell("madvise", MADV_HUGEPAGE)
+        memory.write()
+        (other,) = made.fork()
+        for first, last in ((0, lo), (hi, 2 * HUGE)):
+            if first < last:
+                other.ask("unmap", memory.address + first * 4096, last - first)
+        if copied:
+            memory.write(lo, lo + copied, seed=5)
+        outcome = rights.move((made.first.pid,), request(2))
+        start = memory.address
+        assert node_vector(other.pid, start + lo * 4096, start + hi * 4096) == [0] * (hi - lo)
+        first_one = [0] * lo + [2] * copied + [0] * (HUGE - lo - copied)
+        assert node_vector(made.first.pid, *memory.span) == first_one + [2] * HUGE
+        assert outcome.complete
+        assert outcome.tally.excluded["reference-count"] >= HUGE - copied
 
 
 def test_huge_pages_of_shared_memory_move_whole_and_stay_huge(huge_shmem: None) -> None:

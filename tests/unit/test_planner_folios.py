@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from pageferry.mover import batches
 from pageferry_planner.capacity import Room
-from pageferry_planner.folios import Folios, Seen, folios, joined, marked, seen
+from pageferry_planner.folios import Folios, Seen, folios, joined, marked, of_backing, seen
 from pageferry_planner.heat import Pieces, by_mapping, by_piece
 from pageferry_planner.model import (
     ANONYMOUS,
@@ -407,3 +407,28 @@ def test_room_that_is_overdrawn_takes_nothing() -> None:
     room = Room(Host({0: 5}, {}, pools={(0, 512): 0}), Target((0,), hugetlb_surplus=True), 512)
     room.take(0, 9, 0)
     assert room.most(-512, 0) == 0
+
+
+def test_a_folio_that_stays_is_cut_out_of_those_beside_it() -> None:
+    def column(*values: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+        return np.array(values, np.int64)
+
+    nothing = column(0, 0)
+    runs = Runs(
+        process=nothing,
+        page=column(1024, 4096),
+        count=column(1536, 5),
+        node=nothing,
+        backing=column(ANONYMOUS, ANONYMOUS),
+        index=column(1024, 4096),
+        unit=column(512, 1),
+        kind=column(Kind.FOLIO, Kind.PAGE),
+        folio=nothing,
+    )
+    yes = np.ones(1, bool)
+    parts = Seen(column(0), column(1536), column(512), column(1 << 20), yes, yes, ~yes)
+    found = of_backing(runs, parts, 7)
+    assert found.page.tolist() == found.index.tolist() == [1024, 1536, 2048, 4096]
+    assert found.count.tolist() == [512, 512, 512, 5]
+    assert found.backing.tolist() == [ANONYMOUS, 7, ANONYMOUS, ANONYMOUS]
+    assert found.unit.tolist() == [512, 512, 512, 1]
