@@ -57,7 +57,6 @@ def _elsewhere(taken: Taken, job: Job, found: Seen, unit: Ints, several: Ints) -
     page it says of all pages what is true of the first (fs/proc/task_mmu.c pagemap_pmd_range(), but in Linux 6.11 to
     6.14).
     """
-    staying = np.zeros(len(found), bool)
     head, torn = found.pfn // unit * unit, ~found.whole() & ~found.hugetlb
     heads, first = np.unique(head[torn], return_index=True)
     frames = _each(heads, unit[torn][first])
@@ -65,16 +64,16 @@ def _elsewhere(taken: Taken, job: Job, found: Seen, unit: Ints, several: Ints) -
     missing = missing[(taken.tables.mappings(missing) > 0) & ((taken.tables.kinds(missing) & ANON) != 0)]
     frames = np.union1d(missing, several)
     if not len(frames):
-        return staying
+        return np.zeros(len(found), bool)
     shown = _times_shown(taken, frames)
     heads = np.unique(head)
     of = heads[np.searchsorted(heads, frames, "right") - 1]
-    for process in np.unique(found.process).tolist():  # each that shows a part of the folio may have forked
-        mine = np.isin(of, head[found.process == process])
-        alone = np.full(int(mine.sum()), process)
-        outside = are_elsewhere(job, frames[mine], shown[mine], alone, taken.tables)
-        staying |= np.isin(head, of[mine][outside])
-    return staying
+    processes = np.unique(found.process)  # each that shows a part of the folio may have forked
+    of_each = [np.flatnonzero(np.isin(of, head[found.process == process])) for process in processes.tolist()]
+    rows = np.concatenate(of_each)
+    process = np.repeat(processes, [len(mine) for mine in of_each])
+    outside = are_elsewhere(job, frames[rows], shown[rows], process, taken.tables)
+    return np.isin(head, of[rows[outside]])
 
 
 def _times_shown(taken: Taken, frames: Ints) -> Ints:
