@@ -27,8 +27,8 @@ MEMORY   := $(addprefix tests/guest/test_,$(addsuffix .py,capacity confined deni
 # Cases of other people's programs that need no nodes: on the kernels of both Debians as well.
 CASES     = $(if $(QUICK),,$(addprefix tests/host/test_,$(addsuffix .py,odd_memory unit_rights whose_pages torn sparse mempolicy filesystems \
             hangs)))
-# Fresh seeds for ten minutes: make guest-fuzz. One seed again: make guest-fuzz SEED=N.
-FUZZ      = tests/guest/test_fuzz_account.py $(if $(SEED),-k kept --fuzz-seed $(SEED),-k fresh --fuzz-seconds 600)
+# What is kept, then fresh seeds for ten minutes: make guest-fuzz. One seed again: make guest-fuzz SEED=N.
+FUZZ      = tests/guest/test_fuzz_account.py $(if $(SEED),-k kept --fuzz-seed $(SEED),--fuzz-seconds 600)
 PARTS    := PYTHONPATH=tests $(BIN)/python -m parts
 
 # The package runs with the interpreter that its hosts have, not with that of the virtual environment.
@@ -88,10 +88,10 @@ $(DEB): $(DEB_SOURCES) | $(VENV)/ready
 $(MACHINES) guest-debian13: $(VENV)/ready
 
 guest-four-1:
-	$(GUEST) run --layout four --timeout 3000 --results .cache/four-1 -- $(PYTEST) tests/guest $(CASES) -m 'not cpuless and not package and not folios $(SHORT)' --shard 1/2
+	$(GUEST) run --layout four --timeout 3000 --results .cache/four-1 -- $(PYTEST) tests/guest $(CASES) -m 'not cpuless and not package and not folios and not fuzz $(SHORT)' --shard 1/2
 
 guest-four-2:
-	$(GUEST) run --layout four --timeout 3000 --results .cache/four-2 -- $(PYTEST) tests/guest $(CASES) -m 'not cpuless and not package and not folios $(SHORT)' --shard 2/2
+	$(GUEST) run --layout four --timeout 3000 --results .cache/four-2 -- $(PYTEST) tests/guest $(CASES) -m 'not cpuless and not package and not folios and not fuzz $(SHORT)' --shard 2/2
 
 guest-root:
 	$(GUEST) run --layout four --timeout 3000 --results .cache/root -- $(PYTEST) $(filter-out %rights.py,$(MEMORY)) --rights root
@@ -100,13 +100,13 @@ guest-root:
 guest-debian13:
 	$(GUEST) run --layout four --debian 13 --timeout 3000 --results .cache/debian13 -- \
 	    $(PYTEST) $(addprefix tests/guest/test_,$(addsuffix .py,failures folios huge rights shared machine \
-	    agent fuzz_account)) tests/host/test_whose_pages.py -m 'not long'
+	    agent)) tests/host/test_whose_pages.py -m 'not long'
 
 guest-debian13-1:
-	$(GUEST) run --layout four --debian 13 --timeout 3500 --results .cache/debian13-1 -- $(PYTEST) tests/guest $(CASES) -m 'not cpuless and not package' --shard 1/2
+	$(GUEST) run --layout four --debian 13 --timeout 3500 --results .cache/debian13-1 -- $(PYTEST) tests/guest $(CASES) -m 'not cpuless and not package and not fuzz' --shard 1/2
 
 guest-debian13-2:
-	$(GUEST) run --layout four --debian 13 --timeout 3500 --results .cache/debian13-2 -- $(PYTEST) tests/guest $(CASES) -m 'not cpuless and not package' --shard 2/2
+	$(GUEST) run --layout four --debian 13 --timeout 3500 --results .cache/debian13-2 -- $(PYTEST) tests/guest $(CASES) -m 'not cpuless and not package and not fuzz' --shard 2/2
 
 guest-fuzz:
 	$(GUEST) run --layout four --timeout 3000 --results .cache/fuzz -- $(PYTEST) $(FUZZ)

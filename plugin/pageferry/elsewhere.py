@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -71,18 +71,22 @@ def frames_elsewhere(  # noqa: PLR0917 - one caller, a step of its own
     return found.take(merged).frame
 
 
-def are_elsewhere(job: Job, frames: Ints, shown: Ints, process: Ints, tables: PageTables) -> Bools:
+def are_elsewhere(job: Job, frames: Ints, shown: Ints, of_process: Callable[[int], Ints], tables: PageTables) -> Bools:
     """Return which frames processes outside the job map; `shown`: how often the job does.
 
-    `process`: which of the job's shows the folio that the frame is part of. What may be a young child's is not judged,
-    nor is anything while somebody forks.
+    `of_process` tells of which frames (their rows) a process of the job shows the folio. What may be a young child's is
+    not judged, nor is anything while somebody forks.
     """
     for _ in range(ROUNDS if len(frames) and not tables.unread else 0):
         forks = processes_forked()
         forked = _forked_lately(job)
         found: Bools = tables.mappings(frames) > shown
         if processes_forked() == forks:
-            return found & ~np.isin(process, list(forked)) if forked is not None else np.zeros(len(frames), bool)
+            if forked is None:
+                break
+            for process in forked:
+                found[of_process(process)] = False
+            return found
     return np.zeros(len(frames), bool)
 
 

@@ -68,12 +68,12 @@ def _elsewhere(taken: Taken, job: Job, found: Seen, unit: Ints, several: Ints) -
     shown = _times_shown(taken, frames)
     heads = np.unique(head)
     of = heads[np.searchsorted(heads, frames, "right") - 1]
-    processes = np.unique(found.process)  # each that shows a part of the folio may have forked
-    of_each = [np.flatnonzero(np.isin(of, head[found.process == process])) for process in processes.tolist()]
-    rows = np.concatenate(of_each)
-    process = np.repeat(processes, [len(mine) for mine in of_each])
-    outside = are_elsewhere(job, frames[rows], shown[rows], process, taken.tables)
-    return np.isin(head, of[rows[outside]])
+
+    def of_process(number: int) -> Ints:
+        return np.flatnonzero(np.isin(of, head[found.process == number]))
+
+    outside = are_elsewhere(job, frames, shown, of_process, taken.tables)
+    return np.isin(head, of[outside])
 
 
 def _times_shown(taken: Taken, frames: Ints) -> Ints:

@@ -27,7 +27,9 @@ MOST_FAULTS = 50
 """Of one file: with more of them it is left at that, since each costs another look at the whole file."""
 
 _MOST_PARTS = 64
-_LONG_KEY = re.compile(rf"""(?<![\w"'.-])(?:(?:[\w-]++|"[^"\n]*+"|'[^'\n]*+')[ \t]*+\.[ \t]*+){{{_MOST_PARTS}}}""")
+_LONG_KEY = re.compile(
+    rf"""(?m)(?:^|[\[{{,])[ \t]*+(?:(?:[\w-]++|"[^"\n]*+"|'[^'\n]*+')[ \t]*+\.[ \t]*+){{{_MOST_PARTS}}}"""
+)
 """Of a key of thousands of parts, tomllib looks at all for each."""
 
 _FAULTY = object()

@@ -22,8 +22,10 @@ from guest.fuzz_round import frozen, requested, running, small_batches
 from guest.fuzz_tree import Tree, tree
 from pageferry import mover
 
-KEPT = (4, *(pytest.param(seed, marks=pytest.mark.long) for seed in (5, 6, 8)))
-"""Three by which a job stands still when it is moved, and one by which it runs (8); add those that find something."""
+pytestmark = pytest.mark.fuzz
+
+KEPT = (4, 5, 6, 8)
+"""Three by which a job stands still when it is moved, and one by which it runs; add those that find something."""
 
 MOVES, STEPS = 4, 24
 KSM = Path("/sys/kernel/mm/ksm")
@@ -155,7 +157,6 @@ def test_the_account_of_kept_seeds_is_the_census(seed: int, ground: Ground, monk
     fuzz(seed, ground, monkeypatch)
 
 
-@pytest.mark.long
 def test_the_account_of_fresh_seeds_is_the_census(
     ground: Ground, monkeypatch: pytest.MonkeyPatch, pytestconfig: pytest.Config
 ) -> None:

@@ -505,6 +505,11 @@ def test_what_is_nested_too_deeply_is_one_fault(depth: int, opening: str, closin
     assert len(fault) < 200
 
 
+@pytest.mark.parametrize("text", [f"# {'-.' * 80}", f"# {' '.join(f'{n}.' for n in range(80))}", f"x = '{'a.' * 80}'"])
+def test_a_long_line_of_dots_that_is_no_key_is_no_key_of_many_parts(text: str) -> None:
+    assert not any("parts" in fault for fault in found(f"{text}\n"))
+
+
 def test_names_that_are_nested_too_deeply_are_one_fault() -> None:
     for text in (f"{'a.' * 40}b = 1", f"[{'a.' * 40}b]"):
         (fault,) = found(text)

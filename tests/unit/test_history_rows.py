@@ -148,3 +148,20 @@ def test_rows_as_they_are_written_are_all_whole(store: Store) -> None:
     )
     assert shown(store) == [4, 3, 2, 1]
     assert store.fault is None
+
+
+def test_a_request_that_held_bytes_that_are_no_utf8_is_shown_with_these_escaped(store: Store) -> None:
+    details = {"request": "pageferry:nodes=\udcff é", "name": "x"}
+    number = store.record_migration(Migration(7, 1, "h", "e", "", 0.0, 0, 0, "", "", "failed", details=details))
+    (row,) = (row for row in store.migrations() if row.id == number)
+    assert row.details["request"] == "pageferry:nodes=\\xff é"
+    assert store.fault is None
+
+
+def test_a_damaged_row_is_no_fault_of_what_is_written(store: Store, caplog: pytest.LogCaptureFixture) -> None:
+    spoil(store, "migrations", "began", "now")
+    assert shown(store) == [3, 1]
+    caplog.clear()
+    store.record_migration(MIGRATION)
+    assert caplog.records == []
+    assert store.fault

@@ -95,6 +95,14 @@ def cpu_maps(root: Path, text: str) -> tuple[cpu_record.CpuMap, str | None]:
     return cpu_record.load(root, root)
 
 
+def test_homes_with_a_request_that_is_no_utf8_are_all_taken(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    homes = Homes(tmp_path)
+    homes.put(7, (2,))
+    homes.put_served(7, "pageferry:nodes=\udcff")
+    assert Homes(tmp_path).get(7) == (2,)
+    assert caplog.records == []
+
+
 def test_a_cpu_map_without_a_fault_is_taken(tmp_path: Path) -> None:
     found, complaint = cpu_maps(tmp_path, json.dumps(cpu_file()))
     assert complaint is None

@@ -132,12 +132,13 @@ class _Tables:
         self.damaged = 0
         self._tables: dict[str, Any] = {}
         try:
-            self._tables = msgspec.json.decode(read_file(path), type=dict[str, Any])
+            read = json.loads(read_file(path))  # not msgspec's: a comment may have held bytes that are no UTF-8
+            self._tables = msgspec.convert(read, dict[str, Any])
         except Vanished:
             pass
         except PageferryError as error:
             _log.warning("cannot be read: %s", error)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:
             _log.warning("%s: damaged, not used: %s", printable(path), error)
 
     def of(self, name: str, kind: Any) -> dict[int, Any]:

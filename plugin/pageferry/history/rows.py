@@ -6,6 +6,7 @@ of JSON as well, as far as those who show it rely on it.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import fields
@@ -56,15 +57,26 @@ def record(kind: type[Row], cells: Iterable[Any]) -> Row:
     try:
         if any(isinstance(cell, str) and len(cell) > MOST_CHARACTERS for cell in row.values()):
             raise ValueError("a cell is too long")
-        row |= {name: msgspec.json.decode(row[name]) for name in _JSON & row.keys()}
+        row |= {name: json.loads(row[name]) for name in _JSON & row.keys()}
         if not _is_plain(list(row.values())):
             raise ValueError("a number that has no end, or tables nested too deeply")
         msgspec.convert(row.get("details", {}), _Details)
         if "backings" in row.get("ledger", {}):
             msgspec.convert(row["ledger"], _Ledger)
-        return msgspec.convert(row, kind)
-    except (msgspec.MsgspecError, TypeError, RecursionError) as error:
+        return msgspec.convert(_encodable(row), kind)
+    except (ValueError, TypeError, RecursionError) as error:
         raise ValueError(shown(str(error))) from error
+
+
+def _encodable(value: Any) -> Any:
+    r"""Return a cell with each byte of others that is no UTF-8 as \xNN: a request may have held some."""
+    if isinstance(value, str):
+        return value if value.isascii() else value.encode(errors="surrogateescape").decode(errors="backslashreplace")
+    if isinstance(value, list):
+        return [_encodable(part) for part in value]
+    if isinstance(value, dict):
+        return {_encodable(name): _encodable(part) for name, part in value.items()}
+    return value
 
 
 def _is_plain(values: Sequence[Any]) -> bool:

@@ -146,14 +146,19 @@ class Store:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.lost = 0
-        self.fault: str | None = None
+        self._fault: str | None = None
         self._database = Database(path, STEPS)
         self._max_rows = max_rows
         self._max_ledgers = max_ledgers
         self._max_seconds = max_days * 86400
         self._clock = clock
         self._until_prune = 0
-        self._damaged: set[tuple[str, object]] = set()
+        self._damaged: dict[tuple[str, object], str] = {}
+
+    @property
+    def fault(self) -> str | None:
+        """Why the last record could not be written or read, or the first that is damaged; None while all is well."""
+        return self._fault or next(iter(self._damaged.values()), None)
 
     @property
     def path(self) -> Path:
@@ -174,7 +179,7 @@ class Store:
         def update(connection: sqlite3.Connection) -> None:
             connection.execute("UPDATE migrations SET moments = ? WHERE id = ?", (_stored(dict(moments)), migration))
 
-        self.fault = self._database.do(update) or self.fault
+        self._fault = self._database.do(update) or self._fault
 
     def record_event(self, job: int | str, uid: int, kind: str, text: str) -> None:
         """Write down what happens now, or count it as lost."""
@@ -221,11 +226,11 @@ class Store:
         fault = self._database.do(insert)
         if fault is not None:
             self.lost += 1
-            if self.fault is None:
+            if self._fault is None:
                 _log.error("%s: %s; the history goes without records until this is mended", self._database.path, fault)
-        elif self.fault is not None:
+        elif self._fault is not None:
             _log.warning("%s: written again; %d records lost since the start", self._database.path, self.lost)
-        self.fault = fault
+        self._fault = fault
         if fault is None and self._until_prune == 0:
             self._database.do(self._prune)  # apart: a disk may have room for a record, and none to delete others
             self._until_prune = _PRUNE_EVERY
@@ -259,7 +264,7 @@ class Store:
         fault = self._database.do(select)
         if fault is None:
             return found
-        self.fault = self.fault or fault
+        self._fault = self._fault or fault
         return []
 
     def _readable(self, table: str, kind: type[Row], rows: Iterable[Sequence[Any]]) -> Iterator[Row]:
@@ -269,9 +274,8 @@ class Store:
                 yield record(kind, row)
             except ValueError as error:
                 if (table, row[-1]) not in self._damaged:
-                    self._damaged.add((table, row[-1]))
-                    _log.warning("%s: row %s of %s is damaged, not shown: %s", self.path, row[-1], table, error)
-                self.fault = self.fault or f"row {row[-1]} of {table} is damaged, not shown: {error}"
+                    self._damaged[table, row[-1]] = f"row {row[-1]} of {table} is damaged, not shown: {error}"
+                    _log.warning("%s: %s", self.path, self._damaged[table, row[-1]])
 
     def _prune(self, connection: sqlite3.Connection) -> None:
         for table in ("migrations", "events"):

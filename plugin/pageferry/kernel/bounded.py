@@ -27,7 +27,7 @@ Time in which this process did not run (a host that is suspended, a virtual mach
 """
 
 _SLICE_SECONDS = 0.1
-"""So long is waited at a time: in what a wait takes beyond it, this process did not run."""
+"""So long is waited at a time, at most: in what a wait takes beyond it, this process did not run."""
 
 _PATIENCE = 0.1
 """So long a thread is waited for before another goes on with the rest; half as long after each that hangs."""
@@ -55,22 +55,23 @@ def each(items: Iterable[T], read: Callable[[T], V]) -> Answers[T, V]:
 
 @dataclass(slots=True)
 class _Clock:
-    """Seconds that were waited for answers: of each wait no more than was asked for."""
+    """Seconds that were waited for answers: of each wait no more than a slice."""
 
     before: float = 0.0
-    most: float = 0.0
-    since: float = 0.0
+    since: float | None = None
 
     def now(self) -> float:
-        return self.before + min(self.most, time.monotonic() - self.since)
+        if self.since is None:
+            return self.before
+        return self.before + min(_SLICE_SECONDS, time.monotonic() - self.since)
 
     @contextmanager
-    def runs(self, most: float) -> Iterator[float]:
-        self.most, self.since = most, time.monotonic()
+    def runs(self) -> Iterator[None]:
+        self.since = time.monotonic()
         try:
-            yield most
+            yield
         finally:
-            self.before, self.most = self.now(), 0.0
+            self.before, self.since = self.now(), None
 
 
 @dataclass(eq=False, slots=True)
@@ -120,8 +121,8 @@ class _Round(Generic[T, V]):
                 give_up = (since if not self.waiting else self.last_answer) + SILENT_SECONDS
                 if now >= give_up:
                     return
-                with self.clock.runs(min(patience if self.waiting else _SLICE_SECONDS, give_up - now)) as seconds:
-                    self.changed.wait(seconds)
+                with self.clock.runs():
+                    self.changed.wait(min(patience if self.waiting else _SLICE_SECONDS, give_up - now))
 
     def _start(self) -> None:
         """Have a fresh thread take the next item; called with the lock."""
