@@ -28,6 +28,9 @@ ROUNDS = 20
 """A page is asked about again, at most so often, until nobody on the host has forked meanwhile."""
 
 
+_COUNTED_SECONDS = 0.01
+"""Within this time a child is counted whose parent's memory has been copied."""
+
 SINCE_SECONDS = 2
 """The job's processes were listed no longer ago than this when a look at them begins."""
 
@@ -66,7 +69,7 @@ def frames_elsewhere(  # noqa: PLR0917 - one caller, a step of its own
         spared = _shared_with_the_young(job, ranges, entries, found.frame)
         still = (~spared | merged) & (tables.mappings(found.frame) > found.shown)
         found, merged = found.take(still), merged[still]
-        if processes_forked() == forks:
+        if not len(found) or _nobody_has_forked(forks, job, tables):
             return found.frame
     return found.take(merged).frame
 
@@ -81,13 +84,28 @@ def are_elsewhere(job: Job, frames: Ints, shown: Ints, of_process: Callable[[int
         forks = processes_forked()
         forked = _forked_lately(job)
         found: Bools = tables.mappings(frames) > shown
-        if processes_forked() == forks:
+        if not found.any() or _nobody_has_forked(forks, job, tables):
             if forked is None:
                 break
             for process in forked:
                 found[of_process(process)] = False
             return found
     return np.zeros(len(frames), bool)
+
+
+def _nobody_has_forked(since: int, job: Job, tables: PageTables) -> bool:
+    """Return whether nobody on the host has forked since so many processes were.
+
+    A child maps pages before it is counted, or to be seen. While they are copied, its parent's mmap_lock is held, for
+    which a read of the parent's page table waits; soon after it is counted (kernel/fork.c dup_mmap(), copy_process()).
+    """
+    if processes_forked() != since:
+        return False
+    for number in range(len(job.handles)):
+        with suppress(OSError):
+            os.pread(tables.descriptor(number), 8, 0)
+    time.sleep(_COUNTED_SECONDS)
+    return processes_forked() == since
 
 
 def _shared_with_the_young(job: Job, ranges: Ranges, entries: Entries, frames: Ints) -> Bools:

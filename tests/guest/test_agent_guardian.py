@@ -120,7 +120,6 @@ def test_when_both_are_killed_what_systemd_runs_afterwards_releases(agent: Agent
     assert job.runs()
 
 
-@pytest.mark.long
 def test_when_both_are_killed_the_next_agent_keeps_what_is_suspended_and_releases_the_rest(
     agent: Agent, jobs: list[Steady]
 ) -> None:
